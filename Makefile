@@ -1,0 +1,33 @@
+# `make demo` and `make test` work on a fresh machine: they make the virtual environment they need.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test lint install clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet -e .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(RUN) -m pip install --quiet -e .[test]
+	touch $@
+
+demo: install
+	$(RUN) tools/train_det.py --method ktan --output runs/demo --overwrite
+	$(RUN) tools/visualize_diff.py --student data/models/shapes-student --distilled runs/demo \
+	    --teacher data/models/shapes-teacher --output runs/demo/diff
+
+test: $(VENV)/.installed-test
+	$(RUN) -m pytest -q
+
+lint: $(VENV)/.installed-test
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

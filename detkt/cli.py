@@ -1,0 +1,129 @@
+"""What the tools share: flags, error lines, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from detkt import methods
+from detkt.config import Config, load_config
+from detkt.engine.trainer import Interrupted
+from detkt.errors import InputError
+from detkt.paths import resolve
+
+
+def run_tool(main: Callable[[list[str] | None], None]) -> None:
+    """Call *main* and exit: 0 done; 2 bad input, with one line ``error: ...``; 128 + signal when stopped (Ctrl-C: 130)."""
+    try:
+        main(None)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as stop:
+        print(f"{stop}; the checkpoint is saved, go on with --resume", file=sys.stderr)
+        sys.exit(128 + stop.signal)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        sys.exit(128 + signal.SIGPIPE)
+
+
+class Parser(argparse.ArgumentParser):
+    """Usage errors in the same form as all others: one line, status 2."""
+
+    def error(self, message: str) -> None:
+        raise InputError(f"{message} (see --help)")
+
+
+def training_parser(description: str, example: str, default_config: str) -> Parser:
+    """The flags that ``train_det.py`` and ``train_cls.py`` share."""
+    parser = Parser(
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--method", help=f"{', '.join(methods.available())}, or a sum such as ktan+kd (config's, else ktan)")
+    parser.add_argument("--config", help=f"YAML file of a data set and a teacher/student pair (default: {default_config})")
+    parser.add_argument("--data-root", help="the data set's folder")
+    parser.add_argument("--role", choices=("student", "teacher"), help="which network of the pair to train")
+    parser.add_argument("--teacher", metavar="CKPT", help="trained teacher: a run's folder or model.safetensors")
+    parser.add_argument("--student-init", metavar="CKPT", help="trained student to start from ('none': from scratch)")
+    parser.add_argument("--output", metavar="DIR", help="run folder (default: runs/CONFIG-METHOD-sSEED)")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--device", help="auto, cpu, cuda, cuda:N")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"))
+    parser.add_argument("--workers", type=int, help="processes that load pictures")
+    parser.add_argument("--resume", metavar="CKPT", nargs="?", const="", help="go on with a run (default: OUTPUT/last.pt)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="any setting of the config")
+    return parser
+
+
+_FLAGS = {
+    "method": "method",
+    "data_root": "data.root",
+    "role": "role",
+    "teacher": "teacher.checkpoint",
+    "epochs": "train.epochs",
+    "batch_size": "train.batch_size",
+    "seed": "train.seed",
+    "device": "train.device",
+    "precision": "train.precision",
+    "workers": "train.workers",
+}
+# What may differ between a run and its continuation without changing what is learnt.
+_RUNTIME = {"data_root", "device", "workers", "quiet", "output", "resume"}
+
+
+def training_config(arguments: argparse.Namespace, default_config: str) -> tuple[Config, Path, Path | None]:
+    """The resolved config, the output folder and the checkpoint to resume from (None: a new run).
+
+    A resumed run takes its settings from its own ``config.yaml``; flags that would change them are refused.
+    """
+    if arguments.resume is not None:
+        return _resumed(arguments)
+    path = resolve(arguments.config or default_config)
+    config = load_config(path, _overrides(arguments, _FLAGS))
+    if config.role == "teacher" and arguments.student_init:
+        config.teacher.checkpoint = arguments.student_init
+    elif config.role == "teacher":
+        config.teacher.checkpoint = None
+    elif arguments.student_init:
+        config.student.checkpoint = None if arguments.student_init == "none" else arguments.student_init
+    role = "teacher-" if config.role == "teacher" else ""
+    default = f"runs/{config.name}-{role}{config.method}-s{config.train.seed}"
+    return config, Path(arguments.output or default), None
+
+
+def _resumed(arguments: argparse.Namespace) -> tuple[Config, Path, Path]:
+    if not arguments.resume and not arguments.output:
+        raise InputError("--resume needs to know the run: give its checkpoint, or --output with its folder")
+    checkpoint = Path(arguments.resume) if arguments.resume else Path(arguments.output) / "last.pt"
+    if checkpoint.is_dir():
+        checkpoint /= "last.pt"
+    folder = Path(arguments.output) if arguments.output else checkpoint.parent
+    changed = [
+        "--" + name.replace("_", "-")
+        for name, value in vars(arguments).items()
+        if value not in (None, False, []) and name not in _RUNTIME and name != "overrides"
+    ]
+    if changed or arguments.overrides:
+        raise InputError(
+            f"{(changed + arguments.overrides)[0]} cannot be given with --resume: the run goes on with its own settings"
+        )
+    if not checkpoint.is_file():
+        raise InputError(f"no checkpoint at {checkpoint}; nothing to resume")
+    flags = {name: key for name, key in _FLAGS.items() if name in _RUNTIME}
+    return load_config(checkpoint.parent / "config.yaml", _overrides(arguments, flags)), folder, checkpoint
+
+
+def _overrides(arguments: argparse.Namespace, flags: dict[str, str]) -> list[str]:
+    given = [f"{key}={getattr(arguments, name)}" for name, key in flags.items() if getattr(arguments, name) is not None]
+    return [*given, *arguments.overrides]

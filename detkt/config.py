@@ -1,0 +1,170 @@
+"""Typed configuration: dataclasses, filled from a YAML file, then from dotted overrides (OmegaConf)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from detkt import methods
+from detkt.errors import InputError, suggestion
+
+
+@dataclass
+class DataConfig:
+    """Where pictures come from.
+
+    ``format``: ``voc`` (any VOC-format folder) or ``shapes`` (scenes drawn once into ``root``, see ``shapes``).
+    ``train``, ``test``: names of lists in ImageSets/Main, several joined by ``+``, each optionally ``YEAR:LIST``.
+    ``classes``: None takes VOC's names or, in a folder with names of its own, those found.
+    ``flip``: probability; ``color``: strength of colour jitter in [0, 1]; ``scale``: range of random zoom.
+    """
+
+    format: str = "voc"
+    root: str | None = None
+    year: str = "2007"
+    train: str = "trainval"
+    test: str = "test"
+    classes: list[str] | None = None
+    keep_difficult: bool = False
+    flip: float = 0.5
+    color: float = 0.0
+    scale: list[float] = field(default_factory=lambda: [1.0, 1.0])
+    shapes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class NetConfig:
+    """A detector. ``weights``: ``imagenet``, a file of (partial) weights, or None; ``checkpoint``: a trained detkt model
+    (folder or .safetensors), whose architecture and classes must agree; ``options``: those of ``build_detector``."""
+
+    architecture: str = "fasterrcnn_resnet50_c4"
+    weights: str | None = None
+    checkpoint: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TrainConfig:
+    """The budget and the student's optimizer (SGD).
+
+    ``lr_per_image`` times the batch size is the learning rate. ``milestones``: shares of the student's updates after
+    which it is multiplied by ``gamma``. ``warmup_steps``: linear, from a tenth. ``clip_norm``: 0 switches clipping off.
+    """
+
+    epochs: int = 14
+    batch_size: int = 2
+    lr_per_image: float = 0.001
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    milestones: list[float] = field(default_factory=lambda: [0.7])
+    gamma: float = 0.1
+    warmup_steps: int = 500
+    clip_norm: float = 10.0
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "fp32"
+    workers: int = 2
+    log_every: int = 20
+    checkpoint_every: int = 500
+
+
+@dataclass
+class Config:
+    """A data set, a teacher/student pair, the budget, and the methods' settings for them (a section a method)."""
+
+    name: str = "custom"
+    method: str = "ktan"
+    role: str = "student"
+    data: DataConfig = field(default_factory=DataConfig)
+    student: NetConfig = field(default_factory=NetConfig)
+    teacher: NetConfig = field(default_factory=NetConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply ``section.key=value`` overrides, and check every key, type and range.
+
+    Raises:
+        InputError: no such file, YAML that does not parse, an unknown key (with a suggestion), a value of the wrong
+            type or out of range.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"config file {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"config file {path}: not a text file") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"config file {path}{line}: {getattr(error, 'problem', None) or 'not YAML'}") from None
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise InputError(f"config file {path}: expected 'key: value' lines, found a {type(content).__name__}")
+    config = OmegaConf.structured(Config(name=path.stem))
+    _merge(config, content, f"config file {path}: ")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"'{override}' is not an override; write section.key=value")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"override '{override}': the value is not YAML") from None
+        nested: Any = parsed
+        for part in reversed(key.strip().split(".")):
+            nested = {part: nested}
+        _merge(config, nested, "override: ")
+    result = OmegaConf.to_object(config)
+    _check(result)
+    return result
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Write *config* as YAML that :func:`load_config` reads back unchanged."""
+    Path(path).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def _merge(config: DictConfig, values: dict[str, Any], where: str, prefix: str = "") -> None:
+    """Merge key by key, so that an error names its key."""
+    schema = OmegaConf.get_type(config)
+    for key, value in values.items():
+        full = f"{prefix}{key}"
+        if is_dataclass(schema) and key not in {f.name for f in fields(schema)}:
+            raise InputError(f"{where}unknown key '{full}'{suggestion(key, [f.name for f in fields(schema)])}")
+        if isinstance(value, dict) and OmegaConf.is_dict(config[key] if key in config else None):
+            _merge(config[key], value, where, f"{full}.")
+            continue
+        try:
+            config[key] = value
+        except OmegaConfBaseException as error:
+            raise InputError(f"{where}'{full}': {str(error).splitlines()[0]}") from None
+
+
+def _check(config: Config) -> None:
+    train, data = config.train, config.data
+    positive = {"train.epochs": train.epochs, "train.batch_size": train.batch_size, "train.lr_per_image": train.lr_per_image}
+    positive |= {"train.log_every": train.log_every, "train.checkpoint_every": train.checkpoint_every}
+    for key, value in positive.items():
+        if not value > 0:
+            raise InputError(f"'{key}' is {value}: it must be greater than 0")
+    for key, value in {"train.workers": train.workers, "train.warmup_steps": train.warmup_steps, "train.seed": train.seed}.items():
+        if value < 0:
+            raise InputError(f"'{key}' is {value}: it must be 0 or more")
+    methods.choose(train.precision, ("fp32", "bf16", "fp16"), "precision")
+    methods.choose(config.role, ("student", "teacher"), "role")
+    methods.choose(data.format, ("voc", "shapes"), "data.format")
+    if len(data.scale) != 2 or not 0 < data.scale[0] <= data.scale[1]:
+        raise InputError(f"'data.scale' is {data.scale}: it must be [smallest, largest], both greater than 0")
+    for name in config.methods:
+        methods.method_config(name, config.methods[name])
+    methods.parse(config.method, config.methods)

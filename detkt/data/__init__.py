@@ -1,0 +1,59 @@
+"""Data sets: VOC-format folders and the embedded shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from detkt.config import DataConfig
+from detkt.data.shapes import ShapesConfig, write_shapes
+from detkt.data.transforms import TrainTransforms
+from detkt.data.voc import VOCDetection
+from detkt.errors import InputError, suggestion
+from detkt.paths import resolve
+
+DEFAULT_ROOTS = {"voc": "data/VOCdevkit", "shapes": "data/shapes"}
+
+
+def data_root(config: DataConfig, progress: Callable | None = None) -> Path:
+    """The data set's folder; the shapes are drawn into theirs where it does not exist yet."""
+    root = resolve(config.root or DEFAULT_ROOTS[config.format])
+    if config.format == "shapes":
+        write_shapes(root, shapes_config(config), progress)
+    return root
+
+
+def shapes_config(config: DataConfig) -> ShapesConfig:
+    """The ``data.shapes`` section as the generator's settings."""
+    settings = OmegaConf.structured(ShapesConfig)
+    for key, value in config.shapes.items():
+        if key not in settings:
+            raise InputError(f"unknown key 'data.shapes.{key}'{suggestion(key, settings)}")
+        try:
+            settings[key] = value
+        except OmegaConfBaseException as error:
+            raise InputError(f"data.shapes.{key}: {str(error).splitlines()[0]}") from None
+    return OmegaConf.to_object(settings)
+
+
+def training_set(config: DataConfig, progress: Callable | None = None) -> VOCDetection:
+    """The training list, augmented."""
+    transforms = TrainTransforms(flip=config.flip, color=config.color, scale=tuple(config.scale))
+    return VOCDetection(
+        data_root(config, progress),
+        config.train,
+        config.year,
+        keep_difficult=config.keep_difficult,
+        classes=config.classes,
+        transforms=transforms,
+    )
+
+
+def test_set(config: DataConfig, classes: list[str] | None = None, split: str | None = None) -> VOCDetection:
+    """The test list (or *split*), as it is; *classes* are those the detector was trained on."""
+    return VOCDetection(
+        data_root(config), split or config.test, config.year, classes=classes if classes else config.classes
+    )

@@ -1,0 +1,149 @@
+"""A student, a frozen teacher and a method: what a training loop drives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detkt import methods
+from detkt.engine.optimizers import build_player_optimizer
+from detkt.errors import InputError
+from detkt.methods.base import STUDENT, Stage, Update
+from detkt.tasks.detection import DetectionTask
+
+
+class Distiller(nn.Module):
+    """Distils *teacher* into *student* with a method, in your own loop or detkt's trainer.
+
+    Args:
+        student, teacher: any torchvision R-CNN detectors; the teacher is frozen here. None with ``method="none"``.
+        method: a name of ``detkt.methods.available()`` or a sum ``"a+b"``.
+        settings: the method's settings, e.g. ``{"beta": 5.0}``; for a sum ``{"ktan": {...}, "kd": {...}}``.
+        student_classes, teacher_classes: class names without background; compared by methods that use scores.
+
+    Your loop trains ``trainable_parameters()`` on the returned losses; the method's other players (a discriminator,
+    say) learn inside the call, with optimizers of their own::
+
+        distiller = detkt.Distiller(student, teacher, method="ktan")
+        distiller.prepare(loader)
+        for images, targets in loader:
+            losses = distiller(images, targets)
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+
+    Raises:
+        InputError: the method cannot apply to these two networks.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None = None,
+        method: str = "ktan",
+        settings: Mapping[str, Any] | None = None,
+        student_classes: Iterable[str] = (),
+        teacher_classes: Iterable[str] = (),
+    ) -> None:
+        super().__init__()
+        sections = dict(settings or {}) if "+" in method else {method: dict(settings or {})}
+        configs = methods.parse(method, sections)
+        if teacher is None and any(methods.method_class(name).needs_teacher for name in configs):
+            raise InputError(f"method '{method}' needs a teacher")
+        self.student = student
+        # Not a submodule: the teacher is no part of this module's state, mode or parameters.
+        self._teacher = [teacher]
+        if teacher is not None:
+            teacher.eval().requires_grad_(False)
+        self.task = DetectionTask(student, teacher, student_classes, teacher_classes)
+        pairs = methods.required_layers(configs)
+        specs = self.task.watch([pair.student for pair in pairs], [pair.teacher for pair in pairs])
+        self.method = methods.build(configs, *specs)
+        self.method.to(next(student.parameters()).device)
+        self._stages = list(self.method.stages())
+        self._optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._student_updates = 0
+        self._prepared = False
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        return self._teacher[0]
+
+    @property
+    def stages(self) -> list[Stage]:
+        return self._stages
+
+    def player_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters by player; ``student`` holds the student's and the nets that learn with it."""
+        groups = {STUDENT: [p for p in self.student.parameters() if p.requires_grad]}
+        for name, player in self.method.players().items():
+            own = [p for module in player.modules for p in module.parameters() if p.requires_grad]
+            groups[name] = groups.get(name, []) + own
+        return groups
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """What your optimizer trains: the student and the method's nets that learn with it."""
+        return self.player_parameters()[STUDENT]
+
+    def updates(self, stage: Stage, images: Any, targets: Any) -> Iterator[Update]:
+        """The updates of one batch in *stage*, in order; apply each before asking for the next."""
+        student, teacher, heads = self.task.run(images, targets, stage.needs)
+        yield from self.method.step(stage, student, teacher, heads)
+
+    def prepare(self, batches: Iterable[tuple[Any, Any]]) -> None:
+        """Run the stages that precede the student's (KTAN's teacher-to-student layer, ...), cycling over *batches*."""
+        for stage in self._stages:
+            if stage.trains_student:
+                break
+            for images, targets in _cycle(batches, stage.steps):
+                for update in self.updates(stage, images, targets):
+                    self._apply(update)
+        self._prepared = True
+
+    def forward(self, images: Any, targets: Any) -> dict[str, Tensor]:
+        """Task and method losses by name, to be summed and minimised over ``trainable_parameters()``."""
+        own = [stage for stage in self._stages if stage.trains_student]
+        if len(own) < len(self._stages) and not self._prepared:
+            raise InputError(f"method '{self.method.name}' has stages before the student's: call prepare(loader) first")
+        stage, left = own[0], self._student_updates
+        for stage in own:
+            if stage.steps is None or left < stage.steps:
+                break
+            left -= stage.steps
+        self._student_updates += 1
+        losses = {}
+        for update in self.updates(stage, images, targets):
+            if update.player == STUDENT:
+                losses.update(update.losses)
+            else:
+                self._apply(update)
+        return losses
+
+    def _apply(self, update: Update) -> None:
+        parameters = self.player_parameters()[update.player]
+        if update.player not in self._optimizers:
+            player = self.method.players()[update.player]
+            self._optimizers[update.player] = build_player_optimizer(player, parameters)
+        optimizer = self._optimizers[update.player]
+        optimizer.zero_grad()
+        update.total.backward(inputs=parameters)
+        clip_norm = self.method.players()[update.player].clip_norm
+        if clip_norm:
+            nn.utils.clip_grad_norm_(parameters, clip_norm)
+        optimizer.step()
+
+
+def _cycle(batches: Iterable, steps: int) -> Iterator:
+    done = 0
+    while done < steps:
+        before = done
+        for batch in batches:
+            if done == steps:
+                return
+            yield batch
+            done += 1
+        if done == before:
+            raise InputError("prepare() got no batches")

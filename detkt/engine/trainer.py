@@ -1,0 +1,277 @@
+"""The training loop: stages, players with their own optimizers, schedule, checkpoints, exact resume."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detkt.config import TrainConfig
+from detkt.data.loading import EndlessBatches, training_loader
+from detkt.distiller import Distiller
+from detkt.engine.checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
+from detkt.engine.guards import FiniteGuard
+from detkt.engine.optimizers import build_player_optimizer, schedule_factor
+from detkt.engine.reporting import Reporter
+from detkt.errors import InputError
+from detkt.methods.base import STUDENT, Stage, Update
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM: the checkpoint is saved. ``signal`` is the signal's number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.signal = number
+
+
+class Trainer:
+    """Runs a distiller's stages over a data set.
+
+    A step is one batch: the method yields updates, each back-propagated to its player's parameters alone and applied
+    before the method goes on. The student's budget is ``epochs`` passes over the data, whatever the method does
+    beside; stages that do not train the student come on top.
+
+    Args:
+        distiller: student, teacher and method on the training device.
+        dataset: yields (image, target); ``dataset.ids`` names the pictures.
+        config: budget, optimizer, precision.
+        folder: where ``last.pt`` and ``log.jsonl`` go.
+        quiet: no progress bar.
+    """
+
+    def __init__(self, distiller: Distiller, dataset, config: TrainConfig, folder: Path, quiet: bool = False) -> None:
+        self.distiller, self.dataset, self.config, self.folder, self.quiet = distiller, dataset, config, folder, quiet
+        self.device = next(distiller.student.parameters()).device
+        self.per_epoch = EndlessBatches(len(dataset), config.batch_size, config.seed).per_epoch
+        self.student_steps = config.epochs * self.per_epoch
+        self.lengths = _stage_lengths(distiller.stages, self.student_steps)
+        self.parameters = distiller.player_parameters()
+        players = distiller.method.players()
+        self.optimizers = {
+            name: self._student_optimizer() if name == STUDENT else build_player_optimizer(players[name], parameters)
+            for name, parameters in self.parameters.items()
+        }
+        self.clip_norms = {
+            name: config.clip_norm if name == STUDENT else players[name].clip_norm for name in self.parameters
+        }
+        half = config.precision == "fp16"
+        self.scalers = {name: torch.amp.GradScaler(self.device.type, enabled=half) for name in self.parameters}
+        self.stage_index = self.stage_step = self.step = self.student_step = 0
+        self.seconds = 0.0
+        self._stop_signal: int | None = None
+
+    def _student_optimizer(self) -> torch.optim.Optimizer:
+        config = self.config
+        return torch.optim.SGD(
+            self.parameters[STUDENT],
+            lr=config.lr_per_image * config.batch_size,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            fused=self.device.type == "cuda" or None,
+        )
+
+    def resume(self, path: Path) -> None:
+        """Go on exactly where the run that wrote *path* stopped."""
+        state = load_checkpoint(path)
+        try:
+            self.distiller.load_state_dict(state["distiller"])
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(state["optimizers"][name])
+                self.scalers[name].load_state_dict(state["scalers"][name])
+            for key in ("stage_index", "stage_step", "step", "student_step", "seconds"):
+                setattr(self, key, state[key])
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"checkpoint {path} is of another model or method: {reason}") from None
+        restore_random_state(state["random"])
+
+    def save(self) -> None:
+        """Write ``last.pt``: all players, optimizers, counters, random state (after a check that losses are finite)."""
+        self.guard.check()
+        state: dict[str, Any] = {
+            "distiller": self.distiller.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "scalers": {name: scaler.state_dict() for name, scaler in self.scalers.items()},
+            "random": random_state(),
+        }
+        for key in ("stage_index", "stage_step", "step", "student_step"):
+            state[key] = getattr(self, key)
+        state["seconds"] = self._elapsed()
+        save_checkpoint(self.folder / "last.pt", state)
+
+    def fit(self) -> None:
+        """Train to the end of the last stage.
+
+        Raises:
+            Interrupted: after Ctrl-C or SIGTERM, once ``last.pt`` is written.
+            InputError: a loss became NaN or infinite, the disk is full, a data worker died.
+        """
+        self.guard = FiniteGuard()
+        self._started = time.perf_counter()
+        self._window = _Window()
+        self.reporter = Reporter(self.folder, self.step or None, self.quiet)
+        batches = EndlessBatches(len(self.dataset), self.config.batch_size, self.config.seed, start=self.step)
+        loader = iter(training_loader(self.dataset, batches, self.config.workers, self.device.type == "cuda"))
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while self.stage_index < len(self.lengths):
+                self._run_stage(loader)
+                self.stage_index, self.stage_step = self.stage_index + 1, 0
+                self.save()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            self.reporter.close()
+            self.seconds = self._elapsed()
+
+    def _run_stage(self, loader: Iterator) -> None:
+        stage, length = self.distiller.stages[self.stage_index], self.lengths[self.stage_index]
+        self.reporter.start_stage(stage.name, self.stage_step, length)
+        self.distiller.train()
+        while self.stage_step < length:
+            images, targets = self._next_batch(loader)
+            self._train_step(stage, images, targets)
+            self.stage_step += 1
+            self.step += 1
+            self.student_step += stage.trains_student
+            self.reporter.advance()
+            if self.step % self.config.log_every == 0 or self.stage_step == length:
+                self._log(stage)
+            if self._stop_signal is not None:
+                self.save()
+                raise Interrupted(self._stop_signal)
+            if self.step % self.config.checkpoint_every == 0:
+                self.save()
+
+    def _train_step(self, stage: Stage, images: list[Tensor], targets: list[dict[str, Tensor]]) -> None:
+        learning_rate = self._set_learning_rate()
+        updates = self.distiller.updates(stage, images, targets)
+        logged: dict[str, Tensor] = {}
+        while True:
+            with self._autocast():
+                update = next(updates, None)
+            if update is None:
+                break
+            self._guard(update, targets)
+            self._apply(update)
+            logged |= {**update.losses, **update.metrics}
+            if update.player == STUDENT:
+                logged["loss"] = update.total.detach()
+        self._window.add(logged, len(images), learning_rate)
+
+    def _apply(self, update: Update) -> None:
+        optimizer, scaler = self.optimizers[update.player], self.scalers[update.player]
+        parameters = self.parameters[update.player]
+        optimizer.zero_grad(set_to_none=True)
+        # Restricting the inputs keeps every other player's gradients untouched, and uncomputed.
+        scaler.scale(update.total).backward(inputs=parameters)
+        if self.clip_norms[update.player]:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(parameters, self.clip_norms[update.player])
+        scaler.step(optimizer)
+        scaler.update()
+
+    def _guard(self, update: Update, targets: list[dict[str, Tensor]]) -> None:
+        pictures = [self.dataset.ids[int(target["image_id"])] for target in self._host_targets]
+        self.guard.add(self.step + 1, pictures, update.losses)
+
+    def _next_batch(self, loader: Iterator) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+        images, self._host_targets = next(loader)
+        images = [image.to(self.device, non_blocking=True) for image in images]
+        targets = [
+            {key: value.to(self.device, non_blocking=True) for key, value in target.items()}
+            for target in self._host_targets
+        ]
+        return images, targets
+
+    def _set_learning_rate(self) -> float:
+        config = self.config
+        factor = schedule_factor(
+            self.student_step, self.student_steps, config.milestones, config.gamma, config.warmup_steps
+        )
+        rate = config.lr_per_image * config.batch_size * factor
+        for group in self.optimizers[STUDENT].param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _autocast(self):
+        if self.config.precision == "fp32":
+            return nullcontext()
+        dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype)
+
+    def _log(self, stage: Stage) -> None:
+        self.guard.check()
+        entry = {"stage": stage.name, "step": self.step, "epoch": round(self.step / self.per_epoch, 3)}
+        self.reporter.log({**entry, **self._window.flush()})
+
+    def _elapsed(self) -> float:
+        now = time.perf_counter()
+        self.seconds, self._started = self.seconds + now - self._started, now
+        return self.seconds
+
+    def _on_signal(self, number: int, frame) -> None:
+        if self._stop_signal is not None:
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step to end
+        self._stop_signal = number
+
+
+class _Window:
+    """Means of the logged values since the last log line, summed on the device."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._steps = self._images = 0
+        self._since = time.perf_counter()
+
+    def add(self, values: dict[str, Tensor], images: int, learning_rate: float) -> None:
+        for name, value in values.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._steps += 1
+        self._images += images
+        self._learning_rate = learning_rate
+
+    def flush(self) -> dict[str, float]:
+        if not self._steps:
+            return {}
+        names = list(self._sums)
+        means = (torch.stack([self._sums[name] for name in names]) / self._steps).tolist()
+        entry = {"lr": self._learning_rate} | dict(zip(names, means, strict=True))
+        entry["images_per_second"] = self._images / (time.perf_counter() - self._since)
+        self._reset()
+        return entry
+
+
+def _stage_lengths(stages: list[Stage], student_steps: int) -> list[int]:
+    """Steps of each stage; the student's stages share its budget, the last takes what is left.
+
+    Raises:
+        InputError: the fixed stages leave nothing of the budget.
+    """
+    left, lengths = student_steps, []
+    for stage in stages:
+        if not stage.trains_student:
+            lengths.append(stage.steps)
+            continue
+        steps = left if stage.steps is None else stage.steps
+        if steps > left or left == 0:
+            raise InputError(
+                f"stage '{stage.name}' needs {max(steps, 1)} updates but only {left} of the budget of {student_steps} are "
+                "left; train longer (--epochs) or shorten the method's earlier stages"
+            )
+        left -= steps
+        lengths.append(steps)
+    return lengths
+
+

@@ -1,0 +1,19 @@
+"""Errors a user can mend: the tools print them as one line and exit with status 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something the user gave (a path, a file, a flag, a setting) cannot be used.
+
+    The message is one line: what is wrong, where (file, line or key), and what to do.
+    """
+
+
+def suggestion(name: str, choices: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` with the choice nearest to *name*, or an empty string."""
+    near = difflib.get_close_matches(str(name), list(map(str, choices)), n=1, cutoff=0.5)
+    return f" (did you mean '{near[0]}'?)" if near else ""

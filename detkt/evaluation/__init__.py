@@ -1,0 +1,1 @@
+"""Scoring of detectors: `voc` (11-point and area AP), `coco` (AP over IoUs), `voc_results` (result files)."""

@@ -1,0 +1,147 @@
+"""COCO average precision of VOC-style records, through pycocotools.
+
+Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014: AP is the mean over the IoU thresholds
+0.50, 0.55, ..., 0.95 of the 101-point AP of the (at most) 100 highest scores in a picture and class. Boxes
+are areas here, not rows of pixels: the VOC box x1 y1 x2 y2 (1-based, both ends included) is x1-1, y1-1,
+x2-x1+1, y2-y1+1 as x y w h.
+
+Difficult objects are neither hit nor miss, as in VOC. pycocotools has one switch for that, ``iscrowd`` (its
+``_prepare`` overwrites ``ignore`` with it): an ignored object takes in any number of detections. But the
+switch also divides the intersection by the detection's area alone, which is meant for regions that hold many
+objects. So difficult objects are marked ``iscrowd`` and the evaluator below measures the ordinary IoU with
+them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detkt.evaluation.voc import Records, check_labels, flatten_annotations, flatten_detections, number_labels
+
+
+@dataclass(frozen=True)
+class CocoResult:
+    """AP over IoU 0.50:0.95, at IoU 0.50 and 0.75, for objects below 32², up to 96² and above 96 pixels of
+    area, and class name -> AP. All in [0, 1]; nan where there is no object to find, and such classes enter no
+    mean."""
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
+    per_class: dict[str, float]
+
+
+def evaluate_coco(detections: Records, annotations: Records, classes: Sequence[str]) -> CocoResult:
+    """COCO AP of *detections*, records as in `detkt.evaluation.voc`. Objects of other *classes* are left out.
+
+    Raises InputError for a detection in a picture without annotations or of a class not among *classes*, and
+    for malformed or non-finite numbers.
+    """
+    truth = to_coco_json(annotations, classes)
+    results = to_coco_results(detections, annotations, classes)
+    found = [
+        {**result, "id": number, "area": result["bbox"][2] * result["bbox"][3]}
+        for number, result in enumerate(results, start=1)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator = _OrdinaryIoU(_index(truth), _index({**truth, "annotations": found}), iouType="bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    ap, ap50, ap75, small, medium, large = (_nan_for_none(value) for value in evaluator.stats[:6])
+    # (thresholds, recalls, classes, areas, detections per picture): all areas, 100 detections.
+    precision = evaluator.eval["precision"][:, :, :, 0, -1]
+    per_class = {name: _nan_for_none(precision[:, :, k].mean()) for k, name in enumerate(classes)}
+    return CocoResult(ap, ap50, ap75, small, medium, large, per_class)
+
+
+def to_coco_json(
+    annotations: Records, classes: Sequence[str], sizes: Mapping[Hashable, tuple[int, int]] | None = None
+) -> dict:
+    """The COCO data set (for ``json.dump``) of *annotations*, with objects of other *classes* left out.
+
+    Pictures, classes and objects are numbered from 1 in their order; the picture's id stands in "file_name".
+    *sizes*: picture id -> (width, height) in pixels, written where given. A difficult object has ``iscrowd``
+    1.
+    """
+    truth = flatten_annotations(annotations)
+    numbers = number_labels(truth.labels, classes)
+    images = []
+    for number, picture in enumerate(annotations, start=1):
+        images.append({"id": number, "file_name": str(picture)})
+        if sizes is not None and picture in sizes:
+            width, height = sizes[picture]
+            images[-1] |= {"width": int(width), "height": int(height)}
+    objects = []
+    for i in np.flatnonzero(numbers < len(classes)):
+        x, y, width, height = box = _xywh(truth.boxes[i])
+        objects.append(
+            {
+                "id": len(objects) + 1,
+                "image_id": int(truth.pictures[i]) + 1,
+                "category_id": int(numbers[i]) + 1,
+                "bbox": box,
+                "area": width * height,
+                "iscrowd": int(truth.values[i]),
+            }
+        )
+    categories = [{"id": number, "name": str(name)} for number, name in enumerate(classes, start=1)]
+    return {"images": images, "annotations": objects, "categories": categories}
+
+
+def to_coco_results(detections: Records, annotations: Records, classes: Sequence[str]) -> list[dict]:
+    """The COCO result list of *detections*, numbered as `to_coco_json` numbers pictures and classes."""
+    found = flatten_detections(detections, annotations)
+    numbers = number_labels(found.labels, classes)
+    check_labels(found, numbers, classes, tuple(annotations))
+    return [
+        {
+            "image_id": int(picture) + 1,
+            "category_id": int(number) + 1,
+            "bbox": _xywh(box),
+            "score": float(score),
+        }
+        for picture, number, box, score in zip(
+            found.pictures, numbers, found.boxes, found.values, strict=True
+        )
+    ]
+
+
+class _OrdinaryIoU(COCOeval):
+    """COCOeval that measures the ordinary IoU with ignored objects too."""
+
+    def computeIoU(self, imgId, catId):  # noqa: N802, N803 (pycocotools' names)
+        key = imgId, catId
+        objects = self._gts[key]
+        self._gts[key] = [{**item, "iscrowd": 0} for item in objects]
+        try:
+            return super().computeIoU(imgId, catId)
+        finally:
+            self._gts[key] = objects
+
+
+def _xywh(box: np.ndarray) -> list[float]:
+    x1, y1, x2, y2 = box.tolist()
+    return [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
+
+
+def _index(dataset: dict) -> COCO:
+    coco = COCO()
+    coco.dataset = dataset
+    coco.createIndex()
+    return coco
+
+
+def _nan_for_none(value: float) -> float:
+    """pycocotools says -1 where there is nothing to measure."""
+    return float(value) if value > -1 else float("nan")

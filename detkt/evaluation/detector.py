@@ -1,0 +1,81 @@
+"""Run a detector over a data set and score it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from detkt.data.boxes import corners_to_voc
+from detkt.data.loading import evaluation_loader
+from detkt.data.voc import VOCDetection
+from detkt.evaluation import voc
+from detkt.evaluation.coco import evaluate_coco
+
+Detections = dict[str, dict[str, Any]]
+
+
+@torch.inference_mode()
+def detect(
+    model: nn.Module,
+    dataset: VOCDetection,
+    device: torch.device,
+    *,
+    batch_size: int = 8,
+    workers: int = 0,
+    quiet: bool = False,
+) -> tuple[Detections, float]:
+    """Detections of *model* on every picture, in VOC's convention, and the mean milliseconds a picture takes.
+
+    The time is that of the model alone (transform, network, post-processing), not of reading pictures.
+    """
+    model.eval()
+    detections: Detections = {}
+    seconds = 0.0
+    loader = evaluation_loader(dataset, batch_size, workers)
+    for images, targets in tqdm(loader, desc="detect", unit="batch", disable=quiet, file=sys.stderr):
+        images = [image.to(device) for image in images]
+        started = _now(device)
+        outputs = model(images)
+        seconds += _now(device) - started
+        for target, output in zip(targets, outputs, strict=True):
+            labels = output["labels"].cpu().numpy()
+            detections[dataset.ids[int(target["image_id"])]] = {
+                "boxes": corners_to_voc(output["boxes"].cpu().numpy().astype(np.float64)),
+                "scores": output["scores"].cpu().numpy().astype(np.float64),
+                "labels": [dataset.classes[label - 1] for label in labels],
+            }
+    return detections, 1000 * seconds / max(1, len(dataset))
+
+
+def score(detections: Detections, annotations: dict[str, dict[str, Any]], classes: list[str]) -> dict[str, Any]:
+    """mAP by VOC07's 11 points, by area, and COCO's, with AP per class: the numbers of ``metrics.json``."""
+    voc07, area = voc.evaluate_both(detections, annotations, classes=classes)
+    coco = evaluate_coco(detections, annotations, classes)
+    return {
+        "map_voc07": voc07.map,
+        "map_area": area.map,
+        "map_coco": coco.ap,
+        "coco": {
+            "ap50": coco.ap50,
+            "ap75": coco.ap75,
+            "small": coco.ap_small,
+            "medium": coco.ap_medium,
+            "large": coco.ap_large,
+        },
+        "per_class": {
+            name: {"voc07": voc07.per_class[name], "area": area.per_class[name], "coco": coco.per_class[name]}
+            for name in classes
+        },
+    }
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

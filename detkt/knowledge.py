@@ -1,0 +1,71 @@
+"""What a network reveals about a batch: the only thing that methods see of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Knowledge:
+    """A network's knowledge about one batch of N pictures.
+
+    Attributes:
+        features: name -> map (N, C, H, W). ``output`` is the last shared convolution (the backbone's
+            output); a feature pyramid reveals ``output.<level>``; other names are modules of the backbone.
+        logits: class scores (M, K): M pictures (classification), or M sampled RoIs (detection).
+        labels: true class of each row of ``logits`` (M,).
+        losses: the network's own task losses by name, scalars; empty where they were not computed.
+        classification_loss: the name of the one among ``losses`` that ``logits`` enter.
+        valid: for each picture the share of the batch's height and width that it fills, each in (0, 1];
+            None where no picture is padded. Kept on the host, so that asking costs no synchronisation.
+    """
+
+    features: dict[str, Tensor] = field(default_factory=dict)
+    logits: Tensor | None = None
+    labels: Tensor | None = None
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    classification_loss: str = ""
+    valid: Sequence[tuple[float, float]] | None = None
+
+    def mask(self, feature: Tensor) -> Tensor | None:
+        """Which cells of *feature* (N, C, H, W) show picture: (N, 1, H, W) of 0 and 1; None: all of them.
+
+        A cell counts if its centre lies inside the picture. Padding carries no knowledge.
+        """
+        if self.valid is None:
+            return None
+        height, width = feature.shape[-2:]
+        valid = torch.tensor(self.valid, dtype=feature.dtype)
+        rows = (torch.arange(height) + 0.5) / height < valid[:, 0:1]
+        columns = (torch.arange(width) + 0.5) / width < valid[:, 1:2]
+        # At least one cell: a sliver of a picture must not turn a masked mean into 0 / 0.
+        rows[:, 0] = True
+        columns[:, 0] = True
+        mask = (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)
+        return mask.to(feature.dtype).to(feature.device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """Shape of a feature map as probed on a sample picture.
+
+    ``nonnegative`` tells whether the layer ends in a ReLU (no negative value was seen).
+    """
+
+    channels: int
+    height: int
+    width: int
+    nonnegative: bool
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a method may know of a network before training: its maps and its classes."""
+
+    features: Mapping[str, FeatureSpec] = field(default_factory=dict)
+    num_classes: int = 0
+    classes: tuple[str, ...] = ()

@@ -1,0 +1,214 @@
+"""The interface of a distillation method: stages, players, updates.
+
+A method turns the teacher's and the student's :class:`~detkt.knowledge.Knowledge` into losses. It knows
+neither detectors nor classifiers, neither optimizers nor schedules. A new method is one file in this
+folder that defines a subclass of :class:`Method` with a ``name``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from detkt.errors import InputError, suggestion
+from detkt.knowledge import FeatureSpec, Knowledge, Spec
+
+STUDENT = "student"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training in which the same players learn from the same passes.
+
+    Attributes:
+        name: as shown in the progress bar and the log.
+        needs: the passes to run: ``student`` (forward of the student with its task losses; the stage then
+            counts towards the student's budget of updates), ``student.logits``, ``teacher.features``,
+            ``teacher.logits``.
+        players: who learns.
+        steps: how many batches; None: until the student's budget is used up (the last stage).
+    """
+
+    name: str
+    needs: frozenset[str]
+    players: tuple[str, ...] = (STUDENT,)
+    steps: int | None = None
+
+    @property
+    def trains_student(self) -> bool:
+        return STUDENT in self.needs
+
+
+@dataclass
+class Update:
+    """Minimise the sum of *losses* over the parameters of *player*; *metrics* are only logged."""
+
+    player: str
+    losses: dict[str, Tensor]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Tensor:
+        return torch.stack([loss.float() for loss in self.losses.values()]).sum()
+
+
+@dataclass(frozen=True)
+class Player:
+    """Modules that learn together and how: an SGD or Adam of their own.
+
+    The player ``student`` names only the method's nets that learn *with* the student, in its optimizer.
+    """
+
+    modules: tuple[nn.Module, ...]
+    optimizer: str = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.5, 0.999)
+    weight_decay: float = 0.0
+    clip_norm: float | None = 10.0
+
+
+class Heads(Protocol):
+    """The task heads of both nets on the current batch, for methods that ask what a map is worth."""
+
+    def task_losses(self, features: dict[str, Tensor], role: str) -> dict[str, Tensor]:
+        """Task losses of the frozen head of *role* (``student`` | ``teacher``) read from *features*.
+
+        Gradients reach *features* but the head's batch norm statistics stay as they are.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LayerPair:
+    """A student's layer and the teacher's layer it learns from."""
+
+    student: str
+    teacher: str
+
+    @property
+    def key(self) -> str:
+        """A name usable in an ``nn.ModuleDict``."""
+        return self.student.replace(".", "_")
+
+    @classmethod
+    def parse(cls, text: str) -> LayerPair:
+        """``layer3`` (same name in both nets) or ``STUDENT=TEACHER``, e.g. ``features.28=layer3``."""
+        student, _, teacher = text.partition("=")
+        return cls(student.strip(), (teacher or student).strip())
+
+
+@dataclass
+class MethodConfig:
+    """Settings every method has.
+
+    ``preset``: ``default`` (what works here) or ``paper`` (the paper's own numbers, where they differ).
+    ``layers``: names of the layers to transfer, each ``NAME`` or ``STUDENT=TEACHER``; empty: the backbone's
+    outputs.
+    """
+
+    preset: str = "default"
+    layers: list[str] = field(default_factory=list)
+
+
+class Method(nn.Module):
+    """Base class of all methods. Subclasses set ``name`` and implement ``stages`` and ``step``."""
+
+    name: ClassVar[str] = ""
+    citation: ClassVar[str] = ""
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {}, "paper": {}}
+    needs_teacher: ClassVar[bool] = True
+
+    def __init__(self, config: MethodConfig, student: Spec, teacher: Spec | None) -> None:
+        super().__init__()
+        self.config = config
+        self.student_spec = student
+        self.teacher_spec = teacher
+
+    @classmethod
+    def layer_pairs(cls, config: MethodConfig) -> list[LayerPair]:
+        """The layers both nets must reveal beside their outputs."""
+        return [LayerPair.parse(text) for text in config.layers]
+
+    def pairs(self) -> list[LayerPair]:
+        """The configured layer pairs, or all the backbone outputs that both nets have.
+
+        Raises:
+            InputError: the two nets' outputs do not correspond.
+        """
+        if self.config.layers:
+            return self.layer_pairs(self.config)
+        student, teacher = self.student_spec.features, self.teacher_spec.features
+        outputs = [name for name in student if name.split(".")[0] == "output"]
+        if missing := [name for name in outputs if name not in teacher]:
+            raise InputError(
+                f"method '{self.name}': the student's backbone output '{missing[0]}' has no counterpart among the "
+                f"teacher's ({', '.join(teacher)}); name layers with methods.{self.name}.layers=[STUDENT=TEACHER]"
+            )
+        return [LayerPair(name, name) for name in outputs]
+
+    def pair_specs(self, pair: LayerPair) -> tuple[FeatureSpec, FeatureSpec]:
+        """Student's and teacher's map of *pair*."""
+        return self.student_spec.features[pair.student], self.teacher_spec.features[pair.teacher]
+
+    def stages(self) -> Sequence[Stage]:
+        raise NotImplementedError
+
+    def players(self) -> dict[str, Player]:
+        """The method's own nets by player; see :class:`Player`."""
+        return {}
+
+    def step(
+        self, stage: Stage, student: Knowledge | None, teacher: Knowledge | None, heads: Heads
+    ) -> Iterator[Update]:
+        """Yield the updates of one batch, in order; each is applied before the generator goes on."""
+        raise NotImplementedError
+
+    def require_same_classes(self) -> None:
+        """Raise InputError unless both nets score the same classes in the same order."""
+        student, teacher = self.student_spec, self.teacher_spec
+        if student.num_classes != teacher.num_classes:
+            raise InputError(
+                f"method '{self.name}' compares class scores, but the student has {student.num_classes} classes and the "
+                f"teacher {teacher.num_classes}; train both on the same class list or use a feature method"
+            )
+        if student.classes and teacher.classes and student.classes != teacher.classes:
+            odd = next(pair for pair in zip(student.classes, teacher.classes, strict=True) if pair[0] != pair[1])
+            raise InputError(
+                f"method '{self.name}' compares class scores, but the class lists differ: student '{odd[0]}' where the "
+                f"teacher has '{odd[1]}'; use the teacher's class order"
+            )
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterable[None]:
+    """Gradients pass through *modules* but none is computed for their parameters."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of *values* (N, C, H, W) over the cells where *mask* (N, 1, H, W) is 1; all cells if None."""
+    if mask is None:
+        return values.mean()
+    return (values * mask).sum() / (mask.sum() * values.shape[1])
+
+
+def choose(name: str, choices: Iterable[str], what: str) -> str:
+    """*name* if it is among *choices*, else an InputError that suggests the nearest."""
+    choices = list(choices)
+    if name not in choices:
+        raise InputError(f"unknown {what} '{name}'{suggestion(name, choices)}; there are: {', '.join(choices)}")
+    return name

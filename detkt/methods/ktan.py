@@ -1,0 +1,331 @@
+"""KTAN: Knowledge Transfer Adversarial Network, and DLN, the same without its adversary.
+
+Liu, Liu, Ma, Jiang, Seok: "KTAN: Knowledge Transfer Adversarial Network", arXiv:1810.08126 (2018), IJCNN (2020).
+
+A frozen teacher map t passes through a teacher-to-student layer R, trained beforehand with the task loss that a
+frozen head reads from R(t) (Algorithm 1). The student's backbone S then minimises (Algorithm 2)
+
+    L_task + alpha * (-log D(s)) + beta * MSE(s, R(t))
+
+while the discriminator D minimises -log D(R(t)) - log(1 - D(s)). The papers leave open, and we decided:
+
+* The head that reads R(t) is the teacher's own where the channels agree, the student's pretrained head otherwise.
+* R ends as the student's layer ends (ReLU), else the sign of a value alone tells the two maps apart.
+* The papers' beta assumes their feature scale. By default both maps are divided by the root mean square of R(t)
+  before D and the MSE see them; ``preset=paper`` takes them as they are.
+* Detection maps differ in size from batch to batch, so D scores every location (patch output) and the padding is
+  masked; ``patch=false`` pools and scores the whole map, as the paper's figure does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from detkt.errors import InputError
+from detkt.knowledge import FeatureSpec, Knowledge, Spec
+from detkt.methods.base import (
+    STUDENT,
+    Heads,
+    LayerPair,
+    Method,
+    MethodConfig,
+    Player,
+    Stage,
+    Update,
+    frozen,
+    masked_mean,
+)
+
+Maps = dict[LayerPair, Tensor | None]
+
+
+def discriminator_loss(
+    teacher_logit: Tensor, student_logit: Tensor, mask: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """-log D(R(t)) - log(1 - D(s)): mean over elements of each, then their sum. Scalar.
+
+    Args:
+        teacher_logit, student_logit: (N, 1) or (N, 1, H, W), before the sigmoid.
+        mask: (N, 1, H, W) of 0 and 1, for logits per location.
+        label_smoothing: the "teacher" label is 1 minus this (one-sided smoothing).
+    """
+    smooth = label_smoothing
+    real = (1 - smooth) * F.softplus(-teacher_logit) + smooth * F.softplus(teacher_logit)
+    return masked_mean(real, mask) + masked_mean(F.softplus(student_logit), mask)
+
+
+def generator_loss(student_logit: Tensor, mask: Tensor | None = None) -> Tensor:
+    """-log D(s), the label "teacher" put on the student's map: mean over elements. Scalar."""
+    return masked_mean(F.softplus(-student_logit), mask)
+
+
+def feature_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Eq. 2: mean over all elements (N, C, H, W) of (student - teacher)^2; with *mask* over its cells. Scalar."""
+    return masked_mean((student.float() - teacher.float()).square(), mask)
+
+
+def regressor_geometry(teacher: int, student: int) -> tuple[int, int, int] | None:
+    """Kernel K, stride S, padding P along one axis with (M_t + 2P - K) / S + 1 = M_s (Algorithm 1).
+
+    The smallest kernel that fits; None where the sizes are too far apart for a small one.
+    """
+    if teacher >= student:
+        stride = max(1, round(teacher / student))
+        kernel = teacher - stride * (student - 1)
+        return (kernel, stride, 0) if 1 <= kernel <= stride + 2 else None
+    padding = (student - teacher + 1) // 2
+    kernel = teacher + 2 * padding - student + 1
+    return (kernel, 1, padding) if padding <= 1 else None
+
+
+class TeacherToStudent(nn.Module):
+    """R: teacher map (N, C_t, H_t, W_t) -> student shape (N, C_s, H_s, W_s), one convolution.
+
+    Equal sizes give a 1x1 kernel. Detection maps vary in size; where rounding makes a batch differ from the probed
+    sizes the output is resized bilinearly to the student's.
+    """
+
+    def __init__(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
+        super().__init__()
+        axes = (
+            regressor_geometry(teacher.height, student.height),
+            regressor_geometry(teacher.width, student.width),
+        )
+        self.resize_first = None in axes
+        (kh, sh, ph), (kw, sw, pw) = ((1, 1, 0), (1, 1, 0)) if self.resize_first else axes
+        self.convolution = nn.Conv2d(teacher.channels, student.channels, (kh, kw), (sh, sw), (ph, pw))
+        nn.init.kaiming_normal_(self.convolution.weight, nonlinearity="relu")
+        nn.init.zeros_(self.convolution.bias)
+        self.activation = nn.ReLU() if student.nonnegative else nn.Identity()
+
+    def forward(self, teacher: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        if self.resize_first and size is not None:
+            teacher = F.interpolate(teacher, size=size, mode="bilinear", align_corners=False)
+        regressed = self.convolution(teacher)
+        if size is not None and regressed.shape[-2:] != size:
+            regressed = F.interpolate(regressed, size=size, mode="bilinear", align_corners=False)
+        return self.activation(regressed)
+
+
+class Discriminator(nn.Module):
+    """D: a map (N, C, H, W) -> one logit per location (N, 1, H, W), or per picture (N, 1) with ``patch=False``.
+
+    A 1x1 convolution narrows first: a 3x3 convolution at full width would cost a sixth of a ResNet-152.
+    """
+
+    def __init__(self, channels: int, width: int, num_convs: int, patch: bool, spectral: bool) -> None:
+        super().__init__()
+        norm = spectral_norm if spectral else (lambda module: module)
+        layers: list[nn.Module] = [norm(nn.Conv2d(channels, width, 1)), nn.LeakyReLU(0.2)]
+        for _ in range(num_convs):
+            layers += [norm(nn.Conv2d(width, width, 3, padding=1)), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers)
+        self.patch = patch
+        self.score = norm(nn.Conv2d(width, 1, 1) if patch else nn.Linear(width, 1))
+
+    def forward(self, feature: Tensor, mask: Tensor | None = None) -> Tensor:
+        hidden = self.layers(feature)
+        if self.patch:
+            return self.score(hidden)
+        if mask is None:
+            return self.score(hidden.mean(dim=(2, 3)))
+        return self.score((hidden * mask).sum(dim=(2, 3)) / mask.sum(dim=(2, 3)))
+
+
+@dataclass
+class KTANConfig(MethodConfig):
+    """alpha, beta: weights of the adversary and the MSE. ``regressor_*``: stage 1, the teacher-to-student layer.
+
+    ``warmup_steps``: k, student updates with the MSE alone. ``normalize``: bring both maps to one scale.
+    ``instance_noise``: noise on D's inputs, in root mean squares of the map.
+    """
+
+    alpha: float = 0.6
+    beta: float = 5.0
+    normalize: bool = True
+    regressor_steps: int = 300
+    regressor_optimizer: str = "adam"
+    regressor_lr: float = 1e-3
+    warmup_steps: int = 300
+    num_convs: int = 2
+    discriminator_width: int = 128
+    discriminator_optimizer: str = "adam"
+    discriminator_lr: float = 2e-4
+    patch: bool = True
+    spectral_norm: bool = True
+    label_smoothing: float = 0.1
+    instance_noise: float = 0.3
+
+
+class KTAN(Method):
+    """See the module's docstring. Stages: regressor, warmup, adversarial."""
+
+    name = "ktan"
+    citation = "Liu et al., KTAN: Knowledge Transfer Adversarial Network, IJCNN 2020 (arXiv:1810.08126)"
+    Config = KTANConfig
+    presets = {
+        "default": {},
+        "paper": {
+            "beta": 0.5,
+            "normalize": False,
+            "discriminator_optimizer": "sgd",
+            "discriminator_lr": 0.01,
+            "regressor_optimizer": "sgd",
+            "regressor_lr": 0.01,
+            "patch": False,
+            "spectral_norm": False,
+            "label_smoothing": 0.0,
+            "instance_noise": 0.0,
+        },
+    }
+    adversarial = True
+
+    def __init__(self, config: KTANConfig, student: Spec, teacher: Spec) -> None:
+        super().__init__(config, student, teacher)
+        if config.num_convs not in (1, 2):
+            raise InputError(
+                f"methods.{self.name}.num_convs is {config.num_convs}: the papers have 1 (2018) or 2 (2020)"
+            )
+        if any(pair.student.split(".")[0] != "output" for pair in self.pairs()):
+            raise InputError(
+                f"methods.{self.name}.layers must be backbone outputs (the head that trains the teacher-to-student layer "
+                "reads them); leave it empty"
+            )
+        self.regressors, self.discriminators = nn.ModuleDict(), nn.ModuleDict()
+        for pair in self.pairs():
+            student_map, teacher_map = self.pair_specs(pair)
+            self.regressors[pair.key] = TeacherToStudent(student_map, teacher_map)
+            if self.adversarial:
+                self.discriminators[pair.key] = Discriminator(
+                    student_map.channels,
+                    config.discriminator_width,
+                    config.num_convs,
+                    config.patch,
+                    config.spectral_norm,
+                )
+        same_width = all(len({spec.channels for spec in self.pair_specs(pair)}) == 1 for pair in self.pairs())
+        same_classes = (student.num_classes, student.classes) == (teacher.num_classes, teacher.classes)
+        self.head = "teacher" if same_width and same_classes else STUDENT
+
+    def stages(self) -> Sequence[Stage]:
+        both = frozenset({"student", "teacher.features"})
+        stages = [
+            Stage("regressor", frozenset({"teacher.features"}), ("regressor",), self.config.regressor_steps)
+        ]
+        if not self.adversarial:
+            return [*stages, Stage("distill", both)]
+        if self.config.warmup_steps:
+            stages.append(Stage("warmup", both, steps=self.config.warmup_steps))
+        return [*stages, Stage("adversarial", both, (STUDENT, "discriminator"))]
+
+    def players(self) -> dict[str, Player]:
+        config = self.config
+        players = {
+            "regressor": Player((self.regressors,), config.regressor_optimizer, config.regressor_lr, weight_decay=1e-4)
+        }
+        if self.adversarial:
+            players["discriminator"] = Player(
+                (self.discriminators,),
+                config.discriminator_optimizer,
+                config.discriminator_lr,
+                weight_decay=1e-4 if config.discriminator_optimizer == "sgd" else 0.0,
+            )
+        return players
+
+    def step(
+        self, stage: Stage, student: Knowledge | None, teacher: Knowledge, heads: Heads
+    ) -> Iterator[Update]:
+        if stage.name == "regressor":
+            yield self._regressor_update(teacher, heads)
+            return
+        pairs = self.pairs()
+        with torch.no_grad():
+            targets = {
+                pair: self.regressors[pair.key](
+                    teacher.features[pair.teacher], student.features[pair.student].shape[-2:]
+                )
+                for pair in pairs
+            }
+        maps = {pair: student.features[pair.student] for pair in pairs}
+        masks = {pair: student.mask(maps[pair]) for pair in pairs}
+        scales = {pair: self._scale(targets[pair], masks[pair]) for pair in pairs}
+        targets = {pair: targets[pair] / scales[pair] for pair in pairs}
+        maps = {pair: maps[pair] / scales[pair] for pair in pairs}
+
+        if stage.name == "adversarial":
+            yield from self._discriminator_update(maps, targets, masks)
+
+        losses = dict(student.losses)
+        mse = [feature_mse(maps[pair], targets[pair], masks[pair]) for pair in pairs]
+        losses[f"{self.name}_mse"] = self.config.beta * torch.stack(mse).mean()
+        if stage.name == "adversarial":
+            with frozen(self.discriminators):
+                fooled = [
+                    generator_loss(self._judge(pair, maps[pair], masks[pair]), self._logit_mask(masks[pair]))
+                    for pair in pairs
+                ]
+            losses[f"{self.name}_generator"] = self.config.alpha * torch.stack(fooled).mean()
+        yield Update(STUDENT, losses)
+
+    def _regressor_update(self, teacher: Knowledge, heads: Heads) -> Update:
+        """Algorithm 1: the task loss of a frozen head on R(t) trains R alone."""
+        regressed = {
+            pair.student: self.regressors[pair.key](teacher.features[pair.teacher], self._size(pair, teacher))
+            for pair in self.pairs()
+        }
+        losses = heads.task_losses(regressed, self.head)
+        return Update("regressor", {f"regressor_{name}": loss for name, loss in losses.items()})
+
+    def _size(self, pair: LayerPair, teacher: Knowledge) -> tuple[int, int] | None:
+        """The student's map size on this batch where R has to resize to it; the student does not run in stage 1."""
+        student_map, teacher_map = self.pair_specs(pair)
+        if not self.regressors[pair.key].resize_first:
+            return None
+        height, width = teacher.features[pair.teacher].shape[-2:]
+        return (
+            max(1, round(height * student_map.height / teacher_map.height)),
+            max(1, round(width * student_map.width / teacher_map.width)),
+        )
+
+    def _scale(self, target: Tensor, mask: Tensor | None) -> Tensor | float:
+        """Root mean square of R(t) over the batch; 1 where the maps are taken as they are."""
+        if not self.config.normalize:
+            return 1.0
+        return masked_mean(target.float().square(), mask).sqrt().clamp_min(1e-6).to(target.dtype)
+
+    def _judge(self, pair: LayerPair, feature: Tensor, mask: Tensor | None) -> Tensor:
+        if self.config.instance_noise:
+            feature = feature + self.config.instance_noise * torch.randn_like(feature)
+        return self.discriminators[pair.key](feature, mask).float()
+
+    def _logit_mask(self, mask: Tensor | None) -> Tensor | None:
+        return mask if self.config.patch else None
+
+    def _discriminator_update(self, maps: Maps, targets: Maps, masks: Maps) -> Iterator[Update]:
+        losses, right_teacher, right_student = [], [], []
+        for pair in maps:
+            mask = self._logit_mask(masks[pair])
+            teacher_logit = self._judge(pair, targets[pair], masks[pair])
+            student_logit = self._judge(pair, maps[pair].detach(), masks[pair])
+            losses.append(discriminator_loss(teacher_logit, student_logit, mask, self.config.label_smoothing))
+            with torch.no_grad():
+                right_teacher.append(masked_mean((teacher_logit > 0).float(), mask))
+                right_student.append(masked_mean((student_logit < 0).float(), mask))
+        metrics = {
+            "discriminator_accuracy_teacher": torch.stack(right_teacher).mean(),
+            "discriminator_accuracy_student": torch.stack(right_student).mean(),
+        }
+        yield Update("discriminator", {"discriminator": torch.stack(losses).mean()}, metrics)
+
+
+class DLN(KTAN):
+    """Directly learning network: KTAN without its adversary (same papers). Stages: regressor, distill."""
+
+    name = "dln"
+    adversarial = False

@@ -1,0 +1,92 @@
+"""The sum of methods, ``a+b``: each adds its terms to the student's task loss (e.g. KTAN+KD, FT+KD)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+
+from detkt.errors import InputError
+from detkt.knowledge import Knowledge
+from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Player, Stage, Update
+
+
+class Sum(Method):
+    """L_task + sum over methods of (L_method - L_task), so that a method that rescales a task loss (KD) still does.
+
+    Preparatory stages follow one another; the student's stages run side by side and are cut wherever one of the
+    methods changes its stage.
+    """
+
+    def __init__(self, methods: Sequence[Method]) -> None:
+        super().__init__(MethodConfig(), methods[0].student_spec, methods[0].teacher_spec)
+        self.methods = nn.ModuleDict({method.name: method for method in methods})
+        names = [name for method in methods for name in method.players() if name != STUDENT]
+        if len(set(names)) != len(names):
+            raise InputError(
+                f"methods {' and '.join(self.methods)} cannot be summed: both train a net called "
+                f"'{next(name for name in names if names.count(name) > 1)}'"
+            )
+        self._plan: dict[str, dict[str, Stage]] = {}
+        self._stages = self._merge()
+
+    def stages(self) -> Sequence[Stage]:
+        return self._stages
+
+    def players(self) -> dict[str, Player]:
+        merged: dict[str, Player] = {}
+        for method in self.methods.values():
+            for name, player in method.players().items():
+                previous = merged[name].modules if name in merged else ()
+                merged[name] = Player(**{**vars(player), "modules": (*previous, *player.modules)})
+        return merged
+
+    def step(
+        self, stage: Stage, student: Knowledge | None, teacher: Knowledge | None, heads: Heads
+    ) -> Iterator[Update]:
+        total = dict(student.losses) if student else {}
+        metrics = {}
+        for name, part in self._plan[stage.name].items():
+            for update in self.methods[name].step(part, student, teacher, heads):
+                if update.player != STUDENT:
+                    yield update
+                    continue
+                metrics.update(update.metrics)
+                for term, loss in update.losses.items():
+                    if term in student.losses:
+                        total[term] = total[term] + (loss - student.losses[term])
+                    else:
+                        total[term] = loss
+        if stage.trains_student:
+            yield Update(STUDENT, total, metrics)
+
+    def _merge(self) -> list[Stage]:
+        stages, timelines = [], {}
+        for name, method in self.methods.items():
+            for stage in method.stages():
+                if not stage.trains_student:
+                    stages.append(self._plan_stage({name: stage}, stage.steps))
+            timelines[name] = [stage for stage in method.stages() if stage.trains_student]
+        position = {name: 0 for name in timelines}
+        left = {name: timeline[0].steps for name, timeline in timelines.items()}
+        while True:
+            current = {name: timelines[name][position[name]] for name in timelines}
+            finite = [steps for steps in left.values() if steps is not None]
+            length = min(finite, default=None)
+            stages.append(self._plan_stage(current, length))
+            if length is None:
+                return stages
+            for name, steps in left.items():
+                if steps is None:
+                    continue
+                left[name] = steps - length
+                if left[name] == 0:
+                    position[name] += 1
+                    left[name] = timelines[name][position[name]].steps
+
+    def _plan_stage(self, parts: dict[str, Stage], steps: int | None) -> Stage:
+        name = "+".join(f"{method}.{stage.name}" for method, stage in parts.items())
+        self._plan[name] = parts
+        needs = frozenset().union(*(stage.needs for stage in parts.values()))
+        players = tuple(dict.fromkeys(player for stage in parts.values() for player in stage.players))
+        return Stage(name, needs, players, steps)

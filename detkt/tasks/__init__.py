@@ -1,0 +1,1 @@
+"""Tasks: how knowledge is obtained from a detector or a classifier."""

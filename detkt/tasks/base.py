@@ -1,0 +1,65 @@
+"""What the trainer needs of a task: probe both nets, run a batch, and read heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from detkt.errors import InputError, suggestion
+from detkt.knowledge import Knowledge, Spec
+from detkt.methods.base import Heads
+
+
+class Task(Protocol):
+    """Obtains knowledge from a student and a frozen teacher."""
+
+    student: nn.Module
+    teacher: nn.Module | None
+
+    def watch(self, student_layers: Iterable[str], teacher_layers: Iterable[str]) -> tuple[Spec, Spec | None]:
+        """Reveal the named inner layers from now on, and probe both nets' maps."""
+        ...
+
+    def run(
+        self, inputs: Any, targets: Any, needs: frozenset[str]
+    ) -> tuple[Knowledge | None, Knowledge | None, Heads]:
+        """The passes in *needs* (see Stage) on one batch: student's and teacher's knowledge, and the heads."""
+        ...
+
+
+class LayerRecorder:
+    """Records the outputs of named inner modules while it is asked to, through forward hooks.
+
+    The modules stay unmodified, and nothing is kept alive after the pass.
+    """
+
+    def __init__(self, network: nn.Module, names: Sequence[str], role: str) -> None:
+        modules = dict(network.named_modules())
+        self._recorded: dict[str, Tensor] | None = None
+        for name in names:
+            if name not in modules or not name:
+                top = [key for key in modules if key and key.count(".") == 0]
+                raise InputError(
+                    f"the {role}'s backbone has no layer '{name}'{suggestion(name, modules)}; "
+                    f"its stages are: {', '.join(top)}"
+                )
+            modules[name].register_forward_hook(self._hook(name))
+
+    def _hook(self, name: str):
+        def record(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            if self._recorded is not None:
+                self._recorded[name] = output
+
+        return record
+
+    @contextmanager
+    def recording(self) -> Iterator[dict[str, Tensor]]:
+        """Fill the yielded dict with the layers' outputs of the passes inside the block."""
+        self._recorded = {}
+        try:
+            yield self._recorded
+        finally:
+            self._recorded = None

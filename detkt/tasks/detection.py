@@ -1,0 +1,228 @@
+"""Knowledge from torchvision's R-CNN detectors: hooks on the backbone and on the RoI predictor.
+
+The detectors stay unmodified. One image transform, the student's, serves both nets; the teacher runs its backbone
+alone, and its RoI head on the student's sampled RoIs only where logits are asked for.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.image_list import ImageList
+
+from detkt.errors import InputError
+from detkt.knowledge import FeatureSpec, Knowledge, Spec
+from detkt.tasks.base import LayerRecorder
+
+Targets = list[dict[str, Tensor]]
+
+
+def named_outputs(backbone_output: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+    """A backbone's output by name: ``output``, or ``output.<level>`` for a feature pyramid."""
+    if isinstance(backbone_output, Tensor):
+        return {"output": backbone_output}
+    return {f"output.{level}": feature for level, feature in backbone_output.items()}
+
+
+def as_pyramid(features: dict[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """The reverse of :func:`named_outputs`, in the form RPN and RoI heads read (a lone map is level 0)."""
+    if "output" in features:
+        return OrderedDict([("0", features["output"])])
+    prefix = "output."
+    return OrderedDict((k.removeprefix(prefix), v) for k, v in features.items() if k.startswith(prefix))
+
+
+class _Detector:
+    """One detector with its hooks: the inner layers and the RoI predictor's input boxes and output scores."""
+
+    def __init__(self, model: GeneralizedRCNN, role: str) -> None:
+        self.model, self.role = model, role
+        self.recorder = LayerRecorder(model.backbone, [], role)
+        self.logits: Tensor | None = None
+        self.proposals: list[Tensor] | None = None
+        # Under autocast heads return half precision, and torchvision would decode boxes in it (errors of whole pixels).
+        model.rpn.head.register_forward_hook(_to_float)
+        model.roi_heads.box_predictor.register_forward_hook(self._predicted)
+        model.roi_heads.box_roi_pool.register_forward_pre_hook(self._pooling)
+
+    def _predicted(self, module: nn.Module, inputs: tuple, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        output = _to_float(module, inputs, output)
+        self.logits = output[0]
+        return output
+
+    def _pooling(self, module: nn.Module, inputs: tuple) -> None:
+        self.proposals = inputs[1]
+
+    def watch(self, layers: Iterable[str]) -> None:
+        names = [name for name in dict.fromkeys(layers) if name.split(".")[0] != "output"]
+        self.recorder = LayerRecorder(self.model.backbone, names, self.role)
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Backbone alone: its outputs by name and the watched inner layers."""
+        with self.recorder.recording() as inner:
+            outputs = named_outputs(self.model.backbone(images))
+        return {**outputs, **inner}
+
+    def losses(self, features: dict[str, Tensor], images: ImageList, targets: Targets) -> dict[str, Tensor]:
+        """RPN and RoI losses on *features*; the sampled RoIs and their logits stay until :meth:`forget`."""
+        pyramid = as_pyramid(features)
+        proposals, rpn_losses = self.model.rpn(images, pyramid, targets)
+        _, roi_losses = self.model.roi_heads(pyramid, proposals, images.image_sizes, targets)
+        return {**roi_losses, **rpn_losses}
+
+    def forget(self) -> None:
+        """Let go of the last batch, or its graph would live until the next one."""
+        self.logits = self.proposals = None
+
+    @property
+    def num_classes(self) -> int:
+        return self.model.roi_heads.box_predictor.cls_score.out_features
+
+
+def _to_float(module: nn.Module, inputs: tuple, output):
+    if isinstance(output, Tensor):
+        return output.float()
+    return type(output)(_to_float(module, inputs, part) for part in output)
+
+
+class DetectionTask:
+    """Student and teacher are torchvision ``GeneralizedRCNN``s (Faster R-CNN and kin) with the same normalisation.
+
+    Args:
+        student: trained; its transform serves both nets.
+        teacher: frozen; None for plain training.
+        student_classes, teacher_classes: names without background, compared where scores are.
+
+    Raises:
+        InputError: not an R-CNN, or the two normalise pictures differently.
+    """
+
+    def __init__(
+        self,
+        student: GeneralizedRCNN,
+        teacher: GeneralizedRCNN | None = None,
+        student_classes: Iterable[str] = (),
+        teacher_classes: Iterable[str] = (),
+    ) -> None:
+        for role, model in (("student", student), ("teacher", teacher)):
+            if model is not None and not isinstance(model, GeneralizedRCNN):
+                raise InputError(f"the {role} is a {type(model).__name__}, not a torchvision R-CNN detector")
+        if teacher is not None:
+            for key in ("image_mean", "image_std"):
+                ours, theirs = getattr(student.transform, key), getattr(teacher.transform, key)
+                if list(ours) != list(theirs):
+                    raise InputError(
+                        f"student and teacher must share one image transform, but their {key} differ: {ours} and {theirs}"
+                    )
+        self.student, self.teacher = student, teacher
+        self._student = _Detector(student, "student")
+        self._teacher = _Detector(teacher, "teacher") if teacher is not None else None
+        self._classes = {"student": tuple(student_classes), "teacher": tuple(teacher_classes)}
+
+    def watch(self, student_layers: Iterable[str], teacher_layers: Iterable[str]) -> tuple[Spec, Spec | None]:
+        """See :class:`detkt.tasks.base.Task`."""
+        self._student.watch(student_layers)
+        if self._teacher is None:
+            return self._probe(self._student), None
+        self._teacher.watch(teacher_layers)
+        return self._probe(self._student), self._probe(self._teacher)
+
+    def _probe(self, detector: _Detector) -> Spec:
+        """Shapes on a noise picture of 4:5 at the training size, padded as batches are."""
+        model = detector.model
+        device = next(model.parameters()).device
+        short = model.transform.min_size[-1]
+        divisor = model.transform.size_divisible
+        height, width = (-(-side // divisor) * divisor for side in (short, short * 5 // 4))
+        picture = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device)
+        with torch.no_grad(), _evaluating(model.backbone):
+            maps = detector.features((picture - 0.5) * 4)
+        features = {
+            name: FeatureSpec(m.shape[1], m.shape[2], m.shape[3], bool((m >= 0).all()))
+            for name, m in maps.items()
+        }
+        return Spec(features, detector.num_classes, self._classes[detector.role])
+
+    def run(
+        self, images: list[Tensor], targets: Targets, needs: frozenset[str]
+    ) -> tuple[Knowledge | None, Knowledge | None, DetectionHeads]:
+        """Images: list of (3, H, W) in [0, 1]; targets as torchvision's. See :class:`detkt.tasks.base.Task`."""
+        batch, targets = self.student.transform(images, targets)
+        valid = _valid(batch)
+        heads = DetectionHeads({"student": self._student, "teacher": self._teacher}, batch, targets)
+        student = teacher = None
+        if "student" in needs:
+            features = self._student.features(batch.tensors)
+            losses = self._student.losses(features, batch, targets)
+            student = Knowledge(
+                features, losses=losses, classification_loss="loss_classifier", valid=valid
+            )
+            if needs & {"student.logits", "teacher.logits"}:
+                student.logits = self._student.logits
+                student.labels = self._roi_labels(targets)
+        if needs & {"teacher.features", "teacher.logits"}:
+            with torch.no_grad():
+                teacher = Knowledge(self._teacher.features(batch.tensors), valid=valid)
+                if "teacher.logits" in needs:
+                    teacher.logits = self._teacher_logits(teacher.features, batch)
+                    self._teacher.forget()
+        self._student.forget()
+        return student, teacher, heads
+
+    def _teacher_logits(self, features: dict[str, Tensor], batch: ImageList) -> Tensor:
+        """The teacher's RoI head on the student's sampled RoIs (M, K): no RPN of the teacher."""
+        heads = self.teacher.roi_heads
+        pooled = heads.box_roi_pool(as_pyramid(features), self._student.proposals, batch.image_sizes)
+        return heads.box_predictor(heads.box_head(pooled))[0]
+
+    def _roi_labels(self, targets: Targets) -> Tensor:
+        """Classes (M,) of the student's sampled RoIs, as its RoI head assigned them (0 is background)."""
+        boxes = [target["boxes"].float() for target in targets]
+        labels = [target["labels"] for target in targets]
+        assigned = self.student.roi_heads.assign_targets_to_proposals(self._student.proposals, boxes, labels)[1]
+        return torch.cat(assigned).clamp_min(0)
+
+
+class DetectionHeads:
+    """RPN and RoI head of both detectors on the current batch (see :class:`detkt.methods.base.Heads`)."""
+
+    def __init__(self, detectors: dict[str, _Detector | None], images: ImageList, targets: Targets) -> None:
+        self._detectors, self._images, self._targets = detectors, images, targets
+
+    def task_losses(self, features: dict[str, Tensor], role: str) -> dict[str, Tensor]:
+        """RPN + RoI losses that the head of *role* reads from *features* (``output...`` maps by name)."""
+        detector = self._detectors[role]
+        with _scoring(detector.model):
+            losses = detector.losses(features, self._images, self._targets)
+        detector.forget()
+        return losses
+
+
+@contextmanager
+def _scoring(model: GeneralizedRCNN) -> Iterator[None]:
+    """RPN and RoI heads compute losses while the layers inside them (batch norm, dropout) stay in eval mode."""
+    with _evaluating(model.rpn), _evaluating(model.roi_heads):
+        model.rpn.training = model.roi_heads.training = True
+        yield
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _valid(batch: ImageList) -> list[tuple[float, float]] | None:
+    height, width = batch.tensors.shape[-2:]
+    valid = [(h / height, w / width) for h, w in batch.image_sizes]
+    return None if all(share == (1.0, 1.0) for share in valid) else valid
