@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from detkt.paths import resolve
 
 
 def run_tool(main: Callable[[list[str] | None], None]) -> None:
-    """Call *main* and exit: 0 done; 2 bad input, with one line ``error: ...``; 128 + signal when stopped (Ctrl-C: 130)."""
+    """Call *main* and exit: 0 done; 2 bad input, with one line ``error: ...``; 128 + signal when stopped."""
     try:
         main(None)
     except InputError as error:
@@ -29,6 +31,8 @@ def run_tool(main: Callable[[list[str] | None], None]) -> None:
         print("stopped", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
+        # Else the interpreter complains once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
 
 
@@ -46,12 +50,12 @@ def training_parser(description: str, example: str, default_config: str) -> Pars
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--method", help=f"{', '.join(methods.available())}, or a sum such as ktan+kd (config's, else ktan)")
-    parser.add_argument("--config", help=f"YAML file of a data set and a teacher/student pair (default: {default_config})")
+    parser.add_argument("--method", help=f"{', '.join(methods.available())}, or a sum such as ktan+kd")
+    parser.add_argument("--config", help=f"YAML file of data set and teacher/student pair (default: {default_config})")
     parser.add_argument("--data-root", help="the data set's folder")
     parser.add_argument("--role", choices=("student", "teacher"), help="which network of the pair to train")
     parser.add_argument("--teacher", metavar="CKPT", help="trained teacher: a run's folder or model.safetensors")
-    parser.add_argument("--student-init", metavar="CKPT", help="trained student to start from ('none': from scratch)")
+    parser.add_argument("--student-init", metavar="CKPT", help="trained network to start from ('none': from scratch)")
     parser.add_argument("--output", metavar="DIR", help="run folder (default: runs/CONFIG-METHOD-sSEED)")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--batch-size", type=int)
@@ -59,7 +63,9 @@ def training_parser(description: str, example: str, default_config: str) -> Pars
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"))
     parser.add_argument("--workers", type=int, help="processes that load pictures")
-    parser.add_argument("--resume", metavar="CKPT", nargs="?", const="", help="go on with a run (default: OUTPUT/last.pt)")
+    parser.add_argument(
+        "--resume", metavar="CKPT", nargs="?", const="", help="go on with a run (default CKPT: OUTPUT/last.pt)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="any setting of the config")
@@ -91,12 +97,13 @@ def training_config(arguments: argparse.Namespace, default_config: str) -> tuple
         return _resumed(arguments)
     path = resolve(arguments.config or default_config)
     config = load_config(path, _overrides(arguments, _FLAGS))
-    if config.role == "teacher" and arguments.student_init:
-        config.teacher.checkpoint = arguments.student_init
-    elif config.role == "teacher":
-        config.teacher.checkpoint = None
+    start = None if arguments.student_init == "none" else arguments.student_init
+    if config.role == "teacher":
+        if arguments.teacher:
+            raise InputError("--teacher is for students; a teacher starts from a checkpoint with --student-init CKPT")
+        config.teacher.checkpoint = start
     elif arguments.student_init:
-        config.student.checkpoint = None if arguments.student_init == "none" else arguments.student_init
+        config.student.checkpoint = start
     role = "teacher-" if config.role == "teacher" else ""
     default = f"runs/{config.name}-{role}{config.method}-s{config.train.seed}"
     return config, Path(arguments.output or default), None
@@ -112,7 +119,7 @@ def _resumed(arguments: argparse.Namespace) -> tuple[Config, Path, Path]:
     changed = [
         "--" + name.replace("_", "-")
         for name, value in vars(arguments).items()
-        if value not in (None, False, []) and name not in _RUNTIME and name != "overrides"
+        if value is not None and value is not False and name not in _RUNTIME and name != "overrides"
     ]
     if changed or arguments.overrides:
         raise InputError(
@@ -125,5 +132,6 @@ def _resumed(arguments: argparse.Namespace) -> tuple[Config, Path, Path]:
 
 
 def _overrides(arguments: argparse.Namespace, flags: dict[str, str]) -> list[str]:
-    given = [f"{key}={getattr(arguments, name)}" for name, key in flags.items() if getattr(arguments, name) is not None]
-    return [*given, *arguments.overrides]
+    # JSON is YAML in which a path stays the string it is, whatever it looks like.
+    given = {key: getattr(arguments, name) for name, key in flags.items() if getattr(arguments, name) is not None}
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()] + arguments.overrides

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -40,8 +42,11 @@ class DataConfig:
 
 @dataclass
 class NetConfig:
-    """A detector. ``weights``: ``imagenet``, a file of (partial) weights, or None; ``checkpoint``: a trained detkt model
-    (folder or .safetensors), whose architecture and classes must agree; ``options``: those of ``build_detector``."""
+    """A detector.
+
+    ``weights``: ``imagenet``, a file of (partial) weights, or None; ``checkpoint``: a trained detkt model (folder or
+    .safetensors), whose architecture and classes must agree; ``options``: those of ``build_detector``.
+    """
 
     architecture: str = "fasterrcnn_resnet50_c4"
     weights: str | None = None
@@ -97,11 +102,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text())
+        content = _parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"config file {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise InputError(f"config file {path}: not a text file") from None
+    except RecursionError:
+        raise InputError(f"config file {path}: nested too deeply") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -111,20 +118,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(content, dict):
         raise InputError(f"config file {path}: expected 'key: value' lines, found a {type(content).__name__}")
     config = OmegaConf.structured(Config(name=path.stem))
-    _merge(config, content, f"config file {path}: ")
+    where = f"config file {path}: "
+    _merge(config, content, where)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key.strip():
             raise InputError(f"'{override}' is not an override; write section.key=value")
         try:
-            parsed = yaml.safe_load(value)
+            parsed = _parse_yaml(value)
         except yaml.YAMLError:
             raise InputError(f"override '{override}': the value is not YAML") from None
         nested: Any = parsed
         for part in reversed(key.strip().split(".")):
             nested = {part: nested}
         _merge(config, nested, "override: ")
-    result = OmegaConf.to_object(config)
+    try:
+        result = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:  # an interpolation ${...} that leads nowhere, a mandatory ???
+        raise InputError(f"{where}{str(error).splitlines()[0]}") from None
     _check(result)
     return result
 
@@ -134,6 +145,39 @@ def save_config(config: Config, path: str | Path) -> None:
     Path(path).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: PyYAML takes 1e-3, which has no point, for a word."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _parse_yaml(text: str) -> Any:
+    """The value of a YAML document; raises yaml.YAMLError, also for a key that is given twice."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        _refuse_repeated_keys(node)
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _refuse_repeated_keys(node: yaml.Node | None) -> None:
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_repeated_keys(item)
+    elif isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key '{key.value}' is given twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+            _refuse_repeated_keys(value)
+
+
 def _merge(config: DictConfig, values: dict[str, Any], where: str, prefix: str = "") -> None:
     """Merge key by key, so that an error names its key."""
     schema = OmegaConf.get_type(config)
@@ -141,7 +185,7 @@ def _merge(config: DictConfig, values: dict[str, Any], where: str, prefix: str =
         full = f"{prefix}{key}"
         if is_dataclass(schema) and key not in {f.name for f in fields(schema)}:
             raise InputError(f"{where}unknown key '{full}'{suggestion(key, [f.name for f in fields(schema)])}")
-        if isinstance(value, dict) and OmegaConf.is_dict(config[key] if key in config else None):
+        if isinstance(value, dict) and OmegaConf.is_dict(config.get(key)):
             _merge(config[key], value, where, f"{full}.")
             continue
         try:
@@ -152,14 +196,15 @@ def _merge(config: DictConfig, values: dict[str, Any], where: str, prefix: str =
 
 def _check(config: Config) -> None:
     train, data = config.train, config.data
-    positive = {"train.epochs": train.epochs, "train.batch_size": train.batch_size, "train.lr_per_image": train.lr_per_image}
-    positive |= {"train.log_every": train.log_every, "train.checkpoint_every": train.checkpoint_every}
-    for key, value in positive.items():
-        if not value > 0:
-            raise InputError(f"'{key}' is {value}: it must be greater than 0")
-    for key, value in {"train.workers": train.workers, "train.warmup_steps": train.warmup_steps, "train.seed": train.seed}.items():
-        if value < 0:
-            raise InputError(f"'{key}' is {value}: it must be 0 or more")
+    positive = ("epochs", "batch_size", "lr_per_image", "gamma", "log_every", "checkpoint_every")
+    for key in positive:
+        if not 0 < (value := getattr(train, key)) < math.inf:
+            raise InputError(f"'train.{key}' is {value}: it must be greater than 0")
+    for key in ("workers", "warmup_steps", "seed", "momentum", "weight_decay", "clip_norm"):
+        if not 0 <= (value := getattr(train, key)) < math.inf:
+            raise InputError(f"'train.{key}' is {value}: it must be 0 or more")
+    if not all(0 < share <= 1 for share in train.milestones):
+        raise InputError(f"'train.milestones' is {train.milestones}: each must be a share of the budget in (0, 1]")
     methods.choose(train.precision, ("fp32", "bf16", "fp16"), "precision")
     methods.choose(config.role, ("student", "teacher"), "role")
     methods.choose(data.format, ("voc", "shapes"), "data.format")

@@ -20,7 +20,7 @@ class Distiller(nn.Module):
 
     Args:
         student, teacher: any torchvision R-CNN detectors; the teacher is frozen here. None with ``method="none"``.
-        method: a name of ``detkt.methods.available()`` or a sum ``"a+b"``.
+        method: a name of ``detkt.methods.available()``, a sum ``"a+b"``, or a :class:`~detkt.methods.Method` of yours.
         settings: the method's settings, e.g. ``{"beta": 5.0}``; for a sum ``{"ktan": {...}, "kd": {...}}``.
         student_classes, teacher_classes: class names without background; compared by methods that use scores.
 
@@ -43,26 +43,28 @@ class Distiller(nn.Module):
         self,
         student: nn.Module,
         teacher: nn.Module | None = None,
-        method: str = "ktan",
+        method: str | type[methods.Method] = "ktan",
         settings: Mapping[str, Any] | None = None,
         student_classes: Iterable[str] = (),
         teacher_classes: Iterable[str] = (),
     ) -> None:
         super().__init__()
-        sections = dict(settings or {}) if "+" in method else {method: dict(settings or {})}
-        configs = methods.parse(method, sections)
-        if teacher is None and any(methods.method_class(name).needs_teacher for name in configs):
-            raise InputError(f"method '{method}' needs a teacher")
+        if isinstance(method, type) or "+" not in method:
+            method = methods.method_class(method)
+            settings = {method.name: settings}
+        configs = methods.parse(method, settings)
+        if teacher is None and any(cls.needs_teacher for cls in configs):
+            raise InputError(f"method '{'+'.join(cls.name for cls in configs)}' needs a teacher")
+        self.task = DetectionTask(student, teacher, student_classes, teacher_classes)
+        device = next(student.parameters()).device
         self.student = student
         # Not a submodule: the teacher is no part of this module's state, mode or parameters.
         self._teacher = [teacher]
         if teacher is not None:
-            teacher.eval().requires_grad_(False)
-        self.task = DetectionTask(student, teacher, student_classes, teacher_classes)
+            teacher.to(device).eval().requires_grad_(False)
         pairs = methods.required_layers(configs)
         specs = self.task.watch([pair.student for pair in pairs], [pair.teacher for pair in pairs])
-        self.method = methods.build(configs, *specs)
-        self.method.to(next(student.parameters()).device)
+        self.method = methods.build(configs, *specs).to(device)
         self._stages = list(self.method.stages())
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         self._student_updates = 0
@@ -100,7 +102,7 @@ class Distiller(nn.Module):
                 break
             for images, targets in _cycle(batches, stage.steps):
                 for update in self.updates(stage, images, targets):
-                    self._apply(update)
+                    self._learn(update)
         self._prepared = True
 
     def forward(self, images: Any, targets: Any) -> dict[str, Tensor]:
@@ -113,16 +115,23 @@ class Distiller(nn.Module):
             if stage.steps is None or left < stage.steps:
                 break
             left -= stage.steps
-        self._student_updates += 1
         losses = {}
         for update in self.updates(stage, images, targets):
             if update.player == STUDENT:
                 losses.update(update.losses)
             else:
-                self._apply(update)
+                self._learn(update)
+        self._student_updates += 1
         return losses
 
-    def _apply(self, update: Update) -> None:
+    def _apply(self, fn, recurse: bool = True) -> Distiller:
+        """``to``, ``cuda`` and the like take the teacher along."""
+        if self.teacher is not None:
+            self.teacher._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def _learn(self, update: Update) -> None:
+        """Let the player of *update*, one of the method's own, take its step."""
         parameters = self.player_parameters()[update.player]
         if update.player not in self._optimizers:
             player = self.method.players()[update.player]
@@ -134,9 +143,12 @@ class Distiller(nn.Module):
         if clip_norm:
             nn.utils.clip_grad_norm_(parameters, clip_norm)
         optimizer.step()
+        # Inside your autocast the player would go on with half-precision copies of its old weights.
+        torch.clear_autocast_cache()
 
 
 def _cycle(batches: Iterable, steps: int) -> Iterator:
+    """*steps* batches, starting over at the end."""
     done = 0
     while done < steps:
         before = done
@@ -146,4 +158,6 @@ def _cycle(batches: Iterable, steps: int) -> Iterator:
             yield batch
             done += 1
         if done == before:
-            raise InputError("prepare() got no batches")
+            raise InputError(
+                f"prepare() got {done} batches but needs {steps}; give it a DataLoader or a list, to go through again"
+            )

@@ -34,19 +34,20 @@ class Knowledge:
     def mask(self, feature: Tensor) -> Tensor | None:
         """Which cells of *feature* (N, C, H, W) show picture: (N, 1, H, W) of 0 and 1; None: all of them.
 
-        A cell counts if its centre lies inside the picture. Padding carries no knowledge.
+        A cell counts if its centre lies inside the picture. Padding carries no knowledge. float32 whatever the
+        precision of *feature*: half precision could neither place the edge nor count the cells.
         """
         if self.valid is None:
             return None
         height, width = feature.shape[-2:]
-        valid = torch.tensor(self.valid, dtype=feature.dtype)
+        valid = torch.tensor(self.valid, dtype=torch.float32)
         rows = (torch.arange(height) + 0.5) / height < valid[:, 0:1]
         columns = (torch.arange(width) + 0.5) / width < valid[:, 1:2]
         # At least one cell: a sliver of a picture must not turn a masked mean into 0 / 0.
         rows[:, 0] = True
         columns[:, 0] = True
         mask = (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)
-        return mask.to(feature.dtype).to(feature.device, non_blocking=True)
+        return mask.float().to(feature.device, non_blocking=True)
 
 
 @dataclass(frozen=True)

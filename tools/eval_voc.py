@@ -20,14 +20,14 @@ from detkt.paths import resolve
 
 EXAMPLES = """examples:
   python tools/eval_voc.py --checkpoint runs/shapes-ktan-s0 --data-root data/shapes
-  python tools/eval_voc.py --detections results/VOC2007/Main --data-root data/VOCdevkit --split test --json scores.json"""
+  python tools/eval_voc.py --detections results/VOC2007/Main --data-root data/VOCdevkit --json scores.json"""
 
 
 def main(arguments=None):
     parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", metavar="CKPT", help="a run's folder or its model.safetensors")
-    source.add_argument("--detections", metavar="DIR", help="VOC result files (*_det_test_CLASS.txt) to score without a model")
+    source.add_argument("--detections", metavar="DIR", help="VOC result files (*_det_test_CLASS.txt) to score")
     parser.add_argument("--data-root", required=True, help="VOC-format folder, or one that holds VOCdevkit/VOC<year>")
     parser.add_argument("--split", default="test", help="list in ImageSets/Main (default: test)")
     parser.add_argument("--year", default="2007", help="which VOC<year> below the root (default: 2007)")
@@ -40,6 +40,8 @@ def main(arguments=None):
     arguments = parser.parse_args(arguments)
     if arguments.batch_size < 1 or arguments.workers < 0:
         raise InputError("--batch-size must be 1 or more and --workers 0 or more")
+    if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
+        raise InputError(f"--json {arguments.json}: there is no folder {Path(arguments.json).parent}")
 
     device = resolve_device(arguments.device)
     data = DataConfig(root=arguments.data_root, test=arguments.split, year=arguments.year)
@@ -51,7 +53,8 @@ def main(arguments=None):
             model, dataset, device, batch_size=arguments.batch_size, workers=arguments.workers, quiet=arguments.quiet
         )
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        result |= {"checkpoint": arguments.checkpoint, "parameters": parameters, "milliseconds_per_picture": milliseconds}
+        result |= {"checkpoint": arguments.checkpoint, "parameters": parameters}
+        result["milliseconds_per_picture"] = milliseconds
     else:
         dataset = test_set(data)
         detections = read_results(arguments.detections, dataset.classes)

@@ -22,6 +22,11 @@ def data_root(config: DataConfig, progress: Callable | None = None) -> Path:
     """The data set's folder; the shapes are drawn into theirs where it does not exist yet."""
     root = resolve(config.root or DEFAULT_ROOTS[config.format])
     if config.format == "shapes":
+        if any((root / name).is_dir() for name in ("VOCdevkit", "Annotations")) and not (root / "shapes.json").exists():
+            raise InputError(
+                f"{root} is a VOC-format folder, but the config says data.format=shapes; give a --config for it, or "
+                "data.format=voc and a pair that fits"
+            )
         write_shapes(root, shapes_config(config), progress)
     return root
 
@@ -52,7 +57,7 @@ def training_set(config: DataConfig, progress: Callable | None = None) -> VOCDet
     )
 
 
-def test_set(config: DataConfig, classes: list[str] | None = None, split: str | None = None) -> VOCDetection:
+def test_set(config: DataConfig, classes: list[str] | None = None, split: str | None = None) -> VOCDetection:  # noqa: PT028
     """The test list (or *split*), as it is; *classes* are those the detector was trained on."""
     return VOCDetection(
         data_root(config), split or config.test, config.year, classes=classes if classes else config.classes

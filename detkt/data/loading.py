@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from detkt.errors import InputError
 
 _PRIME = 1_000_003
 
@@ -14,7 +17,7 @@ _PRIME = 1_000_003
 class EndlessBatches(Sampler):
     """Yields lists of (index, sample seed), epoch after epoch, from batch number *start* on.
 
-    Each epoch is a new permutation; a last incomplete batch is dropped (a data set smaller than one batch is one batch).
+    Each epoch is a new permutation, less a last incomplete batch (a data set smaller than one batch is one batch).
     A sample's seed depends on (seed, epoch, index) alone: augmentation is the same whichever worker does it.
     """
 
@@ -28,7 +31,7 @@ class EndlessBatches(Sampler):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, first = divmod(self.start, self.per_epoch)
         while True:
-            generator = torch.Generator().manual_seed(self.seed * _PRIME + epoch)
+            generator = torch.Generator().manual_seed((self.seed * _PRIME + epoch) % 2**63)
             order = torch.randperm(self.length, generator=generator).tolist()
             for batch in range(first, self.per_epoch):
                 indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
@@ -44,22 +47,38 @@ def collate(samples: list[tuple[Tensor, dict[str, Tensor]]]) -> tuple[list[Tenso
 
 def training_loader(dataset: Dataset, batches: EndlessBatches, workers: int, pin_memory: bool) -> DataLoader:
     """Endless loader over *batches*."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        worker_init_fn=_single_thread if workers else None,
-    )
+    return _Loader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory)
 
 
 def evaluation_loader(dataset: Dataset, batch_size: int, workers: int) -> DataLoader:
     """Every picture once, in order."""
-    return DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate)
+    return _Loader(dataset, batch_size=batch_size, num_workers=workers)
 
 
-def _single_thread(worker: int) -> None:
+class _Loader(DataLoader):
+    """Lists of pictures and targets; an InputError of a worker stays the one line it was, without torch's traceback."""
+
+    def __init__(self, dataset: Dataset, **options) -> None:
+        # Each start draws a seed for the workers: from the global generator, it would make a resumed run differ.
+        super().__init__(
+            dataset, collate_fn=collate, worker_init_fn=_start_worker, generator=torch.Generator(), **options
+        )
+
+    def __iter__(self) -> Iterator[tuple[list[Tensor], list[dict[str, Tensor]]]]:
+        return _in_one_line(super().__iter__())
+
+
+def _in_one_line(batches: Iterator) -> Iterator:
+    try:
+        yield from batches
+    except InputError as error:
+        raise InputError(str(error).splitlines()[-1].removeprefix("detkt.errors.InputError: ")) from None
+
+
+def _start_worker(worker: int) -> None:
+    # Ctrl-C reaches every process of the group: a worker that died of it would keep the run from saving itself.
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
     # OpenCV and torch would each start a thread a core in every worker.
     torch.set_num_threads(1)
     import cv2

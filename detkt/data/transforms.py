@@ -60,22 +60,17 @@ class TrainTransforms:
         boxes = A.BboxParams(
             "pascal_voc", ["labels"], min_visibility=visible, min_width=0.99, min_height=0.99, clip=True
         )
-        steps: list[A.BasicTransform] = []
-        if flip > 0:
-            steps.append(A.HorizontalFlip(p=flip))
+        steps: list[A.BasicTransform] = [A.HorizontalFlip(p=flip)]
         if tuple(scale) != (1, 1):
             steps.append(RandomZoom(scale=tuple(scale), min_visibility=visible))
         if color > 0:
             steps.append(A.ColorJitter(brightness=color, contrast=color, saturation=color, hue=color / 4, p=1))
         self._pipeline = A.Compose(steps, bbox_params=boxes)
-        self._random = bool(steps)
 
     def __call__(
         self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, rng_seed: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         boxes, labels = np.asarray(boxes, dtype=np.float64).reshape(-1, 4), np.asarray(labels)
-        if not self._random:
-            return image, boxes, labels
         # Compose.set_random_seed would give every step a generator of the same seed, and so the same draws.
         self._pipeline.set_random_state(np.random.default_rng(rng_seed), random.Random(rng_seed))
         # The row numbers stand for the labels, whatever those are.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import random
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,24 +22,27 @@ FORMAT = 1
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let *write* fill a temporary file beside *path*, flush it to disk, then rename it.
 
-    Whatever happens while writing, *path* is the old file or the new one, whole.
+    Whatever happens while writing, *path* is the old file or the new one, whole. What a killed process leaves of a
+    temporary file is overwritten by the next write.
 
     Raises:
         InputError: the disk is full or the folder is not writable; the temporary file is removed.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; free space or choose another --output") from None
+        reason = error.strerror or error
+        raise InputError(f"cannot write {path}: {reason}; free space or choose another folder") from None
     except RuntimeError as error:
         # torch.save reports a full disk as a RuntimeError of its zip writer.
         raise InputError(f"cannot write {path}: {str(error).splitlines()[0]}; is the disk full?") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -54,12 +59,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}; nothing to resume")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles that are refused right after
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(
-            f"checkpoint {path} holds pickled code, which is never run: only checkpoints written by detkt are resumed"
+            f"checkpoint {path} is damaged or holds pickled code, which is never run: only detkt's own checkpoints are "
+            "resumed"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError):
+    except Exception:  # a damaged file raises nearly anything
         raise InputError(f"checkpoint {path} is damaged or not a checkpoint; delete it and start again") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"checkpoint {path} was not written by this version of detkt (expected format {FORMAT})")

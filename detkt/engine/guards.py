@@ -10,6 +10,16 @@ from torch import Tensor
 from detkt.errors import InputError
 
 
+def check_weights(weights: dict[str, Tensor], step: int) -> None:
+    """Raise InputError naming the first tensor that is not finite (a finite loss may have a gradient that is not)."""
+    for name, value in weights.items():
+        if not value.isfinite().all():
+            raise InputError(
+                f"'{name}' became NaN or infinite by step {step}; the last good checkpoint is kept: lower "
+                "train.lr_per_image or the method's weight, or set train.clip_norm"
+            )
+
+
 class FiniteGuard:
     """Collects the losses of each step and checks them when asked (logged steps, before a checkpoint).
 

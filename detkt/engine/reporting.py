@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
+
+from detkt.engine.checkpoint import write_atomically
+from detkt.errors import InputError
 
 
 class Reporter:
@@ -17,17 +23,24 @@ class Reporter:
         folder: the run's folder.
         resume_step: on resuming, log lines of later steps (written after the checkpoint) are dropped.
         quiet: no progress bar.
+
+    Raises:
+        InputError: the log cannot be written, at the start or later.
     """
 
     def __init__(self, folder: Path, resume_step: int | None = None, quiet: bool = False) -> None:
         self.quiet = quiet
-        path = folder / "log.jsonl"
-        if resume_step is not None and path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step(line) <= resume_step]
-            path.write_text("".join(f"{line}\n" for line in kept))
-        self._file = open(path, "a")  # noqa: SIM115: open for as long as the run
+        self._path = folder / "log.jsonl"
+        if resume_step is not None and self._path.exists():
+            lines = self._path.read_text(errors="replace").splitlines()
+            kept = "".join(f"{line}\n" for line in lines if _step(line) <= resume_step)
+            write_atomically(self._path, lambda temporary: temporary.write_text(kept))
+        try:
+            self._file = self._path.open("a")
+        except OSError as error:
+            raise InputError(f"cannot write {self._path}: {error.strerror}; choose another folder") from None
         self._bar: tqdm | None = None
-        self._board = _tensorboard(folder)
+        self._board = _tensorboard(folder, resume_step)
 
     def start_stage(self, name: str, done: int, total: int) -> None:
         """Begin (or, after a resume, go on with) a stage of *total* steps."""
@@ -43,8 +56,12 @@ class Reporter:
 
     def log(self, entry: dict[str, Any]) -> None:
         """Write one line of ``log.jsonl``; numbers only in TensorBoard and the bar."""
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
+        except OSError as error:
+            reason = error.strerror
+            raise InputError(f"cannot write {self._path}: {reason}; free space, then go on with --resume") from None
         if self._bar is not None and "loss" in entry:
             self._bar.set_postfix(loss=f"{entry['loss']:.3f}", refresh=False)
         if self._board is not None:
@@ -64,6 +81,52 @@ class Reporter:
             self._bar = None
 
 
+class Window:
+    """Means of the logged values since the last log line, summed on the device."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._steps = self._images = 0
+        self._learning_rate = 0.0
+        self._since = time.perf_counter()
+
+    def add(self, values: dict[str, Tensor], images: int, learning_rate: float) -> None:
+        for name, value in values.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._steps += 1
+        self._images += images
+        self._learning_rate = learning_rate
+
+    def flush(self) -> dict[str, float]:
+        if not self._steps:
+            return {}
+        names = list(self._sums)
+        means = (torch.stack([self._sums[name] for name in names]) / self._steps).tolist()
+        entry = {"lr": self._learning_rate} | dict(zip(names, means, strict=True))
+        entry["images_per_second"] = self._images / (time.perf_counter() - self._since)
+        self._reset()
+        return entry
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint between two log lines keeps, so that a resumed run logs the same means."""
+        return {
+            "sums": dict(self._sums),
+            "counts": [self._steps, self._images],
+            "learning_rate": self._learning_rate,
+            "seconds": time.perf_counter() - self._since,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self._steps, self._images = state["counts"]
+        self._learning_rate = state["learning_rate"]
+        self._since = time.perf_counter() - state["seconds"]
+
+
 def _step(line: str) -> float:
     try:
         return json.loads(line)["step"]
@@ -71,9 +134,9 @@ def _step(line: str) -> float:
         return float("inf")  # a line cut off when the run was killed
 
 
-def _tensorboard(folder: Path):
+def _tensorboard(folder: Path, resume_step: int | None):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=None if resume_step is None else resume_step + 1)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise InputError(f"unknown device '{name}'; use cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device '{name}' is not supported; use cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device '{name}' was asked for but torch sees no CUDA; use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -41,30 +44,50 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def open_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make the run's folder; refuse one that holds another run.
+RUN_FILES = ("config.yaml", "log.jsonl", "metrics.json", "last.pt", "model.safetensors", "model.json")
+
+
+def check_folder(folder: Path, *, may_hold_run: bool) -> None:
+    """See that a run can be written to *folder*; nothing is made or removed yet.
 
     Raises:
-        InputError: taken, not a folder, or not writable.
+        InputError: taken by another run, not a folder, or not writable.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the output folder {folder}: {error.strerror}") from None
-    if not os.access(folder, os.W_OK):
+    present = folder
+    while not os.path.exists(present):
+        present = present.parent
+    if not present.is_dir():
+        raise InputError(f"the output folder {folder} cannot be made: {present} is a file")
+    if not os.access(present, os.W_OK | os.X_OK):
         raise InputError(f"the output folder {folder} is not writable; choose another --output")
-    leftovers = [name for name in RUN_FILES if (folder / name).exists()]
-    if leftovers and overwrite and not resume:
-        for name in leftovers:
-            (folder / name).unlink()
-    elif leftovers and not resume:
+    leftovers = _run_files(folder)
+    if leftovers and not may_hold_run:
         raise InputError(
-            f"the output folder {folder} holds a run already ({leftovers[0]}); go on with --resume, "
+            f"the output folder {folder} holds a run already ({leftovers[0].name}); go on with --resume, "
             "replace it with --overwrite, or choose another --output"
         )
 
 
-RUN_FILES = ("config.yaml", "log.jsonl", "metrics.json", "last.pt", "model.safetensors", "model.json")
+def open_folder(folder: Path, resume: Path | None) -> None:
+    """Make the run's folder; a run in it that is not resumed is removed, and no other file.
+
+    A run that is resumed from another folder's checkpoint takes its log along.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if resume is None or resume.parent.resolve() != folder.resolve():
+            for path in _run_files(folder):
+                path.unlink()
+            if resume is not None and (log := resume.parent / "log.jsonl").is_file():
+                shutil.copyfile(log, folder / log.name)
+    except OSError as error:
+        raise InputError(f"cannot make the output folder {folder}: {error.strerror}; choose another --output") from None
+
+
+def _run_files(folder: Path) -> list[Path]:
+    """What a run wrote to *folder*."""
+    boards = sorted(folder.glob("events.out.tfevents.*"))
+    return [folder / name for name in RUN_FILES if os.path.lexists(folder / name)] + boards
 
 
 def build_net(net: NetConfig, role: str, classes: list[str]) -> nn.Module:
@@ -100,8 +123,12 @@ def train_detector(
         folder: output folder (``config.yaml``, ``log.jsonl``, ``last.pt``, ``model.safetensors``, ``model.json``,
             ``metrics.json``).
         resume: a ``last.pt`` to go on from.
-        overwrite: replace a run that is in *folder*.
+        overwrite: replace a run that is in *folder* (once the new one is ready to start).
         quiet: no progress bars.
+
+    Raises:
+        InputError: settings or data that cannot be used; the message says which and what to do.
+        Interrupted: Ctrl-C or SIGTERM during the training, once ``last.pt`` is written.
     """
     device = resolve_device(config.train.device)
     if config.train.precision == "fp16" and device.type != "cuda":
@@ -114,13 +141,12 @@ def train_detector(
             f"method '{config.method}' needs a trained teacher: give --teacher CKPT "
             "(train one with --role teacher --method none)"
         )
-    open_folder(folder, resume=resume is not None, overwrite=overwrite)
+    goes_on = resume is not None and resume.parent.resolve() == folder.resolve()
+    check_folder(folder, may_hold_run=overwrite or goes_on)
     seed_everything(config.train.seed)
     dataset = training_set(config.data)
     # Read now, so that a damaged annotation of the test list is known before hours of training.
     held_out = test_set(config.data, dataset.classes)
-    if len(dataset) == 0:
-        raise InputError(f"the training list '{config.data.train}' names no picture")
 
     net = config.teacher if config.role == "teacher" else config.student
     student = build_net(net, config.role, dataset.classes).to(device)
@@ -138,7 +164,8 @@ def train_detector(
     trainer = Trainer(distiller, dataset, config.train, folder, quiet)
     if resume is not None:
         trainer.resume(resume)
-    save_config(config, folder / "config.yaml")
+    open_folder(folder, resume)
+    write_atomically(folder / "config.yaml", lambda temporary: save_config(config, temporary))
     trainer.fit()
 
     save_model(student, folder, dataset.classes, {"method": config.method, "config": config.name})
@@ -154,7 +181,7 @@ def train_detector(
         "parameters": sum(p.numel() for p in student.parameters()),
         "updates": trainer.student_step,
         "seconds": trainer.seconds,
-        "images_per_second": trainer.step * config.train.batch_size / trainer.seconds,
+        "images_per_second": trainer.step * trainer.batch_size / trainer.seconds,
         "milliseconds_per_picture": milliseconds,
         "versions": versions(device),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -171,9 +198,8 @@ def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
 def _jsonable(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _jsonable(part) for key, part in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return float(value) if hasattr(value, "dtype") else value
+    value = value.item() if hasattr(value, "dtype") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def versions(device: torch.device) -> dict[str, str]:

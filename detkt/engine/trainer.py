@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,9 +17,9 @@ from detkt.config import TrainConfig
 from detkt.data.loading import EndlessBatches, training_loader
 from detkt.distiller import Distiller
 from detkt.engine.checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
-from detkt.engine.guards import FiniteGuard
+from detkt.engine.guards import FiniteGuard, check_weights
 from detkt.engine.optimizers import build_player_optimizer, schedule_factor
-from detkt.engine.reporting import Reporter
+from detkt.engine.reporting import Reporter, Window
 from detkt.errors import InputError
 from detkt.methods.base import STUDENT, Stage, Update
 
@@ -44,12 +45,17 @@ class Trainer:
         config: budget, optimizer, precision.
         folder: where ``last.pt`` and ``log.jsonl`` go.
         quiet: no progress bar.
+
+    Raises:
+        InputError: the method's stages do not fit into the student's budget.
     """
 
     def __init__(self, distiller: Distiller, dataset, config: TrainConfig, folder: Path, quiet: bool = False) -> None:
         self.distiller, self.dataset, self.config, self.folder, self.quiet = distiller, dataset, config, folder, quiet
         self.device = next(distiller.student.parameters()).device
-        self.per_epoch = EndlessBatches(len(dataset), config.batch_size, config.seed).per_epoch
+        batches = EndlessBatches(len(dataset), config.batch_size, config.seed)
+        self.batch_size, self.per_epoch = batches.batch_size, batches.per_epoch
+        self.learning_rate = config.lr_per_image * self.batch_size
         self.student_steps = config.epochs * self.per_epoch
         self.lengths = _stage_lengths(distiller.stages, self.student_steps)
         self.parameters = distiller.player_parameters()
@@ -65,41 +71,63 @@ class Trainer:
         self.scalers = {name: torch.amp.GradScaler(self.device.type, enabled=half) for name in self.parameters}
         self.stage_index = self.stage_step = self.step = self.student_step = 0
         self.seconds = 0.0
+        self._window = Window()
         self._stop_signal: int | None = None
 
     def _student_optimizer(self) -> torch.optim.Optimizer:
         config = self.config
         return torch.optim.SGD(
             self.parameters[STUDENT],
-            lr=config.lr_per_image * config.batch_size,
+            lr=self.learning_rate,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             fused=self.device.type == "cuda" or None,
         )
 
     def resume(self, path: Path) -> None:
-        """Go on exactly where the run that wrote *path* stopped."""
+        """Go on exactly where the run that wrote *path* stopped.
+
+        Raises:
+            InputError: the checkpoint is missing, damaged, or of another model, method or data set.
+        """
         state = load_checkpoint(path)
         try:
+            if state["pictures"] != self._pictures():
+                raise InputError(f"checkpoint {path} is of a run on other pictures; give the data it was trained on")
             self.distiller.load_state_dict(state["distiller"])
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][name])
                 self.scalers[name].load_state_dict(state["scalers"][name])
             for key in ("stage_index", "stage_step", "step", "student_step", "seconds"):
                 setattr(self, key, state[key])
+            self._window.load_state_dict(state["window"], self.device)
+            restore_random_state(state["random"])
+        except InputError:
+            raise
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"checkpoint {path} is of another model or method: {reason}") from None
-        restore_random_state(state["random"])
+
+    def _pictures(self) -> int:
+        """A fingerprint of the data set: in another one, the order of the pictures would not go on."""
+        return zlib.crc32("\n".join(self.dataset.ids).encode())
 
     def save(self) -> None:
-        """Write ``last.pt``: all players, optimizers, counters, random state (after a check that losses are finite)."""
+        """Write ``last.pt``: all players, optimizers, counters, random state.
+
+        Raises:
+            InputError: a loss or a weight is not finite (the checkpoint before stays), or the disk is full.
+        """
         self.guard.check()
+        weights = self.distiller.state_dict()
+        check_weights(weights, self.step)
         state: dict[str, Any] = {
-            "distiller": self.distiller.state_dict(),
+            "distiller": weights,
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "scalers": {name: scaler.state_dict() for name, scaler in self.scalers.items()},
             "random": random_state(),
+            "window": self._window.state_dict(),
+            "pictures": self._pictures(),
         }
         for key in ("stage_index", "stage_step", "step", "student_step"):
             state[key] = getattr(self, key)
@@ -115,7 +143,6 @@ class Trainer:
         """
         self.guard = FiniteGuard()
         self._started = time.perf_counter()
-        self._window = _Window()
         self.reporter = Reporter(self.folder, self.step or None, self.quiet)
         batches = EndlessBatches(len(self.dataset), self.config.batch_size, self.config.seed, start=self.step)
         loader = iter(training_loader(self.dataset, batches, self.config.workers, self.device.type == "cuda"))
@@ -125,6 +152,13 @@ class Trainer:
                 self._run_stage(loader)
                 self.stage_index, self.stage_step = self.stage_index + 1, 0
                 self.save()
+            if self._stop_signal is not None:
+                raise Interrupted(self._stop_signal)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0] if str(error) else ""
+            if not reason.startswith("DataLoader worker"):
+                raise
+            raise InputError(f"{reason}: a process that loads pictures died; free memory or use --workers 0") from None
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -159,7 +193,7 @@ class Trainer:
                 update = next(updates, None)
             if update is None:
                 break
-            self._guard(update, targets)
+            self._guard(update)
             self._apply(update)
             logged |= {**update.losses, **update.metrics}
             if update.player == STUDENT:
@@ -178,7 +212,7 @@ class Trainer:
         scaler.step(optimizer)
         scaler.update()
 
-    def _guard(self, update: Update, targets: list[dict[str, Tensor]]) -> None:
+    def _guard(self, update: Update) -> None:
         pictures = [self.dataset.ids[int(target["image_id"])] for target in self._host_targets]
         self.guard.add(self.step + 1, pictures, update.losses)
 
@@ -196,7 +230,7 @@ class Trainer:
         factor = schedule_factor(
             self.student_step, self.student_steps, config.milestones, config.gamma, config.warmup_steps
         )
-        rate = config.lr_per_image * config.batch_size * factor
+        rate = self.learning_rate * factor
         for group in self.optimizers[STUDENT].param_groups:
             group["lr"] = rate
         return rate
@@ -223,55 +257,25 @@ class Trainer:
         self._stop_signal = number
 
 
-class _Window:
-    """Means of the logged values since the last log line, summed on the device."""
-
-    def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._steps = self._images = 0
-        self._since = time.perf_counter()
-
-    def add(self, values: dict[str, Tensor], images: int, learning_rate: float) -> None:
-        for name, value in values.items():
-            value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._steps += 1
-        self._images += images
-        self._learning_rate = learning_rate
-
-    def flush(self) -> dict[str, float]:
-        if not self._steps:
-            return {}
-        names = list(self._sums)
-        means = (torch.stack([self._sums[name] for name in names]) / self._steps).tolist()
-        entry = {"lr": self._learning_rate} | dict(zip(names, means, strict=True))
-        entry["images_per_second"] = self._images / (time.perf_counter() - self._since)
-        self._reset()
-        return entry
-
-
 def _stage_lengths(stages: list[Stage], student_steps: int) -> list[int]:
     """Steps of each stage; the student's stages share its budget, the last takes what is left.
 
     Raises:
-        InputError: the fixed stages leave nothing of the budget.
+        InputError: the fixed stages leave nothing of the budget, or one is shorter than nothing.
     """
     left, lengths = student_steps, []
     for stage in stages:
+        if stage.steps is not None and stage.steps < 0:
+            raise InputError(f"stage '{stage.name}' has {stage.steps} steps; it must have 0 or more")
         if not stage.trains_student:
             lengths.append(stage.steps)
             continue
         steps = left if stage.steps is None else stage.steps
         if steps > left or left == 0:
             raise InputError(
-                f"stage '{stage.name}' needs {max(steps, 1)} updates but only {left} of the budget of {student_steps} are "
-                "left; train longer (--epochs) or shorten the method's earlier stages"
+                f"stage '{stage.name}' needs {max(steps, 1)} updates but only {left} of the budget of {student_steps} "
+                "are left; train longer (--epochs) or shorten the method's earlier stages"
             )
         left -= steps
         lengths.append(steps)
     return lengths
-
-

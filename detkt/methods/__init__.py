@@ -1,4 +1,7 @@
-"""Distillation methods, one paper a file. ``available()`` lists them, ``build("a+b", ...)`` makes one."""
+"""Distillation methods, one paper a file. ``available()`` lists them, ``build(parse("a+b"), ...)`` makes one.
+
+Wherever a method's name is taken, so is a subclass of :class:`Method` that is defined elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -35,50 +38,74 @@ def available() -> list[str]:
     return list(_classes())
 
 
-def method_class(name: str) -> type[Method]:
-    """The class called *name*; InputError with a suggestion where there is none."""
-    return _classes()[choose(name, available(), "method")]
+def method_class(method: str | type[Method]) -> type[Method]:
+    """The class called *method*; InputError with a suggestion where there is none. A class is returned as it is."""
+    if isinstance(method, type) and issubclass(method, Method):
+        return method
+    return _classes()[choose(method, available(), "method")]
 
 
-def method_config(name: str, settings: Mapping[str, Any] | None = None) -> MethodConfig:
+def method_config(method: str | type[Method], settings: Mapping[str, Any] | None = None) -> MethodConfig:
     """The typed settings of one method: its preset's, then *settings* over them.
 
     Raises:
         InputError: unknown key (with a suggestion), unknown preset, or a value of the wrong type.
     """
-    cls, settings = method_class(name), dict(settings or {})
+    cls = method_class(method)
+    name, settings = cls.name, {} if settings is None else settings
+    if not isinstance(settings, Mapping):
+        raise InputError(f"methods.{name} must hold 'key: value' settings, got {settings!r}")
     preset = choose(settings.get("preset") or "default", cls.presets, f"preset of method '{name}'")
     config = OmegaConf.structured(cls.Config)
     for key, value in {**cls.presets[preset], **settings}.items():
         if key not in config:
             raise InputError(f"unknown key 'methods.{name}.{key}'{suggestion(key, config)}")
         try:
-            config[key] = value
+            OmegaConf.update(config, key, value)
         except OmegaConfBaseException as error:
             raise InputError(f"methods.{name}.{key}: {str(error).splitlines()[0]}") from None
     return OmegaConf.to_object(config)
 
 
-def parse(name: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, MethodConfig]:
-    """``a`` or ``a+b`` -> the configs of its parts by name; *settings* holds a section a method."""
-    parts = [part.strip() for part in name.split("+")]
-    if len(set(parts)) != len(parts):
-        raise InputError(f"method '{name}' names a method twice")
-    if len(parts) > 1 and "none" in parts:
-        raise InputError(f"method '{name}': 'none' adds nothing to a sum; leave it out")
-    return {part: method_config(part, (settings or {}).get(part)) for part in parts}
+def parse(
+    method: str | type[Method], settings: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[type[Method], MethodConfig]:
+    """``a``, ``a+b`` or a class -> the configs of its parts by class; *settings* holds a section a method.
+
+    Raises:
+        InputError: unknown method or section, one named twice, or bad settings (see :func:`method_config`).
+    """
+    parts = [part.strip() for part in method.split("+")] if isinstance(method, str) else [method]
+    classes = [method_class(part) for part in parts]
+    if len(set(classes)) != len(classes):
+        raise InputError(f"method '{method}' names a method twice")
+    if len(classes) > 1 and any(cls.name == "none" for cls in classes):
+        raise InputError(f"method '{method}': 'none' adds nothing to a sum; leave it out")
+    settings = settings or {}
+    for section in settings:
+        choose(section, dict.fromkeys([*available(), *(cls.name for cls in classes)]), "method in the settings")
+    return {cls: method_config(cls, settings.get(cls.name)) for cls in classes}
 
 
-def required_layers(configs: Mapping[str, MethodConfig]) -> list[LayerPair]:
+def required_layers(configs: Mapping[type[Method], MethodConfig]) -> list[LayerPair]:
     """The layers that the methods of *configs* read beside the backbone outputs."""
-    pairs = [pair for name, config in configs.items() for pair in method_class(name).layer_pairs(config)]
-    return list(dict.fromkeys(pairs))
+    return list(dict.fromkeys(pair for cls, config in configs.items() for pair in cls.layer_pairs(config)))
 
 
-def build(configs: Mapping[str, MethodConfig], student: Spec, teacher: Spec | None) -> Method:
+def build(configs: Mapping[type[Method], MethodConfig], student: Spec, teacher: Spec | None) -> Method:
     """The method of *configs* (from :func:`parse`) for two probed networks; several are summed."""
-    methods = [method_class(name)(config, student, teacher) for name, config in configs.items()]
+    methods = [cls(config, student, teacher) for cls, config in configs.items()]
     return methods[0] if len(methods) == 1 else Sum(methods)
 
 
-__all__ = ["Method", "MethodConfig", "available", "build", "choose", "method_class", "method_config", "parse", "required_layers"]
+__all__ = [
+    "Method",
+    "MethodConfig",
+    "available",
+    "build",
+    "choose",
+    "method_class",
+    "method_config",
+    "parse",
+    "required_layers",
+]

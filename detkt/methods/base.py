@@ -140,10 +140,15 @@ class Method(nn.Module):
         """The configured layer pairs, or all the backbone outputs that both nets have.
 
         Raises:
-            InputError: the two nets' outputs do not correspond.
+            InputError: the two nets' outputs do not correspond, or a student's layer is named twice.
         """
         if self.config.layers:
-            return self.layer_pairs(self.config)
+            pairs = self.layer_pairs(self.config)
+            if len({pair.key for pair in pairs}) < len(pairs):
+                raise InputError(
+                    f"methods.{self.name}.layers names a student's layer twice: {', '.join(self.config.layers)}"
+                )
+            return pairs
         student, teacher = self.student_spec.features, self.teacher_spec.features
         outputs = [name for name in student if name.split(".")[0] == "output"]
         if missing := [name for name in outputs if name not in teacher]:
@@ -154,7 +159,20 @@ class Method(nn.Module):
         return [LayerPair(name, name) for name in outputs]
 
     def pair_specs(self, pair: LayerPair) -> tuple[FeatureSpec, FeatureSpec]:
-        """Student's and teacher's map of *pair*."""
+        """Student's and teacher's map of *pair*.
+
+        Raises:
+            InputError: a net has no such map.
+        """
+        for role, name, spec in (
+            ("student", pair.student, self.student_spec),
+            ("teacher", pair.teacher, self.teacher_spec),
+        ):
+            if name not in spec.features:
+                raise InputError(
+                    f"methods.{self.name}.layers: the {role} has no map '{name}'{suggestion(name, spec.features)}; "
+                    f"it has: {', '.join(spec.features)}"
+                )
         return self.student_spec.features[pair.student], self.teacher_spec.features[pair.teacher]
 
     def stages(self) -> Sequence[Stage]:
@@ -167,7 +185,10 @@ class Method(nn.Module):
     def step(
         self, stage: Stage, student: Knowledge | None, teacher: Knowledge | None, heads: Heads
     ) -> Iterator[Update]:
-        """Yield the updates of one batch, in order; each is applied before the generator goes on."""
+        """Yield the updates of one batch, the student's last; each is applied before the generator goes on.
+
+        (A user's own loop applies the student's after the call: a later one would change weights in its graph.)
+        """
         raise NotImplementedError
 
     def require_same_classes(self) -> None:
@@ -175,8 +196,8 @@ class Method(nn.Module):
         student, teacher = self.student_spec, self.teacher_spec
         if student.num_classes != teacher.num_classes:
             raise InputError(
-                f"method '{self.name}' compares class scores, but the student has {student.num_classes} classes and the "
-                f"teacher {teacher.num_classes}; train both on the same class list or use a feature method"
+                f"method '{self.name}' compares class scores, but the student has {student.num_classes} classes and "
+                f"the teacher {teacher.num_classes}; train both on the same class list or use a feature method"
             )
         if student.classes and teacher.classes and student.classes != teacher.classes:
             odd = next(pair for pair in zip(student.classes, teacher.classes, strict=True) if pair[0] != pair[1])
@@ -187,7 +208,7 @@ class Method(nn.Module):
 
 
 @contextmanager
-def frozen(*modules: nn.Module) -> Iterable[None]:
+def frozen(*modules: nn.Module) -> Iterator[None]:
     """Gradients pass through *modules* but none is computed for their parameters."""
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     for parameter in parameters:

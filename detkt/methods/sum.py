@@ -20,6 +20,7 @@ class Sum(Method):
 
     def __init__(self, methods: Sequence[Method]) -> None:
         super().__init__(MethodConfig(), methods[0].student_spec, methods[0].teacher_spec)
+        self.name = "+".join(method.name for method in methods)
         self.methods = nn.ModuleDict({method.name: method for method in methods})
         names = [name for method in methods for name in method.players() if name != STUDENT]
         if len(set(names)) != len(names):
@@ -44,19 +45,16 @@ class Sum(Method):
     def step(
         self, stage: Stage, student: Knowledge | None, teacher: Knowledge | None, heads: Heads
     ) -> Iterator[Update]:
-        total = dict(student.losses) if student else {}
-        metrics = {}
+        task = student.losses if student else {}
+        total, metrics = dict(task), {}
         for name, part in self._plan[stage.name].items():
             for update in self.methods[name].step(part, student, teacher, heads):
                 if update.player != STUDENT:
                     yield update
                     continue
                 metrics.update(update.metrics)
-                for term, loss in update.losses.items():
-                    if term in student.losses:
-                        total[term] = total[term] + (loss - student.losses[term])
-                    else:
-                        total[term] = loss
+                for term in {**task, **update.losses}:
+                    total[term] = total.get(term, 0) + (update.losses.get(term, 0) - task.get(term, 0))
         if stage.trains_student:
             yield Update(STUDENT, total, metrics)
 

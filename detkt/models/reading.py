@@ -5,6 +5,7 @@ Only tensors are read: safetensors, or ``torch.load(..., weights_only=True)``.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import safetensors.torch
@@ -38,7 +39,9 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content = safetensors.torch.load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about pickles that are refused right after
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises nearly anything
         raise InputError(
             f"weights {path}: damaged, truncated or not plain weights ({first_line(error)}); "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -23,9 +24,7 @@ class Task(Protocol):
         """Reveal the named inner layers from now on, and probe both nets' maps."""
         ...
 
-    def run(
-        self, inputs: Any, targets: Any, needs: frozenset[str]
-    ) -> tuple[Knowledge | None, Knowledge | None, Heads]:
+    def run(self, inputs: Any, targets: Any, needs: frozenset[str]) -> tuple[Knowledge | None, Knowledge | None, Heads]:
         """The passes in *needs* (see Stage) on one batch: student's and teacher's knowledge, and the heads."""
         ...
 
@@ -33,7 +32,8 @@ class Task(Protocol):
 class LayerRecorder:
     """Records the outputs of named inner modules while it is asked to, through forward hooks.
 
-    The modules stay unmodified, and nothing is kept alive after the pass.
+    The modules stay unmodified, and nothing is kept alive after the pass. A layer that the next one changes in place
+    (a convolution before VGG's ReLUs) is seen as that one left it.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str], role: str) -> None:
@@ -46,14 +46,11 @@ class LayerRecorder:
                     f"the {role}'s backbone has no layer '{name}'{suggestion(name, modules)}; "
                     f"its stages are: {', '.join(top)}"
                 )
-            modules[name].register_forward_hook(self._hook(name))
+            modules[name].register_forward_hook(partial(self._record, name))
 
-    def _hook(self, name: str):
-        def record(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-            if self._recorded is not None:
-                self._recorded[name] = output
-
-        return record
+    def _record(self, name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        if self._recorded is not None:
+            self._recorded[name] = output
 
     @contextmanager
     def recording(self) -> Iterator[dict[str, Tensor]]:

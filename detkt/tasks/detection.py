@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,14 +39,21 @@ def as_pyramid(features: dict[str, Tensor]) -> OrderedDict[str, Tensor]:
     return OrderedDict((k.removeprefix(prefix), v) for k, v in features.items() if k.startswith(prefix))
 
 
+@dataclass
+class Sampled:
+    """The RoIs a training pass sampled: boxes (n, 4) a picture, and class scores (M, K) of all of them."""
+
+    proposals: list[Tensor] | None = None
+    logits: Tensor | None = None
+
+
 class _Detector:
     """One detector with its hooks: the inner layers and the RoI predictor's input boxes and output scores."""
 
     def __init__(self, model: GeneralizedRCNN, role: str) -> None:
         self.model, self.role = model, role
         self.recorder = LayerRecorder(model.backbone, [], role)
-        self.logits: Tensor | None = None
-        self.proposals: list[Tensor] | None = None
+        self._sampled: Sampled | None = None  # only inside losses(): nothing outlives a pass
         # Under autocast heads return half precision, and torchvision would decode boxes in it (errors of whole pixels).
         model.rpn.head.register_forward_hook(_to_float)
         model.roi_heads.box_predictor.register_forward_hook(self._predicted)
@@ -52,11 +61,13 @@ class _Detector:
 
     def _predicted(self, module: nn.Module, inputs: tuple, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         output = _to_float(module, inputs, output)
-        self.logits = output[0]
+        if self._sampled is not None:
+            self._sampled.logits = output[0]
         return output
 
     def _pooling(self, module: nn.Module, inputs: tuple) -> None:
-        self.proposals = inputs[1]
+        if self._sampled is not None:
+            self._sampled.proposals = inputs[1]
 
     def watch(self, layers: Iterable[str]) -> None:
         names = [name for name in dict.fromkeys(layers) if name.split(".")[0] != "output"]
@@ -68,16 +79,19 @@ class _Detector:
             outputs = named_outputs(self.model.backbone(images))
         return {**outputs, **inner}
 
-    def losses(self, features: dict[str, Tensor], images: ImageList, targets: Targets) -> dict[str, Tensor]:
-        """RPN and RoI losses on *features*; the sampled RoIs and their logits stay until :meth:`forget`."""
-        pyramid = as_pyramid(features)
-        proposals, rpn_losses = self.model.rpn(images, pyramid, targets)
-        _, roi_losses = self.model.roi_heads(pyramid, proposals, images.image_sizes, targets)
-        return {**roi_losses, **rpn_losses}
-
-    def forget(self) -> None:
-        """Let go of the last batch, or its graph would live until the next one."""
-        self.logits = self.proposals = None
+    def losses(
+        self, features: dict[str, Tensor], images: ImageList, targets: Targets
+    ) -> tuple[dict[str, Tensor], Sampled]:
+        """RPN and RoI losses on *features*, and the RoIs they were computed on."""
+        # torchvision makes its anchors in the maps' precision: at half of it they are off by whole pixels.
+        pyramid = as_pyramid({name: feature.float() for name, feature in features.items()})
+        self._sampled = sampled = Sampled()
+        try:
+            proposals, rpn_losses = self.model.rpn(images, pyramid, targets)
+            _, roi_losses = self.model.roi_heads(pyramid, proposals, images.image_sizes, targets)
+        finally:
+            self._sampled = None
+        return {**roi_losses, **rpn_losses}, sampled
 
     @property
     def num_classes(self) -> int:
@@ -99,7 +113,8 @@ class DetectionTask:
         student_classes, teacher_classes: names without background, compared where scores are.
 
     Raises:
-        InputError: not an R-CNN, or the two normalise pictures differently.
+        InputError: not an R-CNN, one net in both roles, the two normalise pictures differently, or class names that are
+            not as many as a net's classes.
     """
 
     def __init__(
@@ -113,16 +128,26 @@ class DetectionTask:
             if model is not None and not isinstance(model, GeneralizedRCNN):
                 raise InputError(f"the {role} is a {type(model).__name__}, not a torchvision R-CNN detector")
         if teacher is not None:
+            if teacher is student:
+                raise InputError("student and teacher are the same object; give a copy (copy.deepcopy) as the teacher")
             for key in ("image_mean", "image_std"):
                 ours, theirs = getattr(student.transform, key), getattr(teacher.transform, key)
                 if list(ours) != list(theirs):
                     raise InputError(
-                        f"student and teacher must share one image transform, but their {key} differ: {ours} and {theirs}"
+                        f"student and teacher must share one image transform, but their {key} differ: "
+                        f"{ours} and {theirs}"
                     )
         self.student, self.teacher = student, teacher
         self._student = _Detector(student, "student")
         self._teacher = _Detector(teacher, "teacher") if teacher is not None else None
         self._classes = {"student": tuple(student_classes), "teacher": tuple(teacher_classes)}
+        for detector in filter(None, (self._student, self._teacher)):
+            classes = self._classes[detector.role]
+            if classes and len(classes) != detector.num_classes - 1:
+                raise InputError(
+                    f"{detector.role}_classes has {len(classes)} names, but the {detector.role} has "
+                    f"{detector.num_classes} classes, background included"
+                )
 
     def watch(self, student_layers: Iterable[str], teacher_layers: Iterable[str]) -> tuple[Spec, Spec | None]:
         """See :class:`detkt.tasks.base.Task`."""
@@ -133,59 +158,71 @@ class DetectionTask:
         return self._probe(self._student), self._probe(self._teacher)
 
     def _probe(self, detector: _Detector) -> Spec:
-        """Shapes on a noise picture of 4:5 at the training size, padded as batches are."""
-        model = detector.model
+        """Shapes on a noise picture of 4:5 at the training size (the student's), padded as batches are."""
+        model, transform = detector.model, self.student.transform
         device = next(model.parameters()).device
-        short = model.transform.min_size[-1]
-        divisor = model.transform.size_divisible
+        short, divisor = transform.min_size[-1], transform.size_divisible
         height, width = (-(-side // divisor) * divisor for side in (short, short * 5 // 4))
         picture = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device)
         with torch.no_grad(), _evaluating(model.backbone):
             maps = detector.features((picture - 0.5) * 4)
+        for name, feature in maps.items():
+            if not isinstance(feature, Tensor) or feature.dim() != 4:
+                raise InputError(
+                    f"layer '{name}' of the {detector.role}'s backbone gives no map (N, C, H, W); name another"
+                )
         features = {
-            name: FeatureSpec(m.shape[1], m.shape[2], m.shape[3], bool((m >= 0).all()))
-            for name, m in maps.items()
+            name: FeatureSpec(m.shape[1], m.shape[2], m.shape[3], bool((m >= 0).all())) for name, m in maps.items()
         }
         return Spec(features, detector.num_classes, self._classes[detector.role])
 
     def run(
         self, images: list[Tensor], targets: Targets, needs: frozenset[str]
     ) -> tuple[Knowledge | None, Knowledge | None, DetectionHeads]:
-        """Images: list of (3, H, W) in [0, 1]; targets as torchvision's. See :class:`detkt.tasks.base.Task`."""
+        """Images: list of (3, H, W) in [0, 1]; targets as torchvision's. See :class:`detkt.tasks.base.Task`.
+
+        They may be on another device than the networks.
+
+        Raises:
+            InputError: the student's losses are asked for while it is in evaluation mode, where it has none.
+        """
+        if "student" in needs and not self.student.training:
+            raise InputError(
+                "the student is in evaluation mode: call train() on it, or on the distiller, before training"
+            )
+        device = next(self.student.parameters()).device
+        images = [image.to(device, non_blocking=True) for image in images]
+        targets = [{key: _moved(value, device) for key, value in target.items()} for target in targets]
         batch, targets = self.student.transform(images, targets)
         valid = _valid(batch)
         heads = DetectionHeads({"student": self._student, "teacher": self._teacher}, batch, targets)
         student = teacher = None
         if "student" in needs:
             features = self._student.features(batch.tensors)
-            losses = self._student.losses(features, batch, targets)
-            student = Knowledge(
-                features, losses=losses, classification_loss="loss_classifier", valid=valid
-            )
+            losses, sampled = self._student.losses(features, batch, targets)
+            student = Knowledge(features, losses=losses, classification_loss="loss_classifier", valid=valid)
             if needs & {"student.logits", "teacher.logits"}:
-                student.logits = self._student.logits
-                student.labels = self._roi_labels(targets)
+                student.logits = sampled.logits
+                student.labels = self._roi_labels(sampled.proposals, targets)
         if needs & {"teacher.features", "teacher.logits"}:
             with torch.no_grad():
                 teacher = Knowledge(self._teacher.features(batch.tensors), valid=valid)
                 if "teacher.logits" in needs:
-                    teacher.logits = self._teacher_logits(teacher.features, batch)
-                    self._teacher.forget()
-        self._student.forget()
+                    teacher.logits = self._teacher_logits(teacher.features, sampled.proposals, batch)
         return student, teacher, heads
 
-    def _teacher_logits(self, features: dict[str, Tensor], batch: ImageList) -> Tensor:
+    def _teacher_logits(self, features: dict[str, Tensor], proposals: list[Tensor], batch: ImageList) -> Tensor:
         """The teacher's RoI head on the student's sampled RoIs (M, K): no RPN of the teacher."""
         heads = self.teacher.roi_heads
-        pooled = heads.box_roi_pool(as_pyramid(features), self._student.proposals, batch.image_sizes)
+        pooled = heads.box_roi_pool(as_pyramid(features), proposals, batch.image_sizes)
         return heads.box_predictor(heads.box_head(pooled))[0]
 
-    def _roi_labels(self, targets: Targets) -> Tensor:
+    def _roi_labels(self, proposals: list[Tensor], targets: Targets) -> Tensor:
         """Classes (M,) of the student's sampled RoIs, as its RoI head assigned them (0 is background)."""
         boxes = [target["boxes"].float() for target in targets]
         labels = [target["labels"] for target in targets]
-        assigned = self.student.roi_heads.assign_targets_to_proposals(self._student.proposals, boxes, labels)[1]
-        return torch.cat(assigned).clamp_min(0)
+        assigned = self.student.roi_heads.assign_targets_to_proposals(proposals, boxes, labels)[1]
+        return torch.cat(assigned)
 
 
 class DetectionHeads:
@@ -198,9 +235,7 @@ class DetectionHeads:
         """RPN + RoI losses that the head of *role* reads from *features* (``output...`` maps by name)."""
         detector = self._detectors[role]
         with _scoring(detector.model):
-            losses = detector.losses(features, self._images, self._targets)
-        detector.forget()
-        return losses
+            return detector.losses(features, self._images, self._targets)[0]
 
 
 @contextmanager
@@ -220,6 +255,11 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """*value* on *device*; targets may hold more than tensors (an ``image_id``, say)."""
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
 def _valid(batch: ImageList) -> list[tuple[float, float]] | None:

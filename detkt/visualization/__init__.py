@@ -1,1 +1,1 @@
-"""What distillation changed: `matching` and `tables` (who found what), `drawing` and `curves` (pictures of it)."""
+"""What distillation changed: `judging`, `matching`, `tables` (who found what), `drawing`, `curves` (pictures of it)."""

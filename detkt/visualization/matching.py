@@ -1,94 +1,21 @@
 """Who found what: the detections of student, distilled student and teacher against the same ground truth.
 
-`judge` says for every detection of one model what it is, and for every object which detection found it; `compare`
-puts the models side by side: objects gained and lost, errors removed and new, picture by picture.
-
-Matching is the VOC development kit's (see `detkt.evaluation.voc`: inclusive pixels, IoU >= 0.5, the highest score
-first). What a detection is depends on detections of higher score alone, so judging with a low score threshold and
-leaving out what scores less gives the same as judging with the higher threshold.
+`compare` puts the verdicts of `detkt.visualization.judging` side by side: objects gained and lost, errors removed
+and new, picture by picture. `detkt.visualization.tables` counts them.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
-import torch
-from torchvision.ops import box_iou
 
-from detkt.data.boxes import voc_to_corners
-from detkt.errors import InputError
-from detkt.evaluation import voc
-from detkt.evaluation.voc import ClassMatch, Records
+from detkt.errors import InputError, suggestion
+from detkt.evaluation.voc import Records
+from detkt.visualization.judging import Judged, box_overlaps, judge, record_boxes
 
 STUDENT, DISTILLED, TEACHER = "student", "distilled", "teacher"
-BACKGROUND_IOU = 0.1
-
-
-class Verdict(StrEnum):
-    """What a detection is. The first two are no errors.
-
-    With t the IoU threshold (0.5), and tried in this order:
-
-    - correct: IoU >= t with an object of its class that no higher score has found;
-    - difficult: its best object has its class, IoU >= t, and is marked difficult: neither right nor wrong;
-    - duplicate: IoU >= t with an object of its class that a higher score has found already;
-    - wrong class: IoU >= t with an object of another class;
-    - poor location: 0.1 <= IoU < t with an object of its class;
-    - background: IoU < 0.1 with every object.
-
-    What remains touches only objects of other classes, 0.1 <= IoU < t. It counts as *wrong class*, as in Hoiem,
-    Chodpathumwan, Dai, "Diagnosing Error in Object Detectors" (ECCV 2012), where any overlap of 0.1 with another
-    class is a confusion with it. A box that fits another object and merely touches one of its own class is of the
-    wrong class too: it is about the object that it fits. Difficult objects take part like all others.
-    """
-
-    CORRECT = "correct"
-    DIFFICULT = "difficult"
-    DUPLICATE = "duplicate"
-    WRONG_CLASS = "wrong class"
-    POOR_LOCATION = "poor location"
-    BACKGROUND = "background"
-
-    @property
-    def is_error(self) -> bool:
-        return self not in (Verdict.CORRECT, Verdict.DIFFICULT)
-
-
-ERRORS = tuple(verdict for verdict in Verdict if verdict.is_error)
-
-
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """The n detections of one model in one picture, by descending score, and what they mean for its m objects.
-
-    boxes: (n, 4) float64, VOC's 1-based inclusive pixels; scores: (n,); labels: n class names; verdicts: n of
-    `Verdict`; objects: (n,) the object that the verdict is about, -1 for background; iou: (n,) with that object,
-    for background the highest with any; rows: (n,) the detection's row in the arrays that were judged;
-    finder: (m,) the detection that found each object (for a difficult one the first that lies on it), -1: missed.
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    labels: list[str]
-    verdicts: list[Verdict]
-    objects: np.ndarray
-    iou: np.ndarray
-    rows: np.ndarray
-    finder: np.ndarray
-
-    @property
-    def found(self) -> np.ndarray:
-        """(m,) bool: which objects the model found."""
-        return self.finder >= 0
-
-    @property
-    def errors(self) -> np.ndarray:
-        """Indices of the detections that are errors, ascending."""
-        return np.array([i for i, verdict in enumerate(self.verdicts) if verdict.is_error], dtype=np.intp)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +74,9 @@ def compare(
     given = {STUDENT: student, DISTILLED: distilled} | ({} if teacher is None else {TEACHER: teacher})
     if classes is None:
         records = [*given.values(), annotations]
-        classes = sorted({str(name) for one in records for record in one.values() for name in record["labels"]})
+        classes = sorted(
+            {str(name) for one in records for record in one.values() for name in record["labels"]}
+        )
     classes = list(dict.fromkeys(classes))
     judged = {
         role: judge(
@@ -166,43 +95,106 @@ def compare(
     return Comparison(pictures, classes, tuple(given), score_threshold, iou_threshold)
 
 
-def judge(
-    detections: Records,
-    annotations: Records,
+def choose_pictures(
+    comparison: Comparison,
+    count: int = 6,
     *,
-    score_threshold: float = 0.5,
-    iou_threshold: float = 0.5,
-    classes: Iterable[str] | None = None,
-) -> dict[Hashable, Judged]:
-    """Picture id -> what every detection with a score of at least *score_threshold* is, for all *annotations*.
+    class_name: str | None = None,
+    images: Sequence[str] | None = None,
+) -> list[Hashable]:
+    """Ids of the pictures to show.
 
-    Raises InputError for a threshold that is no number, and as `detkt.evaluation.voc.match` does.
+    *images*: these, in this order, whatever *count* is. Otherwise the *count* pictures with the largest change,
+    objects gained plus errors removed; among equals those with fewer objects lost and new errors, then the order of
+    the data set. *class_name*: only objects and errors of this class count. Pictures with neither an object nor a
+    detection (of the class) are not taken, unless there is no other.
+
+    Raises InputError as `check_choice` does.
     """
-    if not math.isfinite(score_threshold):
-        raise InputError(f"the score threshold is {score_threshold}; give a number, such as 0.5")
-    matching = voc.match(detections, annotations, iou_threshold=iou_threshold, classes=classes)
-    names, curves = list(matching.per_class), list(matching.per_class.values())
-    above = [curve.scores >= score_threshold for curve in curves]
+    pictures = comparison.pictures
+    check_choice(pictures, comparison.classes, count, class_name=class_name, images=images)
+    if images is not None:
+        by_name = {str(picture): picture for picture in pictures}
+        return [by_name[name] for name in dict.fromkeys(images)]
 
-    def joined(column: str) -> np.ndarray:
-        parts = [getattr(curve, column)[kept] for curve, kept in zip(curves, above, strict=True)]
-        return np.concatenate(parts) if parts else np.empty(0)
+    def counts(changes: PictureChanges) -> tuple[int, int, int]:
+        def of_class(labels: Sequence[str], chosen: Sequence[int]) -> int:
+            return sum(class_name in (None, labels[i]) for i in chosen)
 
-    columns = {name: joined(name) for name in ("scores", "pictures", "rows", *_MATCH_COLUMNS)}
-    labels = np.repeat(np.arange(len(names)), [np.count_nonzero(kept) for kept in above])
-    order = np.lexsort((columns["rows"], -columns["scores"], columns["pictures"]))
-    ends = np.cumsum(np.bincount(columns["pictures"].astype(np.intp), minlength=len(matching.pictures)))
-    return {
-        picture: _judge_picture(
-            {name: column[chosen] for name, column in columns.items()},
-            [names[label] for label in labels[chosen]],
-            detections.get(picture),
-            annotations[picture],
-            iou_threshold,
+        before, after = (changes.models[role].labels for role in (STUDENT, DISTILLED))
+        better = of_class(changes.labels, changes.gained) + of_class(before, changes.removed)
+        worse = of_class(changes.labels, changes.lost) + of_class(after, changes.new)
+        held = sum(of_class(labels, range(len(labels))) for labels in (changes.labels, before, after))
+        return better, worse, held
+
+    counted = {picture: counts(changes) for picture, changes in pictures.items()}
+    shown = [picture for picture in pictures if counted[picture][2]] or list(pictures)
+    return sorted(shown, key=lambda picture: (-counted[picture][0], counted[picture][1]))[:count]
+
+
+def check_choice(
+    pictures: Iterable[Hashable],
+    classes: Sequence[str],
+    count: int = 6,
+    *,
+    class_name: str | None = None,
+    images: Sequence[str] | None = None,
+) -> None:
+    """What `choose_pictures` needs to be right, before the work of detecting.
+
+    Raises InputError: no picture at all, a picture in *images* or a class that is not there, a count below 1.
+    """
+    names = [str(picture) for picture in pictures]
+    if not names or (images is not None and not images):
+        raise InputError("there is no picture to draw; name at least one")
+    for name in images or ():
+        if name not in names:
+            raise InputError(
+                f"no picture '{name}' among the {len(names)} of the split{suggestion(name, names)}"
+            )
+    if class_name is not None and class_name not in classes:
+        raise InputError(
+            f"no class '{class_name}'{suggestion(class_name, classes)}; the classes are {', '.join(classes)}"
         )
-        for picture, chosen in zip(matching.pictures, np.split(order, ends[:-1]), strict=True)
-    }
+    if count < 1:
+        raise InputError(f"the number of pictures is {count}; give 1 or more")
 
 
-_MATCH_COLUMNS = ("true_positive", "ignored", "objects", "iou")
-assert set(_MATCH_COLUMNS) <= set(ClassMatch.__dataclass_fields__)
+def _changes(
+    picture: Hashable, truth: Mapping, models: dict[str, Judged], iou_threshold: float
+) -> PictureChanges:
+    labels = [str(name) for name in truth["labels"]]
+    difficult = np.asarray(truth.get("difficult", np.zeros(len(labels))), dtype=bool)
+    before, after = models[STUDENT], models[DISTILLED]
+    gained, lost = after.found & ~before.found, before.found & ~after.found
+    removed, new = _without_counterpart(before, after, iou_threshold)
+    return PictureChanges(
+        picture,
+        record_boxes(truth),
+        labels,
+        difficult,
+        models,
+        gained=np.flatnonzero(gained & ~difficult),
+        lost=np.flatnonzero(lost & ~difficult),
+        gained_difficult=np.flatnonzero(gained & difficult),
+        lost_difficult=np.flatnonzero(lost & difficult),
+        removed=removed,
+        new=new,
+    )
+
+
+def _without_counterpart(first: Judged, second: Judged, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the errors of *first* that *second* does not make, and the reverse."""
+    ours, theirs = first.errors, second.errors
+    if not len(ours) or not len(theirs):
+        return ours, theirs
+    same = np.array([[first.labels[i] == second.labels[j] for j in theirs] for i in ours])
+    iou = np.where(same, box_overlaps(first.boxes[ours], second.boxes[theirs]), -1.0)
+    free_ours, free_theirs = np.ones(len(ours), dtype=bool), np.ones(len(theirs), dtype=bool)
+    for place in np.argsort(-iou, axis=None, kind="stable"):
+        i, j = divmod(int(place), len(theirs))
+        if iou[i, j] < threshold:
+            break
+        if free_ours[i] and free_theirs[j]:
+            free_ours[i] = free_theirs[j] = False
+    return ours[free_ours], theirs[free_theirs]

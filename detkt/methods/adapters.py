@@ -1,0 +1,108 @@
+"""What makes two nets' maps comparable: one number of channels, one size, one precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detkt.knowledge import FeatureSpec
+
+Pool = Callable[[Tensor, Tensor | None, tuple[int, int]], tuple[Tensor, Tensor | None]]
+
+
+def regressor_geometry(source: int, target: int) -> tuple[int, int, int] | None:
+    """Kernel K, stride S, padding P along one axis with (source + 2P - K) / S + 1 = target.
+
+    The smallest kernel that fits; None where the sizes are too far apart for a small one.
+    """
+    if source >= target:
+        stride = max(1, round(source / target))
+        kernel = source - stride * (target - 1)
+        return (kernel, stride, 0) if 1 <= kernel <= stride + 2 else None
+    padding = (target - source + 1) // 2
+    kernel = source + 2 * padding - target + 1
+    return (kernel, 1, padding) if padding <= 1 else None
+
+
+class Regressor(nn.Module):
+    """Map (N, C_source, H, W) -> shape of the target's map (N, C_target, H', W'), one convolution.
+
+    Equal sizes give a 1x1 kernel; it ends with a ReLU where the target's layer does. Detection maps vary in
+    size; where rounding makes a batch differ from the probed sizes the output is resized bilinearly.
+    """
+
+    def __init__(self, source: FeatureSpec, target: FeatureSpec) -> None:
+        super().__init__()
+        axes = (
+            regressor_geometry(source.height, target.height),
+            regressor_geometry(source.width, target.width),
+        )
+        self.resize_first = None in axes
+        (kh, sh, ph), (kw, sw, pw) = ((1, 1, 0), (1, 1, 0)) if self.resize_first else axes
+        self.convolution = nn.Conv2d(source.channels, target.channels, (kh, kw), (sh, sw), (ph, pw))
+        nn.init.kaiming_normal_(self.convolution.weight, nonlinearity="relu")
+        nn.init.zeros_(self.convolution.bias)
+        self.activation = nn.ReLU() if target.nonnegative else nn.Identity()
+
+    def forward(self, feature: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """*size*: height and width of the target's map on this batch; None: as the convolution gives it."""
+        if self.resize_first and size is not None:
+            feature = F.interpolate(feature, size=size, mode="bilinear", align_corners=False)
+        regressed = self.convolution(feature)
+        if size is not None and regressed.shape[-2:] != size:
+            regressed = F.interpolate(regressed, size=size, mode="bilinear", align_corners=False)
+        return self.activation(regressed)
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """*tensor* in float32 where autocast made it narrower; float64 stays."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def average_pool(feature: Tensor, mask: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    """Adaptive average pool of *feature* (N, C, H, W) to *size* over the cells where *mask* (N, 1, H, W) is 1.
+
+    Returns the pooled map and its mask: the cells that cover at least one unmasked cell.
+    """
+    if feature.shape[-2:] == size:
+        return feature, mask
+    if mask is None:
+        return F.adaptive_avg_pool2d(feature, size), None
+    share = F.adaptive_avg_pool2d(mask, size)
+    pooled = F.adaptive_avg_pool2d(feature * mask, size) / share.clamp_min(torch.finfo(share.dtype).eps)
+    return pooled, (share > 0).to(mask.dtype)
+
+
+def max_pool(feature: Tensor, mask: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    """:func:`average_pool` with the maximum in place of the mean; cells without picture are 0."""
+    if feature.shape[-2:] == size:
+        return feature, mask
+    if mask is None:
+        return F.adaptive_max_pool2d(feature, size), None
+    covered = F.adaptive_max_pool2d(mask, size)
+    lowest = torch.finfo(feature.dtype).min
+    pooled = F.adaptive_max_pool2d(feature.masked_fill(mask == 0, lowest), size)
+    return pooled.masked_fill(covered == 0, 0), covered
+
+
+def to_common_size(
+    first: Tensor,
+    second: Tensor,
+    first_mask: Tensor | None = None,
+    second_mask: Tensor | None = None,
+    pool: Pool = average_pool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Pool two maps (N, C, H, W) to the smaller height and the smaller width of the two.
+
+    Masks (N, 1, H, W) are 1 where a map shows picture; None: everywhere. Returns both maps, in full precision,
+    and the mask (N, 1, h, w) of the cells that show picture in both, None where no mask was given.
+    """
+    size = tuple(map(min, first.shape[-2:], second.shape[-2:]))
+    first, first_mask = pool(full_precision(first), first_mask, size)
+    second, second_mask = pool(full_precision(second), second_mask, size)
+    if first_mask is None or second_mask is None:
+        return first, second, first_mask if second_mask is None else second_mask
+    return first, second, first_mask * second_mask

@@ -1,0 +1,78 @@
+"""FitNet: the student's map, through a regressor of its own, imitates the teacher's (hint learning).
+
+Romero, Ballas, Kahou, Chassang, Gatta, Bengio: "FitNets: Hints for Thin Deep Nets", ICLR 2015 (arXiv:1412.6550).
+
+    L_task + w * 1/2 ||reg(s) - t||^2
+
+with student map s, teacher map t and a regressor reg on the student's side, trained with it. We follow the KTAN
+papers, which compare with it: the last shared layer, w = 4, and the hint beside the task loss all the time, where
+FitNets has a stage of hints alone before a stage of KD. What the papers leave open, and we decided:
+
+* ||.||^2 is the mean over the elements that show picture, so that w does not depend on the map's size.
+* The regressor is one convolution, 1x1 between equal sizes, and ends as the teacher's layer ends (FitNets asks for
+  "the same non-linearity").
+* Several layers (or the levels of a feature pyramid) count by their mean.
+* ``normalize`` divides t by its root mean square, so that w does not depend on the teacher's scale either. Off by
+  default, as in the papers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from detkt.knowledge import Knowledge, Spec
+from detkt.methods.adapters import Regressor, full_precision
+from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Player, Stage, Update, masked_mean
+
+
+def hint_loss(regressed: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """1/2 (reg(s) - t)^2, mean over all elements (N, C, H, W) or, with *mask* (N, 1, H, W), over its cells. Scalar."""
+    return 0.5 * masked_mean((full_precision(regressed) - full_precision(teacher)).square(), mask)
+
+
+@dataclass
+class FitNetConfig(MethodConfig):
+    """``weight``: w; ``normalize``: bring the teacher's map to a root mean square of 1."""
+
+    weight: float = 4.0
+    normalize: bool = False
+
+
+class FitNet(Method):
+    """See the module's docstring. One stage: distill."""
+
+    name = "fitnet"
+    citation = "Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015 (arXiv:1412.6550)"
+    Config = FitNetConfig
+
+    def __init__(self, config: FitNetConfig, student: Spec, teacher: Spec) -> None:
+        super().__init__(config, student, teacher)
+        self.regressors = nn.ModuleList(Regressor(*self.pair_specs(pair)) for pair in self.pairs())
+
+    def stages(self) -> Sequence[Stage]:
+        return [Stage("distill", frozenset({"student", "teacher.features"}))]
+
+    def players(self) -> dict[str, Player]:
+        return {STUDENT: Player((self.regressors,))}
+
+    def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
+        hints = []
+        for regressor, pair in zip(self.regressors, self.pairs(), strict=True):
+            source, target = student.features[pair.student], full_precision(teacher.features[pair.teacher])
+            source_mask, mask = student.mask(source), teacher.mask(target)
+            if source_mask is not None:
+                # A kernel wider than 1x1, or resizing, would mix padding into the picture's border.
+                source = source * source_mask
+            if self.config.normalize:
+                target = target / _root_mean_square(target, mask)
+            hints.append(hint_loss(regressor(source, target.shape[-2:]), target, mask))
+        added = self.config.weight * torch.stack(hints).mean()
+        yield Update(STUDENT, {**student.losses, self.name: added})
+
+
+def _root_mean_square(feature: Tensor, mask: Tensor | None) -> Tensor:
+    return masked_mean(feature.square(), mask).sqrt().clamp_min(1e-6)

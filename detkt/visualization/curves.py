@@ -1,0 +1,219 @@
+"""Diagrams: precision-recall curves, AP per class, and training curves from `log.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+
+from detkt.errors import InputError
+from detkt.evaluation.voc import VocResult
+from detkt.visualization.panels import DPI
+
+COLORS = ("#d95f02", "#1b6ca8", "#3a3a3a", "#1b9e77", "#7570b3", "#e7298a", "#a6761d")
+"""Of the first, second, third ... model, then again; the first three differ for colour-blind eyes and in print."""
+
+_STAGE_SHADES = ("#f6ead2", "#dcebf5", "#eadff2", "#e0f0dc")
+_RIM = withStroke(linewidth=2, foreground="white")
+_NOT_DRAWN = ("stage", "step", "epoch", "images_per_second")
+
+Log = Sequence[Mapping[str, Any]]
+
+
+def precision_recall_figure(results: Mapping[str, VocResult], classes: Sequence[str] | None = None) -> Figure:
+    """Precision over recall: a diagram a class, a line a model, with its AP in percent.
+
+    results: model -> result of `detkt.evaluation.voc.evaluate`; classes: which (default: those of the first).
+    """
+    names = list(next(iter(results.values())).curves) if classes is None else list(classes)
+    figure, panels = _grid(len(names), 2.4, 2.1)
+    for axes, name in zip(panels, names, strict=True):
+        axes.set(xlim=(0, 1), ylim=(0, 1.03))
+        axes.set_title(name, fontsize=9, parse_math=False)
+        if not any(result.curves[name].n_ground_truth for result in results.values()):
+            axes.text(0.5, 0.5, "no objects", ha="center", va="center", size=8, color="#777777")
+            continue
+        for number, result in enumerate(results.values()):
+            curve, color = result.curves[name], _color(number)
+            # From recall 0 on, with the precision of the first detection.
+            recall = np.concatenate([np.zeros(min(1, curve.n_detections)), curve.recall])
+            precision = np.concatenate([curve.precision[:1], curve.precision])
+            axes.plot(recall, precision, color=color, linewidth=1.5, alpha=0.9)
+            height = 0.05 + 0.11 * (len(results) - 1 - number)
+            text = f"AP {100 * result.per_class[name]:.1f}"
+            axes.text(0.04, height, text, size=7, color=color, weight="bold", path_effects=[_RIM])
+    figure.supxlabel("recall", fontsize=9)
+    figure.supylabel("precision", fontsize=9)
+    lines = [Line2D([], [], color=_color(number), linewidth=2) for number in range(len(results))]
+    _legend(figure, lines, [f"{name}, mAP {100 * result.map:.1f}" for name, result in results.items()])
+    return figure
+
+
+def per_class_ap_figure(results: Mapping[str, VocResult]) -> Figure:
+    """Bars of AP in percent: a group a class and one for their mean, a bar a model.
+
+    A class without objects to find has no bars. results: model -> result of `detkt.evaluation.voc.evaluate`.
+    """
+    first = next(iter(results.values()))
+    names = [*first.per_class, "mean"]
+    figure = Figure(figsize=(max(6.0, 1.2 + 0.62 * len(names)), 4.2), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    places = np.arange(len(names), dtype=np.float64)
+    places[-1] += 0.5  # the mean stands apart
+    width = 0.84 / len(results)
+    for number, (model, result) in enumerate(results.items()):
+        values = 100 * np.array([*result.per_class.values(), result.map])
+        at = places + (number - (len(results) - 1) / 2) * width
+        axes.bar(at, np.nan_to_num(values), width * 0.94, color=_color(number), label=model)
+        for x, value in zip(at, values, strict=True):
+            if math.isfinite(value):
+                axes.text(x, value + 1.2, f"{value:.1f}", rotation=90, ha="center", va="bottom", size=6)
+    axes.axvline(places[-1] - 0.75, color="#999999", linewidth=0.8)
+    axes.set_xticks(places, names, rotation=40, ha="right", rotation_mode="anchor", fontsize=9)
+    axes.set(ylim=(0, 112), yticks=range(0, 101, 20), xlim=(-0.7, places[-1] + 0.7))
+    axes.set_ylabel("AP in percent, VOC 2007 (11 points)" if first.use_07_metric else "AP in percent (area)")
+    axes.grid(axis="y", color="#e3e3e3", linewidth=0.7)
+    _quiet_frame(axes)
+    _legend(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+def read_log(path: str | PathLike) -> list[dict[str, Any]]:
+    """The lines of a ``log.jsonl``, in order. A last line that was cut off when the run was killed is left out.
+
+    Raises InputError: cannot be read, or another line is not a JSON object with a number "step".
+    """
+    path, entries = Path(path), []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"cannot read the log {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a text file (UTF-8)") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+            float(entry["step"])
+        except (ValueError, TypeError, KeyError):
+            if number == len(lines):
+                break
+            raise InputError(
+                f"{path}, line {number}: expected a JSON object with a 'step'; mend or remove the line"
+            ) from None
+        entries.append(entry)
+    return entries
+
+
+def training_curves_figure(logs: Mapping[str, Log]) -> Figure:
+    """What one or several runs logged, over their steps: a diagram a quantity, a line a run.
+
+    All losses, the discriminator's accuracies where they were logged (with chance, 0.5, as a line), and the
+    learning rate. The ground is shaded by the stages of the run that has most of them.
+
+    Raises InputError where no log holds a number to draw.
+    """
+    keys = _quantities(logs)
+    if not keys:
+        raise InputError(f"the logs of {', '.join(logs) or 'no run'} hold nothing to draw; train for longer")
+    figure, panels = _grid(len(keys), 3.3, 2.0, columns=4)
+    staged = max(logs, key=lambda run: len(_stages(logs[run])))
+    stages = _stages(logs[staged])
+    shades = {
+        name: _STAGE_SHADES[i % len(_STAGE_SHADES)]
+        for i, name in enumerate(dict.fromkeys(s[0] for s in stages))
+    }
+    last = max(entry["step"] for log in logs.values() for entry in log)
+    for axes, key in zip(panels, keys, strict=True):
+        for stage, begin, end in stages if len(stages) > 1 else ():
+            axes.axvspan(begin, end, color=shades[stage], linewidth=0, zorder=0)
+        everything = []
+        for number, log in enumerate(logs.values()):
+            points = [(entry["step"], entry[key]) for entry in log if _drawable(entry.get(key))]
+            if not points:
+                continue
+            steps, values = zip(*points, strict=True)
+            everything += values
+            marker = "." if len(points) < 3 else None
+            axes.plot(steps, values, color=_color(number), linewidth=1.2, marker=marker, zorder=3)
+        axes.set_title(key, fontsize=8.5, parse_math=False)
+        axes.set_xlim(0, last)
+        if "accuracy" in key:
+            axes.axhline(0.5, color="#888888", linewidth=0.8, linestyle=":", zorder=2)
+            axes.set_ylim(-0.03, 1.03)
+        elif min(everything) > 0 and max(everything) > 20 * min(everything):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+    figure.supxlabel("step", fontsize=9)
+    handles: list = [Line2D([], [], color=_color(number), linewidth=2) for number in range(len(logs))]
+    labels = list(logs)
+    if len(stages) > 1:
+        handles += [Patch(facecolor=shade, edgecolor="#bbbbbb") for shade in shades.values()]
+        labels += [f"stage: {name}" for name in shades]
+    _legend(figure, handles, labels)
+    return figure
+
+
+def _quantities(logs: Mapping[str, Log]) -> list[str]:
+    """What can be drawn: the total loss first, the learning rate last, the rest in the order of the logs."""
+    found = dict.fromkeys(
+        key
+        for log in logs.values()
+        for entry in log
+        for key, value in entry.items()
+        if key not in _NOT_DRAWN and _drawable(value)
+    )
+    return sorted(found, key=lambda key: {"loss": 0, "lr": 2}.get(key, 1))
+
+
+def _drawable(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _stages(log: Log) -> list[tuple[str, float, float]]:
+    """(stage, first step, last step), in order; steps count from 0 at the start of the run."""
+    stages, begin = [], 0.0
+    for name, entries in groupby(log, key=lambda entry: str(entry.get("stage", ""))):
+        end = float([entry["step"] for entry in entries][-1])
+        stages.append((name, begin, end))
+        begin = end
+    return stages
+
+
+def _grid(count: int, width: float, height: float, columns: int = 5) -> tuple[Figure, list[Axes]]:
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    # Wide enough for a legend, however few diagrams there are.
+    size = (max(columns * width, 5.5) + 0.4, rows * height + 0.9)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    panels = [figure.add_subplot(rows, columns, number + 1) for number in range(count)]
+    for axes in panels:
+        axes.tick_params(labelsize=7, which="both")
+        axes.grid(color="#e3e3e3", linewidth=0.6)
+        _quiet_frame(axes)
+    return figure, panels
+
+
+def _quiet_frame(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+
+
+def _legend(figure: Figure, handles: Sequence, labels: Sequence[str]) -> None:
+    columns = max(1, min(len(labels), int(figure.get_figwidth() / 2)))
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=8.5)
+
+
+def _color(number: int) -> str:
+    return COLORS[number % len(COLORS)]

@@ -1,0 +1,111 @@
+"""What `tools/visualize_diff.py` leaves in its folder: the pictures, the diagrams and the numbers of a comparison."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detkt.data.voc import VOCDetection
+from detkt.engine.checkpoint import write_atomically
+from detkt.errors import InputError
+from detkt.visualization.curves import (
+    per_class_ap_figure,
+    precision_recall_figure,
+    read_log,
+    training_curves_figure,
+)
+from detkt.visualization.drawing import difference_figure
+from detkt.visualization.matching import Comparison
+from detkt.visualization.panels import save_figure
+from detkt.visualization.sources import Scored
+from detkt.visualization.tables import change_tables, picture_records
+
+FORMAT = 1
+
+
+def make_folder(folder: Path) -> None:
+    """Make *folder* where it is not there. InputError: it cannot be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the output folder {folder}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"the output folder {folder} is not writable; choose another --output")
+
+
+def read_logs(scored: Mapping[str, Scored]) -> dict[str, list[dict[str, Any]]]:
+    """Title of the model -> its run's log, of those that have one with an entry in it."""
+    paths = {one.source.title: one.source.folder / "log.jsonl" for one in scored.values()}
+    logs = {title: read_log(path) for title, path in paths.items() if path.is_file()}
+    return {title: log for title, log in logs.items() if log}
+
+
+def write_difference(
+    folder: Path,
+    scored: Mapping[str, Scored],
+    comparison: Comparison,
+    dataset: VOCDetection,
+    shown: Sequence[Hashable],
+) -> list[Path]:
+    """Write diff.png with the pictures *shown*, per_class_ap.png, precision_recall.png, training_curves.png where a
+    run has a log, and changes.json; returns their paths. Files of an earlier comparison are replaced, others left."""
+    number_of = {picture: number for number, picture in enumerate(dataset.ids)}
+
+    def read(picture: Hashable) -> np.ndarray:
+        image, _ = dataset[number_of[picture]]
+        return (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+
+    titles = {role: one.source.title for role, one in scored.items()}
+    results = {titles[role]: one.result for role, one in scored.items()}
+    logs = read_logs(scored)
+    figures = {
+        "diff.png": difference_figure([comparison.pictures[picture] for picture in shown], read, titles),
+        "per_class_ap.png": per_class_ap_figure(results),
+        "precision_recall.png": precision_recall_figure(results),
+    }
+    if logs:
+        figures["training_curves.png"] = training_curves_figure(logs)
+    else:
+        # One of an earlier comparison would pass for this one's.
+        (folder / "training_curves.png").unlink(missing_ok=True)
+    for name, figure in figures.items():
+        save_figure(figure, folder / name)
+    content = json.dumps(difference_json(scored, comparison, shown), indent=1, allow_nan=False) + "\n"
+    write_atomically(folder / "changes.json", lambda path: path.write_text(content, encoding="utf-8"))
+    return [folder / name for name in (*figures, "changes.json")]
+
+
+def difference_json(
+    scored: Mapping[str, Scored], comparison: Comparison, shown: Sequence[Hashable]
+) -> dict[str, Any]:
+    """The numbers of a comparison, ready for JSON: models, tables, pictures shown, and what changed in each picture."""
+    models = {
+        role: {
+            "title": one.source.title,
+            "source": str(one.source.path),
+            "map_voc07": _null_for_nan(one.result.map),
+            "per_class": {name: _null_for_nan(value) for name, value in one.result.per_class.items()},
+            "parameters": one.parameters,
+            "milliseconds_per_picture": one.milliseconds,
+        }
+        for role, one in scored.items()
+    }
+    return {
+        "format": FORMAT,
+        "score_threshold": comparison.score_threshold,
+        "iou_threshold": comparison.iou_threshold,
+        "models": models,
+        "tables": change_tables(comparison),
+        "shown": [str(picture) for picture in shown],
+        "pictures": picture_records(comparison),
+    }
+
+
+def _null_for_nan(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

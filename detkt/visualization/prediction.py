@@ -1,0 +1,77 @@
+"""Detections of one model on any pictures: which files, what is drawn, what is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from detkt.data.voc_folder import IMAGE_SUFFIXES
+from detkt.errors import InputError
+
+CONVENTION = (
+    "box: x1, y1, x2, y2 in pixels of the upright picture (EXIF orientation applied), continuous corners counted from "
+    "0 at its left upper edge: the width is x2 - x1. VOC's 1-based inclusive pixels are x1 + 1, y1 + 1, x2, y2."
+)
+
+
+def find_pictures(paths: Iterable[Path]) -> list[Path]:
+    """The files among *paths* and the pictures (by suffix, sorted by name) in the folders, but not in theirs.
+
+    A file is taken whatever its suffix, and each only once. Raises InputError: no such path, or not a single picture.
+    """
+    suffixes = {suffix.lower() for suffix in IMAGE_SUFFIXES}
+    found: dict[Path, None] = {}
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and p.is_file())
+            if not inside:
+                raise InputError(f"{path}: the folder holds no picture ({', '.join(sorted(suffixes))})")
+            found |= dict.fromkeys(inside)
+        elif path.is_file():
+            found[path] = None
+        else:
+            raise InputError(f"{path}: no such picture or folder")
+    return list(found)
+
+
+@torch.inference_mode()
+def detect_picture(
+    model: nn.Module, image: np.ndarray, classes: Sequence[str], device: torch.device, score_threshold: float
+) -> list[dict[str, Any]]:
+    """Detections in *image* (H, W, 3) uint8 by descending score: "label", "score" and "box" (see `CONVENTION`)."""
+    tensor = torch.from_numpy(image).permute(2, 0, 1).to(device).float().div(255)
+    output = model([tensor])[0]
+    rows = zip(output["boxes"].tolist(), output["labels"].tolist(), output["scores"].tolist(), strict=True)
+    found = [
+        {"label": classes[label - 1], "score": score, "box": box}
+        for box, label, score in rows
+        if score >= score_threshold
+    ]
+    return sorted(found, key=lambda one: -one["score"])
+
+
+def drawn_paths(pictures: Sequence[Path], folder: Path) -> list[Path]:
+    """Where each picture is drawn: in *folder*, a JPEG for a JPEG, else a PNG; numbered where two share a name.
+
+    Raises InputError where one of the *pictures* themselves would be overwritten.
+    """
+    drawn: dict[str, Path] = {}
+    for picture in pictures:
+        suffix = ".jpg" if picture.suffix.lower() in (".jpg", ".jpeg") else ".png"
+        name, number = f"{picture.stem}{suffix}", 1
+        while name.lower() in drawn:
+            number += 1
+            name = f"{picture.stem}-{number}{suffix}"
+        drawn[name.lower()] = folder / name
+    originals = {picture.resolve() for picture in pictures}
+    for path in drawn.values():
+        if path.resolve() in originals:
+            raise InputError(
+                f"{path} is one of the pictures and would be overwritten; choose another --output"
+            )
+    return list(drawn.values())

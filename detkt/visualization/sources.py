@@ -1,0 +1,154 @@
+"""The models that are compared: trained detectors, or folders of VOC result files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from detkt.config import DataConfig, load_config
+from detkt.data import test_set
+from detkt.data.voc import VOCDetection
+from detkt.errors import InputError
+from detkt.evaluation import voc
+from detkt.evaluation.detector import Detections, detect
+from detkt.evaluation.table import percent
+from detkt.evaluation.voc_results import read_results
+from detkt.models import load_model
+from detkt.models.weights import META_FILE, WEIGHTS_FILE
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One model to compare, opened: *model* and *meta* (its ``model.json``) are None for a folder of result files."""
+
+    role: str
+    path: Path
+    model: nn.Module | None
+    meta: dict[str, Any] | None
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, where its log and config are."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def title(self) -> str:
+        """The role, with the method by which the model was trained: "distilled (ktan)"."""
+        method = ((self.meta or {}).get("extra") or {}).get("method")
+        return f"{self.role} ({method})" if method not in (None, "none") else self.role
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A source's detections on a data set and what they are worth.
+
+    result: VOC 2007's 11-point AP; parameters: how many; milliseconds: of the network, a picture; both None for result
+    files.
+    """
+
+    source: Source
+    detections: Detections
+    result: voc.VocResult
+    parameters: int | None
+    milliseconds: float | None
+
+
+def open_sources(paths: Mapping[str, Path], device: torch.device) -> dict[str, Source]:
+    """Role -> source for each of *paths*: a run's folder, its ``model.safetensors``, or a folder of result files.
+
+    Raises InputError: neither of these, a damaged model, models of different classes.
+    """
+    sources = {role: _open(role, path, device) for role, path in paths.items()}
+    models = [source for source in sources.values() if source.meta is not None]
+    for other in models[1:]:
+        first = models[0]
+        ours, theirs = first.meta["classes"], other.meta["classes"]
+        if set(ours) != set(theirs):
+            raise InputError(
+                f"{first.role} {first.path} knows the classes {', '.join(ours)}, but {other.role} {other.path} "
+                f"{', '.join(theirs)}; compare models of the same classes"
+            )
+    return sources
+
+
+def comparison_data(
+    run: Path, root: str | None = None, split: str | None = None, year: str | None = None
+) -> DataConfig:
+    """Where the pictures are: as *run*'s ``config.yaml`` says, but for what is given.
+
+    Raises InputError: no *root* given and no config to name one, or the folder that it names is not there.
+    """
+    path = run / "config.yaml"
+    configured = load_config(path).data if path.is_file() else DataConfig()
+    if root is not None:
+        data = DataConfig(root=root, year=configured.year, test=configured.test)
+    elif path.is_file():
+        data = configured
+    else:
+        raise InputError(f"{run} holds no config.yaml that would name the data set; give --data-root DIR")
+    return replace(data, test=split or data.test, year=year or data.year)
+
+
+def open_dataset(data: DataConfig, sources: Mapping[str, Source]) -> VOCDetection:
+    """The pictures to compare on, with the models' classes (those of the data set if there are only result files)."""
+    known = [source.meta["classes"] for source in sources.values() if source.meta is not None]
+    return test_set(data, list(known[0]) if known else None)
+
+
+def score_source(
+    source: Source,
+    dataset: VOCDetection,
+    device: torch.device,
+    *,
+    batch_size: int = 8,
+    workers: int = 0,
+    quiet: bool = False,
+) -> Scored:
+    """Run the model over *dataset*, or read the result files, and score the detections."""
+    parameters = milliseconds = None
+    if source.model is None:
+        detections = read_results(source.path, dataset.classes)
+    else:
+        parameters = sum(parameter.numel() for parameter in source.model.parameters())
+        # The same pictures, but labels are numbered in the model's own order of the classes.
+        pictures = copy(dataset)
+        pictures.classes = source.meta["classes"]
+        detections, milliseconds = detect(
+            source.model,
+            pictures,
+            device,
+            batch_size=batch_size,
+            workers=workers,
+            quiet=quiet,
+        )
+    result = voc.evaluate(detections, dataset.annotations(), classes=dataset.classes)
+    return Scored(source, detections, result, parameters, milliseconds)
+
+
+def models_table(scored: Mapping[str, Scored]) -> str:
+    """A line a model: mAP (VOC07, percent), parameters, milliseconds a picture; "-" where it is not known."""
+    names = [one.source.title for one in scored.values()]
+    width = max(len("model"), *map(len, names))
+    lines = [f"{'model':<{width}}  mAP VOC07   parameters  ms per picture"]
+    for name, one in zip(names, scored.values(), strict=True):
+        parameters = "-" if one.parameters is None else f"{one.parameters:,}"
+        milliseconds = "-" if one.milliseconds is None else f"{one.milliseconds:.1f}"
+        lines.append(f"{name:<{width}}  {percent(one.result.map):>9}  {parameters:>11}  {milliseconds:>14}")
+    return "\n".join(lines)
+
+
+def _open(role: str, path: Path, device: torch.device) -> Source:
+    if path.is_file() or (path / META_FILE).exists() or (path / WEIGHTS_FILE).exists():
+        return Source(role, path, *load_model(path, device))
+    if any(path.glob("*_det_*_*.txt")):
+        return Source(role, path, None, None)
+    wanted = f"a trained model ({META_FILE}, {WEIGHTS_FILE}) or VOC result files (*_det_<split>_<class>.txt)"
+    if not path.is_dir():
+        raise InputError(f"{role}: no folder {path}; give one that holds {wanted}")
+    raise InputError(f"{role}: {path} does not hold {wanted}; give a folder that does")

@@ -1,0 +1,148 @@
+"""Detectors, a batch, a data set and a config so small that a training step takes hundredths of a second."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from detkt.config import load_config
+from detkt.data.shapes import ShapesConfig, write_shapes
+from detkt.models import build_detector, save_model
+
+TINY_CLASSES = ("cross", "disc", "star")
+TINY_OPTIONS = {
+    "min_size": 64,
+    "max_size": 64,
+    "anchor_sizes": [16, 32],
+    "rpn_channels": 16,
+    "rpn_batch_size_per_image": 16,
+    "rpn_pre_nms_top_n_train": 50,
+    "rpn_post_nms_top_n_train": 20,
+    "rpn_pre_nms_top_n_test": 50,
+    "rpn_post_nms_top_n_test": 20,
+    "box_batch_size_per_image": 8,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Nets this small gain nothing from threads, and on a busy machine they spend their time waiting for them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def detector():
+    """``detector(name, num_classes=4, seed=0, **options)``: a seeded tiny Faster R-CNN in training mode."""
+
+    def build(name: str = "fasterrcnn_resnet10x0.125_c4", num_classes: int = 4, seed: int = 0, **options):
+        torch.manual_seed(seed)
+        small = {
+            "min_size": 64,
+            "max_size": 96,
+            "anchor_sizes": [16, 24, 32, 48, 64] if name.endswith("fpn") else [16, 32],
+            "rpn_batch_size_per_image": 32,
+            "rpn_pre_nms_top_n_train": 100,
+            "rpn_post_nms_top_n_train": 30,
+            "box_batch_size_per_image": 16,
+        }
+        return build_detector(name, num_classes, **{**small, **options})
+
+    return build
+
+
+@pytest.fixture
+def batch():
+    """Two pictures of unequal size, 64x80 and 53x96 within 64x96 once resized, and their three objects."""
+    generator = torch.Generator().manual_seed(5)
+    images = [0.2 * torch.rand(3, *size, generator=generator) for size in ((64, 80), (50, 90))]
+    targets = [
+        {"boxes": torch.tensor([[5.0, 5, 35, 40]]), "labels": torch.tensor([1])},
+        {"boxes": torch.tensor([[50.0, 5, 85, 35], [10, 15, 40, 45]]), "labels": torch.tensor([2, 3])},
+    ]
+    for image, target in zip(images, targets, strict=True):
+        for (x1, y1, x2, y2), label in zip(target["boxes"].int().tolist(), target["labels"].tolist(), strict=True):
+            image[label - 1, y1:y2, x1:x2] += 0.7
+    return images, targets
+
+
+@pytest.fixture(scope="session")
+def voc_folder(tmp_path_factory) -> Path:
+    """A VOC-format folder of 16 pictures to train on ("trainval") and 6 to test on, 64 x 64, of three classes."""
+    config = ShapesConfig(image_size=64, train=16, test=6, classes=TINY_CLASSES, max_objects=3, max_size=48.0)
+    return write_shapes(tmp_path_factory.mktemp("data") / "voc", config)
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory) -> Path:
+    """A saved detector of random weights with twice the student's channels."""
+    return _save_random(tmp_path_factory.mktemp("teacher"), "fasterrcnn_resnet10x0.25_c4", seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_student(tmp_path_factory) -> Path:
+    """A saved student of random weights."""
+    return _save_random(tmp_path_factory.mktemp("student"), "fasterrcnn_resnet10x0.125_c4", seed=2)
+
+
+def _save_random(folder: Path, architecture: str, seed: int) -> Path:
+    torch.manual_seed(seed)
+    save_model(build_detector(architecture, len(TINY_CLASSES) + 1, **TINY_OPTIONS), folder, TINY_CLASSES)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tmp_path_factory, voc_folder, tiny_teacher) -> Path:
+    """A config file: 2 epochs of 4 batches of 4 pictures, a log line every 4 steps, KTAN's stages of 3 + 3 + 5 steps."""
+    content = {
+        "data": {"root": str(voc_folder)},
+        "method": "none",
+        "student": {"architecture": "fasterrcnn_resnet10x0.125_c4", "options": TINY_OPTIONS},
+        "teacher": {
+            "architecture": "fasterrcnn_resnet10x0.25_c4",
+            "checkpoint": str(tiny_teacher),
+            "options": TINY_OPTIONS,
+        },
+        "train": {
+            "epochs": 2,
+            "batch_size": 4,
+            "lr_per_image": 0.001,
+            "warmup_steps": 2,
+            "workers": 0,
+            "device": "cpu",
+            "log_every": 4,
+        },
+        "methods": {
+            "ktan": {"regressor_steps": 3, "warmup_steps": 3, "discriminator_width": 8},
+            "dln": {"regressor_steps": 3},
+        },
+    }
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture
+def tiny_config(tiny_file):
+    """``tiny_config("train.epochs=1", ...)``: the tiny config with overrides."""
+    return lambda *overrides: load_config(tiny_file, overrides)
+
+
+@pytest.fixture(scope="session")
+def tool():
+    """``tool("train_det")``: a program of tools/ as a module, whose main() takes its arguments as a list."""
+
+    def load(name: str):
+        path = Path(__file__).parent.parent / "tools" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"tool_{name}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

@@ -1,0 +1,291 @@
+"""Knowledge from detectors: torchvision's own losses, one transform, no pass too many, nothing kept."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from detkt.errors import InputError
+from detkt.tasks.detection import DetectionTask, as_pyramid, named_outputs
+
+EVERYTHING = frozenset({"student", "student.logits", "teacher.features", "teacher.logits"})
+
+
+def make_task(student, teacher=None, student_layers=(), teacher_layers=(), **classes) -> DetectionTask:
+    if teacher is not None:
+        teacher.eval().requires_grad_(False)
+    task = DetectionTask(student, teacher, **classes)
+    task.specs = task.watch(student_layers, teacher_layers)
+    return task
+
+
+def spy(module, method: str, monkeypatch) -> list:
+    """What *method* returns from now on, call by call."""
+    returned, original = [], getattr(module, method)
+
+    def call(*args, **kwargs):
+        returned.append(original(*args, **kwargs))
+        return returned[-1]
+
+    monkeypatch.setattr(module, method, call)
+    return returned
+
+
+def state(*models: nn.Module) -> list[torch.Tensor]:
+    return [tensor.clone() for model in models for tensor in model.state_dict().values()]
+
+
+def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def forbid(*args, **kwargs):
+    raise AssertionError("this pass must not run")
+
+
+@pytest.mark.parametrize("name", ["fasterrcnn_resnet10x0.125_c4", "fasterrcnn_resnet10x0.125_fpn"])
+def test_student_losses_are_torchvisions_own(detector, batch, name):
+    student = detector(name)
+    student.transform.min_size = (48, 64, 80)  # drawn anew for every picture: the transform uses the seed, too
+    reference = copy.deepcopy(student)
+    task = make_task(student, detector(name, seed=1), ["layer2" if name.endswith("c4") else "body.layer2"])
+    torch.manual_seed(3)
+    expected = reference(*batch)
+    torch.manual_seed(3)
+    knowledge, _, _ = task.run(*batch, EVERYTHING)
+    assert list(knowledge.losses) == list(expected)
+    assert same(list(knowledge.losses.values()), list(expected.values()))
+    assert knowledge.classification_loss in knowledge.losses
+    assert same(state(student), state(reference))  # live batch norms moved alike
+    sum(expected.values()).backward()
+    sum(knowledge.losses.values()).backward()
+    gradients = [[p.grad for p in model.parameters()] for model in (student, reference)]
+    assert same(*gradients)
+
+
+def test_only_the_passes_in_need_run(detector, batch, monkeypatch):
+    task = make_task(detector(), detector(seed=1))
+    monkeypatch.setattr(task.teacher.rpn, "forward", forbid)
+    task.run(*batch, EVERYTHING)
+    monkeypatch.setattr(task.teacher.roi_heads.box_head, "forward", forbid)
+    student, teacher, _ = task.run(*batch, frozenset({"student", "student.logits", "teacher.features"}))
+    assert student.logits is not None
+    assert teacher.logits is None
+    monkeypatch.setattr(task.teacher.backbone, "forward", forbid)
+    student, teacher, _ = task.run(*batch, frozenset({"student"}))
+    assert (teacher, student.logits, student.labels) == (None, None, None)
+    monkeypatch.undo()
+    monkeypatch.setattr(task.student.backbone, "forward", forbid)
+    student, teacher, _ = task.run(*batch, frozenset({"teacher.features"}))
+    assert student is None
+    assert not teacher.losses
+
+
+def test_both_nets_see_the_same_tensor(detector, batch, monkeypatch):
+    task = make_task(detector(), detector(seed=1, min_size=32))
+    monkeypatch.setattr(task.teacher.transform, "forward", forbid)
+    seen = []
+    for model in (task.student, task.teacher):
+        model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    task.run(*batch, EVERYTHING)
+    assert len(seen) == 2
+    assert seen[0] is seen[1]
+    assert seen[0].shape == (2, 3, 64, 96)
+
+
+@pytest.mark.parametrize("teacher_name", ["fasterrcnn_resnet10x0.25_c4", "fasterrcnn_resnet10x0.125_fpn"])
+def test_logits_are_of_the_students_sampled_rois(detector, batch, monkeypatch, teacher_name):
+    task = make_task(detector(), detector(teacher_name, num_classes=6, seed=1))
+    sampled = spy(task.student.roi_heads, "select_training_samples", monkeypatch)
+    student, teacher, _ = task.run(*batch, EVERYTHING)
+    (proposals, _, labels, _) = sampled[0]
+    assert torch.equal(student.labels, torch.cat(labels))
+    assert len(student.labels.unique()) == 4  # background and the three objects
+    assert student.logits.shape == (len(student.labels), 4)
+    loss = nn.functional.cross_entropy(student.logits, student.labels)
+    assert torch.equal(loss, student.losses[student.classification_loss])
+
+    heads, features = task.teacher.roi_heads, as_pyramid(teacher.features)
+    pooled = heads.box_roi_pool(features, proposals, [(64, 80), (53, 96)])
+    assert torch.equal(teacher.logits, heads.box_predictor(heads.box_head(pooled))[0])
+    assert teacher.logits.shape == (len(student.labels), 6)
+
+
+def test_a_picture_without_objects_has_background_alone(detector, batch):
+    images, targets = batch
+    targets[0] = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    student, _, _ = make_task(detector(), detector(seed=1)).run(images, targets, EVERYTHING)
+    assert torch.isfinite(sum(student.losses.values()))
+    assert set(student.labels.tolist()) == {0, 2, 3}
+    assert (student.labels[: len(student.labels) // 2] == 0).all()
+
+
+def test_boxes_stay_in_single_precision_under_autocast(detector, batch, monkeypatch):
+    """In bfloat16 a coordinate above 256 is a multiple of 2, and rounded anchors would stay in the model."""
+    student = detector(anchor_sizes=[16, 300], min_size=288, max_size=432)
+    task = make_task(student, detector(seed=1))
+    anchors = spy(student.rpn.anchor_generator, "forward", monkeypatch)
+    decoded = spy(student.rpn.box_coder, "decode", monkeypatch)
+    sampled = spy(student.roi_heads, "select_training_samples", monkeypatch)
+    with torch.no_grad():
+        task.run(*batch, frozenset({"student"}))
+        with torch.autocast("cpu", torch.bfloat16):
+            knowledge, teacher, _ = task.run(*batch, EVERYTHING)
+    assert knowledge.features["output"].dtype == torch.bfloat16  # the backbone ran in it
+    assert torch.equal(anchors[1][0], anchors[0][0])
+    assert anchors[1][0].dtype == decoded[1].dtype == torch.float32
+    proposals, _, _, regression_targets = sampled[1]
+    assert proposals[0].dtype == regression_targets[0].dtype == torch.float32
+    assert {loss.dtype for loss in knowledge.losses.values()} == {torch.float32}
+    assert knowledge.logits.dtype == teacher.logits.dtype == torch.float32
+    assert student.rpn.anchor_generator.cell_anchors[0].dtype == torch.float32
+
+
+def test_inner_layers_are_revealed_by_name(detector, batch):
+    task = make_task(
+        detector(), detector("fasterrcnn_resnet10x0.25_c4", seed=1), ["layer2", "output"], ["layer1.0.conv1"]
+    )
+    student_spec, teacher_spec = task.specs
+    assert set(student_spec.features) == {"output", "layer2"}
+    assert set(teacher_spec.features) == {"output", "layer1.0.conv1"}
+    layer2 = student_spec.features["layer2"]
+    assert (layer2.channels, layer2.height, layer2.width, layer2.nonnegative) == (16, 8, 12, True)
+    assert not teacher_spec.features["layer1.0.conv1"].nonnegative
+    student, teacher, _ = task.run(*batch, EVERYTHING)
+    assert student.features["layer2"].shape == (2, 16, 8, 12)
+    assert teacher.features["layer1.0.conv1"].shape == (2, 16, 16, 24)
+    assert torch.equal(task.student.backbone.layer3(student.features["layer2"]), student.features["output"])
+    assert student.features["output"].requires_grad
+    assert not teacher.features["output"].requires_grad
+
+
+def test_outputs_of_a_pyramid_are_named_by_level(detector, batch):
+    task = make_task(detector("fasterrcnn_resnet10x0.125_fpn"), None, ["body.layer3"])
+    levels = ["output.0", "output.1", "output.2", "output.3", "output.pool"]
+    assert list(task.specs[0].features) == [*levels, "body.layer3"]
+    student, _, _ = task.run(*batch, frozenset({"student"}))
+    sizes = [student.features[name].shape[-2:] for name in levels]
+    assert sizes == [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
+    assert not task.specs[0].features["output.0"].nonnegative
+    assert list(as_pyramid(student.features)) == ["0", "1", "2", "3", "pool"]
+    assert list(as_pyramid(named_outputs(torch.zeros(1)))) == ["0"]
+
+
+def test_the_probe_leaves_no_trace(detector):
+    """Both nets are probed at the size they will see, the student's, and neither they nor the seed are changed."""
+    student, teacher = detector(), detector("fasterrcnn_resnet10x0.25_c4", seed=1, min_size=96)
+    student.backbone.layer1.eval()
+    before, modes = state(student, teacher), [m.training for m in student.modules()]
+    random = torch.get_rng_state()
+    task = make_task(student, teacher)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert same(state(student, teacher), before)
+    assert [m.training for m in student.modules()] == modes
+    maps = [spec.features["output"] for spec in task.specs]
+    assert [(m.channels, m.height, m.width) for m in maps] == [(32, 4, 6), (64, 4, 6)]
+    assert [spec.num_classes for spec in task.specs] == [4, 4]
+
+
+def test_padding_is_told_by_picture(detector, batch):
+    task = make_task(detector(), None)
+    student, _, _ = task.run(*batch, frozenset({"student"}))
+    assert student.valid == [(1.0, 80 / 96), (53 / 64, 1.0)]
+    assert student.mask(student.features["output"]).sum(dim=(1, 2, 3)).tolist() == [4 * 5, 3 * 6]
+    images, targets = batch
+    whole = [nn.functional.interpolate(image[None], (64, 96))[0] for image in images]
+    student, _, _ = task.run(whole, targets, frozenset({"student"}))
+    assert student.valid is None
+
+
+def test_heads_score_a_map_without_changing(detector, batch):
+    student, teacher = detector(seed=1), detector()
+    task = make_task(student, teacher)
+    knowledge, _, heads = task.run(*batch, EVERYTHING)
+    before, modes = state(student, teacher), [m.training for net in (student, teacher) for m in net.modules()]
+    feature = knowledge.features["output"].detach().requires_grad_()
+    for role in ("student", "teacher"):
+        losses = heads.task_losses({"output": feature}, role)
+        assert set(losses) == {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
+        (gradient,) = torch.autograd.grad(sum(losses.values()), feature)
+        assert gradient.abs().sum() > 0
+    assert same(state(student, teacher), before)
+    assert [m.training for net in (student, teacher) for m in net.modules()] == modes
+    with pytest.raises(IndexError):
+        heads.task_losses({"nothing": feature}, "teacher")
+    assert [m.training for net in (student, teacher) for m in net.modules()] == modes
+
+
+def test_the_students_head_scores_as_in_training(detector, batch):
+    task, random = make_task(detector(norm="frozen")), []
+    task.student.rpn.register_forward_pre_hook(lambda module, inputs: random.append(torch.get_rng_state()))
+    knowledge, _, heads = task.run(*batch, frozenset({"student"}))
+    torch.set_rng_state(random[0])
+    losses = heads.task_losses(knowledge.features, "student")
+    assert {k: v.item() for k, v in losses.items()} == {k: v.item() for k, v in knowledge.losses.items()}
+
+
+def test_nothing_outlives_the_step(detector, batch):
+    """Without the garbage collector: a graph that lives until the next step doubles the memory."""
+    task = make_task(detector(), detector(seed=1), ["layer2"], ["layer2"])
+    student, teacher, heads = task.run(*batch, EVERYTHING)
+    tensors = [*student.features.values(), *teacher.features.values(), student.logits, teacher.logits]
+    tensors += list(heads.task_losses({"output": student.features["output"]}, "student").values())
+    kept = [weakref.ref(tensor) for tensor in tensors]
+    del student, teacher, heads, tensors
+    assert [ref() for ref in kept] == [None] * len(kept)
+    # Nor does a pass of the student outside the task leave anything behind.
+    logits = []
+    task.student.roi_heads.box_predictor.register_forward_hook(lambda m, i, out: logits.append(weakref.ref(out[0])))
+    task.student(*batch)
+    assert logits[0]() is None
+
+
+def test_inputs_follow_the_student_to_its_device(detector, batch):
+    moved = []
+
+    class Elsewhere(torch.Tensor):
+        def to(self, device, non_blocking):
+            moved.append(device)
+            return self.as_subclass(torch.Tensor)
+
+    images, targets = batch
+    target = {key: value.as_subclass(Elsewhere) for key, value in targets[0].items()}
+    images = [images[0].as_subclass(Elsewhere)]
+    make_task(detector()).run(images, [{**target, "image_id": 7}], frozenset({"student"}))
+    assert moved == [torch.device("cpu")] * 3
+
+
+def test_wrong_layers_are_named(detector):
+    with pytest.raises(InputError, match=r"the student's backbone has no layer 'layer33' \(did you mean 'layer3'\?\)"):
+        make_task(detector(), None, ["layer33"])
+    teacher = detector("fasterrcnn_resnet10x0.125_fpn")
+    with pytest.raises(InputError, match=r"the teacher's backbone has no layer 'layer3' \(did you mean 'body\.layer3'"):
+        make_task(detector(), teacher, [], ["layer3"])
+    with pytest.raises(InputError, match=r"layer 'body' of the student's backbone gives no map"):
+        make_task(detector("fasterrcnn_resnet10x0.125_fpn"), None, ["body"])
+
+
+def test_unfit_networks_are_refused(detector, batch):
+    with pytest.raises(InputError, match="image_mean differ.*0.5"):
+        DetectionTask(detector(), detector(image_mean=[0.5, 0.5, 0.5]))
+    with pytest.raises(InputError, match="image_std differ"):
+        DetectionTask(detector(), detector(image_std=[0.5, 0.5, 0.5]))
+    with pytest.raises(InputError, match="the student is a Linear, not a torchvision R-CNN"):
+        DetectionTask(nn.Linear(1, 1))
+    with pytest.raises(InputError, match="the teacher is a Linear"):
+        DetectionTask(detector(), nn.Linear(1, 1))
+    student = detector()
+    with pytest.raises(InputError, match="same object"):
+        DetectionTask(student, student)
+    with pytest.raises(InputError, match="teacher_classes has 2 names, but the teacher has 4 classes"):
+        DetectionTask(student, detector(), ["a", "b", "c"], ["a", "b"])
+    task = make_task(student, detector(), student_classes=["a", "b", "c"])
+    assert [spec.classes for spec in task.specs] == [("a", "b", "c"), ()]
+    student.eval()
+    with pytest.raises(InputError, match="the student is in evaluation mode"):
+        task.run(*batch, EVERYTHING)
+    task.run(*batch, frozenset({"teacher.features"}))

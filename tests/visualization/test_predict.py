@@ -1,0 +1,144 @@
+"""tools/predict.py on a tiny detector: files written, boxes, files that are no pictures."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detkt.errors import InputError
+from detkt.models import build_detector, load_model, save_model
+from detkt.visualization.prediction import detect_picture, drawn_paths, find_pictures
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.manual_seed(0)
+    model = build_detector(
+        "fasterrcnn_resnet10x0.125_c4",
+        3,
+        min_size=64,
+        max_size=96,
+        anchor_sizes=[16, 32],
+        rpn_post_nms_top_n_test=20,
+    )
+    save_model(model, tmp_path / "model", ["cat", "dog"])
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    (folder / "below").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for name, size in (("a.png", (90, 60)), ("a.jpg", (60, 90)), ("below/c.png", (50, 50))):
+        image = Image.fromarray(random.integers(0, 255, (*size[::-1], 3), dtype=np.uint8))
+        exif = Image.Exif()
+        exif[274] = 6 if name == "a.jpg" else 1  # to be turned by a quarter: upright it is 90 x 60
+        image.save(folder / name, exif=exif)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def test_folder_is_drawn_and_listed(run, checkpoint, pictures, tmp_path):
+    out = tmp_path / "out"
+    status, output, errors = run(
+        "predict",
+        "--checkpoint",
+        checkpoint,
+        pictures,
+        "--output",
+        out,
+        "--score",
+        0.2,
+        "--device",
+        "cpu",
+        "--quiet",
+    )
+    assert (status, errors) == (0, "")
+    assert {path.name for path in out.iterdir()} == {"a.jpg", "a.png", "detections.json"}
+    result = json.loads((out / "detections.json").read_text())
+    assert "counted from 0" in result["convention"]
+    assert result["classes"] == ["cat", "dog"]
+    first, second = result["pictures"]
+    assert (first["picture"], first["drawn"]) == (str(pictures / "a.jpg"), "a.jpg")
+    assert (first["width"], first["height"]) == (90, 60) == (second["width"], second["height"])
+    with Image.open(out / "a.png") as drawn:
+        assert drawn.size == (640, 427)
+    found = [one for entry in result["pictures"] for one in entry["detections"]]
+    assert len(found) > 0
+    assert output.startswith(f"{len(found)} detections in 2 pictures;")
+    for entry in result["pictures"]:
+        scores = [one["score"] for one in entry["detections"]]
+        assert scores == sorted(scores, reverse=True)
+        assert all(score >= 0.2 for score in scores)
+        for one in entry["detections"]:
+            x1, y1, x2, y2 = one["box"]
+            assert 0 <= x1 < x2 <= 90
+            assert 0 <= y1 < y2 <= 60
+            assert one["label"] in ("cat", "dog")
+
+
+def test_detections_are_the_models(checkpoint, pictures):
+    model, _ = load_model(checkpoint)
+    image = np.array(Image.open(pictures / "a.png").convert("RGB"))
+    found = detect_picture(model, image, ["cat", "dog"], torch.device("cpu"), 0.0)
+    with torch.inference_mode():
+        expected = model([torch.from_numpy(image).permute(2, 0, 1) / 255])[0]
+    assert [one["box"] for one in found] == expected["boxes"].tolist()
+    assert [1 + ["cat", "dog"].index(one["label"]) for one in found] == expected["labels"].tolist()
+    threshold = found[len(found) // 2]["score"]
+    above = detect_picture(model, image, ["cat", "dog"], torch.device("cpu"), threshold)
+    assert above == [one for one in found if one["score"] >= threshold]
+
+
+def test_unreadable_files_are_passed_over_unless_all_are(run, checkpoint, pictures, tmp_path):
+    bad = pictures / "bad.png"
+    bad.write_bytes((pictures / "a.png").read_bytes()[:200])
+    base = ["predict", "--checkpoint", checkpoint, "--output", tmp_path / "out", "--device", "cpu", "--quiet"]
+    status, output, errors = run(*base, bad, pictures / "a.png", pictures / "notes.txt")
+    assert status == 0
+    warnings = errors.splitlines()
+    assert [line.split(":")[0] for line in warnings] == ["warning", "warning"]
+    assert str(bad) in warnings[0]
+    assert "2 passed over" in output
+    result = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert result["unreadable"] == [str(bad), str(pictures / "notes.txt")]
+    assert len(result["pictures"]) == 1
+    status, output, errors = run(*base, bad)
+    assert (status, output) == (2, "")
+    assert errors.splitlines()[-1].startswith("error: none of the 1 files could be read")
+
+
+def test_wrong_input_is_one_line_and_status_2(run, checkpoint, pictures, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for arguments, message in [
+        ([tmp_path / "none.jpg"], "no such picture or folder"),
+        ([tmp_path / "empty"], "the folder holds no picture"),
+        ([pictures, "--output", pictures], "would be overwritten"),
+        ([pictures, "--score", "nan"], "--score is nan"),
+        ([pictures, "--checkpoint", tmp_path], "cannot read"),
+        ([], "required: PICTURE|FOLDER"),
+    ]:
+        base = ["--checkpoint", checkpoint, "--output", tmp_path / "out", "--quiet"]
+        status, output, errors = run("predict", *base, *arguments)
+        assert (status, output) == (2, ""), arguments
+        assert errors.startswith("error: ")
+        assert errors.count("\n") == 1
+        assert message in errors
+
+
+def test_find_pictures_takes_each_once_and_no_subfolders(pictures):
+    found = find_pictures([pictures / "a.png", pictures])
+    assert found == [pictures / "a.png", pictures / "a.jpg"]
+
+
+def test_drawn_pictures_of_one_name_are_numbered(tmp_path):
+    names = [tmp_path / name for name in ("x/a.png", "y/a.bmp", "y/A.PNG", "y/a.JPEG")]
+    drawn = drawn_paths(names, tmp_path / "out")
+    assert [path.name for path in drawn] == ["a.png", "a-2.png", "A-3.png", "a.jpg"]
+    with pytest.raises(InputError, match="would be overwritten"):
+        drawn_paths(names, tmp_path / "x")
