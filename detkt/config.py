@@ -189,7 +189,10 @@ def _merge(config: DictConfig, values: dict[str, Any], where: str, prefix: str =
             _merge(config[key], value, where, f"{full}.")
             continue
         try:
-            config[key] = value
+            if is_dataclass(schema):
+                OmegaConf.update(config, key, value, merge=False)
+            else:
+                config[key] = value
         except OmegaConfBaseException as error:
             raise InputError(f"{where}'{full}': {str(error).splitlines()[0]}") from None
 

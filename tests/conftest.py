@@ -99,7 +99,7 @@ def _save_random(folder: Path, architecture: str, seed: int) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_file(tmp_path_factory, voc_folder, tiny_teacher) -> Path:
-    """A config file: 2 epochs of 4 batches of 4 pictures, a log line every 4 steps, KTAN's stages of 3 + 3 + 5 steps."""
+    """A config file: 2 epochs of 4 batches of 4 pictures, a log line every 4 steps, KTAN's stages 3 + 3 + 5 steps."""
     content = {
         "data": {"root": str(voc_folder)},
         "method": "none",

@@ -10,7 +10,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from detkt.config import DataConfig
 from detkt.data.shapes import ShapesConfig, write_shapes
-from detkt.data.transforms import TrainTransforms
 from detkt.data.voc import VOCDetection
 from detkt.errors import InputError, suggestion
 from detkt.paths import resolve
@@ -38,7 +37,7 @@ def shapes_config(config: DataConfig) -> ShapesConfig:
         if key not in settings:
             raise InputError(f"unknown key 'data.shapes.{key}'{suggestion(key, settings)}")
         try:
-            settings[key] = value
+            OmegaConf.update(settings, key, value)
         except OmegaConfBaseException as error:
             raise InputError(f"data.shapes.{key}: {str(error).splitlines()[0]}") from None
     return OmegaConf.to_object(settings)
@@ -46,6 +45,9 @@ def shapes_config(config: DataConfig) -> ShapesConfig:
 
 def training_set(config: DataConfig, progress: Callable | None = None) -> VOCDetection:
     """The training list, augmented."""
+    # Imported here: albumentations takes seconds to load, and scoring needs none of it.
+    from detkt.data.transforms import TrainTransforms
+
     transforms = TrainTransforms(flip=config.flip, color=config.color, scale=tuple(config.scale))
     return VOCDetection(
         data_root(config, progress),

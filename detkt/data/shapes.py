@@ -26,7 +26,7 @@ from detkt.errors import InputError, suggestion
 
 GENERATOR_VERSION = 1  # raise it whenever the same config would draw other pictures
 JPEG_QUALITY = 90
-SPLITS = ("trainval", "test")  # append only: a split's number is part of its scenes' seed
+SPLITS = ("trainval", "test", "val")  # append only: a split's number is part of its scenes' seed
 CLASSES = tuple(drawing.OUTLINES)
 
 _COVERED = 0.25  # a pixel belongs to an object from this coverage on
@@ -49,6 +49,7 @@ class ShapesConfig:
     image_size: int = 128
     train: int = 3000
     test: int = 500
+    val: int = 500
     seed: int = 0
     classes: tuple[str, ...] = CLASSES
     min_objects: int = 1
@@ -75,7 +76,7 @@ class ShapesConfig:
             < len(self.classes)
             == len(set(self.classes)),
             "image_size must be at least 16": self.image_size >= 16,
-            "train, test and seed must not be negative": min(self.train, self.test, self.seed) >= 0,
+            "train, test, val and seed must not be negative": min(self.train, self.test, self.val, self.seed) >= 0,
             "objects must satisfy 1 <= min_objects <= max_objects": 1 <= self.min_objects <= self.max_objects,
             "sizes must satisfy 8 <= min_size <= max_size <= image_size": (
                 8 <= self.min_size <= self.max_size <= self.image_size
@@ -183,7 +184,7 @@ def scenes(config: ShapesConfig, split: str) -> Iterator[tuple[str, np.ndarray, 
     A scene depends on the seed, the split and its own number, not on how many there are.
     """
     number = SPLITS.index(split)
-    for index in range(config.test if split == "test" else config.train):
+    for index in range({"trainval": config.train, "test": config.test, "val": config.val}[split]):
         rng = np.random.default_rng((config.seed, number, index))
         yield f"{split}_{index:06d}", *draw_scene(rng, config)
 
@@ -251,7 +252,7 @@ def _write(root: Path, config: ShapesConfig, progress: Callable[..., Iterable] |
         (root / folder).mkdir(parents=True)
     drawn: Iterable = (scene for split in SPLITS for scene in scenes(config, split))
     if progress is not None:
-        drawn = progress(drawn, total=config.train + config.test)
+        drawn = progress(drawn, total=config.train + config.test + config.val)
     ids = []
     for name, image, objects in drawn:
         _, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])

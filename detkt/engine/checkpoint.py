@@ -34,12 +34,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError of its zip writer
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"cannot write {path}: {reason}; free space or choose another folder") from None
-    except RuntimeError as error:
-        # torch.save reports a full disk as a RuntimeError of its zip writer.
-        raise InputError(f"cannot write {path}: {str(error).splitlines()[0]}; is the disk full?") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -71,7 +72,8 @@ class Reporter:
 
     def close(self) -> None:
         self._close_bar()
-        self._file.close()
+        with contextlib.suppress(OSError):  # the full disk that log() has told of already
+            self._file.close()
         if self._board is not None:
             self._board.close()
 

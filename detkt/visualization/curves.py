@@ -34,12 +34,14 @@ Log = Sequence[Mapping[str, Any]]
 def precision_recall_figure(results: Mapping[str, VocResult], classes: Sequence[str] | None = None) -> Figure:
     """Precision over recall: a diagram a class, a line a model, with its AP in percent.
 
+    Between two detections the precision is that of the second, as in the area under the curve: so lines are stairs.
+
     results: model -> result of `detkt.evaluation.voc.evaluate`; classes: which (default: those of the first).
     """
     names = list(next(iter(results.values())).curves) if classes is None else list(classes)
     figure, panels = _grid(len(names), 2.4, 2.1)
     for axes, name in zip(panels, names, strict=True):
-        axes.set(xlim=(0, 1), ylim=(0, 1.03))
+        axes.set(xlim=(-0.01, 1.02), ylim=(0, 1.03))
         axes.set_title(name, fontsize=9, parse_math=False)
         if not any(result.curves[name].n_ground_truth for result in results.values()):
             axes.text(0.5, 0.5, "no objects", ha="center", va="center", size=8, color="#777777")
@@ -49,7 +51,7 @@ def precision_recall_figure(results: Mapping[str, VocResult], classes: Sequence[
             # From recall 0 on, with the precision of the first detection.
             recall = np.concatenate([np.zeros(min(1, curve.n_detections)), curve.recall])
             precision = np.concatenate([curve.precision[:1], curve.precision])
-            axes.plot(recall, precision, color=color, linewidth=1.5, alpha=0.9)
+            axes.plot(recall, precision, color=color, linewidth=1.5, alpha=0.9, drawstyle="steps-pre")
             height = 0.05 + 0.11 * (len(results) - 1 - number)
             text = f"AP {100 * result.per_class[name]:.1f}"
             axes.text(0.04, height, text, size=7, color=color, weight="bold", path_effects=[_RIM])
@@ -185,7 +187,7 @@ def _stages(log: Log) -> list[tuple[str, float, float]]:
     """(stage, first step, last step), in order; steps count from 0 at the start of the run."""
     stages, begin = [], 0.0
     for name, entries in groupby(log, key=lambda entry: str(entry.get("stage", ""))):
-        end = float([entry["step"] for entry in entries][-1])
+        end = float([entry["step"] for entry in entries][0])
         stages.append((name, begin, end))
         begin = end
     return stages

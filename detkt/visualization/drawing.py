@@ -40,7 +40,7 @@ def difference_figure(
 
     Yellow: in the distilled row, the detections of objects gained. Red: in the student's row, false detections.
     All other detections are thin; of these, false ones (of the distilled network and the teacher) are dashed.
-    More than six pictures go on in further blocks of rows below.
+    More than six pictures are divided evenly into blocks of rows, one below the other.
 
     Args:
         pictures: one or more, all with the same models.
@@ -52,7 +52,7 @@ def difference_figure(
     images = [read(changes.picture) for changes in pictures]
     panels = [_panel_size(image) for image in images]
     cells = [max(width, _NARROWEST) for width, _ in panels]
-    blocks = [range(i, min(i + COLUMNS, len(pictures))) for i in range(0, len(pictures), COLUMNS)]
+    blocks = np.array_split(np.arange(len(pictures)), -(-len(pictures) // COLUMNS))
     block_height = _CAPTION + len(models) * (PANEL_HEIGHT + _GAP)
     width = max(_LEGEND_WIDTH, *(_LEFT + sum(cells[i] + _GAP for i in block) for block in blocks))
     figure = pixel_figure(width, len(blocks) * block_height + _LEGEND)
@@ -110,7 +110,7 @@ def class_styles(classes: Sequence[str]) -> dict[str, Style]:
         # tab20 holds pairs of a dark and a pale hue: first all dark ones.
         color = palette((2 * number + number // 10) % 20)
         bright = float(np.dot(color[:3], (0.299, 0.587, 0.114))) > 0.55
-        styles[name] = Style(to_hex(color), "black" if bright else "white")
+        styles[name] = Style(to_hex(color), "black" if bright else "white", width=1.6, letters=7.0)
     return styles
 
 

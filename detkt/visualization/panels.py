@@ -81,7 +81,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 @contextmanager
 def _any_letters() -> Iterator[None]:
-    """Class names in a script that matplotlib's font lacks: their letters become boxes, and that is no warning's worth."""
+    """No warning of class names in a script that matplotlib's font lacks: their letters become boxes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield

@@ -144,9 +144,9 @@ def test_malformed_xml_names_the_line(tmp_path):
 def test_entity_bomb_is_refused_at_once(tmp_path):
     laughs = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 10))
     path = write(tmp_path, f"<name>&a9;</name>{box(1, 1, 2, 2)}", head=f'<!DOCTYPE x [<!ENTITY a0 "ha">{laughs}]>')
-    start = time.perf_counter()
+    start = time.process_time()
     assert "entities" in refusal(path)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_external_entity_is_refused(tmp_path):

@@ -18,6 +18,7 @@ from map_helpers import (
 from detkt import Distiller
 from detkt.errors import InputError
 from detkt.knowledge import Knowledge
+from detkt.methods.adapters import max_pool
 from detkt.methods.fsp import flow_matrix
 from detkt.models import build_detector
 
@@ -52,12 +53,21 @@ def test_the_larger_map_is_max_pooled(size, second_size):
 
 
 def test_masked_and_pooled():
-    first, second = random_map(2, 3, 9, 11, seed=1), random_map(2, 2, 4, 6, seed=2)
+    # Below zero everywhere: padding set to 0 would be the maximum.
+    first, second = -random_map(2, 3, 9, 11, seed=1).abs(), random_map(2, 2, 4, 6, seed=2)
     mask, second_mask = rectangle_mask(9, 11, [(9, 5), (6, 11)]), rectangle_mask(4, 6, [(4, 3), (3, 6)])
     pooled = numpy_pool(first, (4, 6), mask, np.max)
     valid = second_mask.numpy() * numpy_pool(mask, (4, 6), mask)
     flow = flow_matrix(first, second, mask, second_mask)
     np.testing.assert_allclose(flow.numpy(), numpy_flow(pooled, second.numpy(), valid), atol=1e-12)
+
+
+def test_max_pool_leaves_padding_zero():
+    feature, mask = -random_map(2, 3, 9, 11).abs(), rectangle_mask(9, 11, [(9, 5), (4, 11)])
+    pooled, covered = max_pool(feature, mask, (4, 6))
+    np.testing.assert_allclose(pooled.numpy(), numpy_pool(feature, (4, 6), mask, np.max), atol=1e-12)
+    assert covered.tolist() == numpy_pool(mask, (4, 6), mask, np.max).tolist()
+    assert (covered == 0).any()
 
 
 @pytest.mark.parametrize("second_size", [(3, 4), (5, 7), (2, 3)])

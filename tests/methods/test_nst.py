@@ -99,11 +99,11 @@ def test_autocast_does_not_reach_it():
     torch.testing.assert_close(loss.double(), nst_loss(student.double(), teacher.double()), rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("size", [(38, 63), (19, 32)])
-def test_memory_at_detection_size(size, tmp_path):
-    """Forward and backward on a picture: 1024 channels, both ways to compute it."""
+@pytest.mark.parametrize(("size", "limit"), [((38, 63), 75), ((19, 32), 20)])
+def test_memory_at_detection_size(size, limit, tmp_path):
+    """Forward and backward on a picture, far below 200 MB; with the larger of the two products it is 101 and 26 MB."""
     student, teacher = torch.rand(1, 1024, *size, requires_grad=True), torch.rand(1, 1024, *size)
-    assert peak_megabytes(lambda: nst_loss(student, teacher).backward(), tmp_path) < 200
+    assert peak_megabytes(lambda: nst_loss(student, teacher).backward(), tmp_path) < limit
 
 
 def test_the_memory_measure_sees_temporaries(tmp_path):

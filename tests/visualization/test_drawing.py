@@ -98,7 +98,9 @@ def test_rows_columns_and_blocks(comparison):
     assert {panel.shape[:2] for panel in panels(figure)} == {(448, 448)}
     wide = difference_figure(both * 4, lambda _: GREY)
     assert len(wide.axes) == 24
-    assert len({round(axes.get_position().y0, 3) for axes in wide.axes}) == 6  # two blocks of three rows
+    # Two blocks of three rows with four columns each.
+    assert len({round(axes.get_position().y0, 3) for axes in wide.axes}) == 6
+    assert len({round(axes.get_position().x0, 3) for axes in wide.axes}) == 4
 
 
 def test_two_rows_without_a_teacher():
@@ -119,7 +121,7 @@ def test_pictures_of_any_shape_keep_their_aspect(comparison, shape):
 
 
 @pytest.mark.parametrize(
-    ("shape", "drawn"), [((128, 128), (640, 640)), ((480, 700), (480, 700)), ((4000, 3000), (2000, 1500))]
+    ("shape", "drawn"), [((128, 128), (640, 640)), ((480, 700), (480, 700)), ((4000, 800), (2000, 400))]
 )
 def test_a_single_picture_is_drawn_at_its_own_size_within_limits(tmp_path, shape, drawn):
     image = np.full((*shape, 3), 90, dtype=np.uint8)

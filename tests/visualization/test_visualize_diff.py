@@ -56,7 +56,9 @@ def tiny(folder, seed, classes=CLASSES, method="none"):
 def test_result_files(run, data, results, tmp_path):
     student, distilled = results
     status, output, errors = run(
-        "visualize_diff", "--student", student, "--distilled", distilled, "--data-root", data, "--quiet"
+        "visualize_diff",
+        *("--student", student, "--distilled", distilled, "--data-root", data, "--quiet"),
+        *("--class", "dog", "--pictures", 2),
     )
     assert (status, errors) == (0, "")
     folder = distilled / "diff"
@@ -66,7 +68,7 @@ def test_result_files(run, data, results, tmp_path):
     total = changes["tables"]["total"]
     assert (total["gained"], total["lost"], total["removed"], total["new"]) == (1, 0, 1, 0)
     assert list(changes["pictures"]) == ["000001", "000002"]
-    assert changes["shown"] == ["000001", "000002", "000003"][:2]
+    assert changes["shown"] == ["000001", "000002"]
     # dog: 0 of 1 found, then 1; cat: 1 of 2, the 11 points of which give 6/11.
     assert changes["models"]["student"]["map_voc07"] == pytest.approx((6 / 11) / 2)
     assert changes["models"]["distilled"]["map_voc07"] == pytest.approx((6 / 11 + 1) / 2)
@@ -109,25 +111,11 @@ def test_tiny_detectors_with_data_and_logs_of_the_run(run, data, tmp_path):
     }
 
 
-def test_pictures_by_class_and_list(run, data, results, tmp_path):
+def test_pictures_by_list(run, data, results, tmp_path):
     student, distilled = results
-    base = [
-        "--student",
-        student,
-        "--distilled",
-        distilled,
-        "--data-root",
-        data,
-        "--quiet",
-        "--output",
-        tmp_path / "o",
-    ]
-    for arguments, shown in [
-        (["--images", "000003,000001"], ["000003", "000001"]),
-        (["--class", "dog", "--pictures", 1], ["000001"]),
-    ]:
-        assert run("visualize_diff", *base, *arguments)[0] == 0
-        assert json.loads((tmp_path / "o" / "changes.json").read_text())["shown"] == shown
+    base = ["--student", student, "--distilled", distilled, "--data-root", data, "--output", tmp_path / "out"]
+    assert run("visualize_diff", *base, "--images", "000003,000001", "--quiet")[0] == 0
+    assert json.loads((tmp_path / "out" / "changes.json").read_text())["shown"] == ["000003", "000001"]
 
 
 def test_wrong_input_is_one_line_and_status_2(run, data, results, tmp_path):
