@@ -81,7 +81,10 @@ class TrainConfig:
 
 @dataclass
 class Config:
-    """A data set, a teacher/student pair, the budget, and the methods' settings for them (a section a method)."""
+    """A data set, a teacher/student pair, the budget, and the methods' settings for them (a section a method).
+
+    ``paper``: published scores of the pair by method, in percent, shown beside ours.
+    """
 
     name: str = "custom"
     method: str = "ktan"
@@ -91,6 +94,7 @@ class Config:
     teacher: NetConfig = field(default_factory=NetConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    paper: dict[str, float] = field(default_factory=dict)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

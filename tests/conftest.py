@@ -75,7 +75,7 @@ def batch():
 @pytest.fixture(scope="session")
 def voc_folder(tmp_path_factory) -> Path:
     """A VOC-format folder of 16 pictures to train on ("trainval") and 6 to test on, 64 x 64, of three classes."""
-    config = ShapesConfig(image_size=64, train=16, test=6, classes=TINY_CLASSES, max_objects=3, max_size=48.0)
+    config = ShapesConfig(image_size=64, train=16, test=6, val=0, classes=TINY_CLASSES, max_objects=3, max_size=48.0)
     return write_shapes(tmp_path_factory.mktemp("data") / "voc", config)
 
 

@@ -21,7 +21,6 @@ from detkt.cli import run_tool, training_config, training_parser
 from detkt.data.boxes import voc_to_corners
 from detkt.data.voc import VOCDetection
 from detkt.engine.checkpoint import load_checkpoint
-from detkt.engine.run import train_detector
 from detkt.engine.trainer import Interrupted, Trainer
 from detkt.errors import InputError
 from detkt.evaluation.voc_results import read_results
@@ -77,9 +76,8 @@ def configured(tiny_file):
 
 
 def test_flags_set_what_they_name(configured):
-    flags = "--method dln --data-root /d --teacher /t --student-init /s --epochs 3 --batch-size 5 --seed 7".split()
-    more = "--device cuda:1 --precision bf16 --workers 4 --output /o".split()
-    config, folder, resume = configured(*flags, *more)
+    text = "--method=dln --data-root=/d --teacher=/t --student-init=/s --epochs=3 --batch-size=5 --seed=7 --workers=4"
+    config, folder, resume = configured(*text.split(" "), "--device", "cuda:1", "--precision", "bf16", "--output", "/o")
     assert (config.method, config.data.root, config.teacher.checkpoint) == ("dln", "/d", "/t")
     assert config.student.checkpoint == "/s"
     train = config.train
@@ -93,7 +91,9 @@ def test_overrides_may_stand_anywhere_and_win(configured):
     assert (config.train.epochs, config.methods["ktan"]["beta"], config.data.flip) == (9, 1.5, 0)
 
 
-@pytest.mark.parametrize("root", ["a: b", "123", "007", "yes", "~", "[x]", "#x", "{a}", 'q"q', "a\\b", "ü", "x=y", " x "])
+@pytest.mark.parametrize(
+    "root", ["a: b", "123", "007", "yes", "~", "[x]", "#x", "{a}", 'q"q', "a\\b", "ü", "x=y", " x "]
+)
 def test_a_path_stays_as_it_is(configured, root):
     assert configured("--data-root", root)[0].data.root == root
 
@@ -332,7 +332,9 @@ class NearlyRight(torch.nn.Module):
 def test_eval_scores_a_model_and_its_saved_detections_alike(tool, voc_folder, tmp_path, monkeypatch, capsys):
     program = tool("eval_voc")
     dataset = VOCDetection(voc_folder, "test", classes=["cross", "disc", "star"])
-    monkeypatch.setattr(program, "load_model", lambda path, device: (NearlyRight(dataset), {"classes": dataset.classes}))
+    monkeypatch.setattr(
+        program, "load_model", lambda path, device: (NearlyRight(dataset), {"classes": dataset.classes})
+    )
     common = ["--data-root", str(voc_folder), "--quiet", "--device", "cpu"]
     saved, first, second = (str(tmp_path / name) for name in ("found", "first.json", "second.json"))
     program.main(["--checkpoint", "c", *common, "--save-detections", saved, "--json", first, "--batch-size", "4"])
@@ -343,8 +345,8 @@ def test_eval_scores_a_model_and_its_saved_detections_alike(tool, voc_folder, tm
     ours, theirs = (json.loads(Path(path).read_text()) for path in (first, second))
     assert 0.2 < ours["map_area"] < 0.95, "the comparison is about something"
     assert len({ours["map_voc07"], ours["map_area"], ours["map_coco"]}) == 3
-    for key in ("map_voc07", "map_area", "map_coco", "coco", "per_class"):
-        assert theirs[key] == pytest.approx(ours[key], abs=1e-6) if key != "per_class" else True
+    for key in ("map_voc07", "map_area", "map_coco", "coco"):
+        assert theirs[key] == pytest.approx(ours[key], abs=1e-6)
     for name, values in ours["per_class"].items():
         assert theirs["per_class"][name] == pytest.approx(values, abs=1e-6)
     assert ours["split"] == theirs["split"] == "test"
@@ -356,8 +358,7 @@ def test_eval_scores_a_model_and_its_saved_detections_alike(tool, voc_folder, tm
     assert [line.split()[0] for line in lines] == ["class", "cross", "disc", "star", "mean"]
     assert lines[-1].split()[1:] == [f"{100 * ours[key]:.1f}" for key in ("map_voc07", "map_area", "map_coco")]
     assert sorted(os.listdir(saved)) == [f"comp4_det_test_{name}.txt" for name in dataset.classes]
-    found = read_results(saved)
-    assert set(found) == set(dataset.ids)
+    assert set(read_results(saved)) == set(dataset.ids)
 
 
 def test_eval_repeats_a_runs_own_score(tool, finished, voc_folder, tmp_path):
@@ -407,27 +408,24 @@ def test_eval_refuses_a_model_of_other_classes(tool, voc_folder, tmp_path):
 
 def start(*flags, **options):
     command = [sys.executable, str(PROJECT / "tools" / "train_det.py"), *map(str, flags)]
-    # OMP_NUM_THREADS: as in this process, or sums differ in their last bits.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes, **options)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_training_saves_itself_and_goes_on(tiny_file, tiny_config, tmp_path, number, status):
+def test_a_stopped_training_saves_itself(tiny_file, tmp_path, number, status):
     """Sent to the whole group, as a terminal does: the process that loads pictures must not die of it."""
     folder = tmp_path / "run"
-    settings = ["train.epochs=3", "train.log_every=1"]
-    flags = ["--config", tiny_file, "--output", folder, "--workers", 1, "--quiet", *settings]
-    # Enough to do to be stopped in the midst of it, and the budget cut afterwards.
-    process = start(*flags, "train.epochs=2000", start_new_session=True)
-    deadline = time.monotonic() + 120
+    flags = ["--config", tiny_file, "--output", folder, "--workers", 1, "--epochs", 9999, "--quiet"]
+    process = start(*flags, "train.log_every=1", start_new_session=True)
+    deadline = time.monotonic() + 300
     while not (folder / "log.jsonl").exists() or not (folder / "log.jsonl").read_text():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, number)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == status, error
     assert error == f"stopped by {number.name}; the checkpoint is saved, go on with --resume\n"
     step = load_checkpoint(folder / "last.pt")["step"]
@@ -440,6 +438,6 @@ def test_a_stopped_training_saves_itself_and_goes_on(tiny_file, tiny_config, tmp
 @pytest.mark.slow
 def test_a_process_refuses_in_one_line(tmp_path):
     process = start("--config", tmp_path / "no.yaml")
-    out, error = process.communicate(timeout=120)
+    out, error = process.communicate(timeout=300)
     assert (process.returncode, out) == (2, "")
     assert error == f"error: config file {tmp_path / 'no.yaml'}: No such file or directory\n"

@@ -85,10 +85,7 @@ def test_whole_numbers_are_taken_for_fractions_without_a_warning(written, recwar
 
 
 def test_anchors_share_a_section_and_may_be_merged(written):
-    text = (
-        "student: {options: &o {min_size: 64, max_size: 96}}\n"
-        "teacher: {options: {<<: *o, min_size: 80}}\n"
-    )
+    text = "student: {options: &o {min_size: 64, max_size: 96}}\nteacher: {options: {<<: *o, min_size: 80}}\n"
     config = load_config(written(text), ["student.options.max_size=128"])
     assert config.student.options == {"min_size": 64, "max_size": 128}
     assert config.teacher.options == {"min_size": 80, "max_size": 96}

@@ -51,16 +51,16 @@ class ShapesConfig:
     test: int = 500
     val: int = 500
     seed: int = 0
-    classes: tuple[str, ...] = CLASSES
+    classes: tuple[str, ...] = ("crescent", "cross", "disc", "heart", "ring", "square", "star", "triangle")
     min_objects: int = 1
-    max_objects: int = 5
-    min_size: float = 20.0
+    max_objects: int = 4
+    min_size: float = 24.0
     max_size: float = 64.0
     max_lookalikes: int = 2
-    max_strokes: int = 5
+    max_strokes: int = 4
     contrast: float = 60.0
-    max_noise: float = 10.0
-    max_blur: float = 0.7
+    max_noise: float = 8.0
+    max_blur: float = 0.6
     min_visible: float = 0.3
 
     def __post_init__(self) -> None:

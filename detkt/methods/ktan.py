@@ -194,8 +194,8 @@ class KTAN(Method):
             )
         if any(pair.student.split(".")[0] != "output" for pair in self.pairs()):
             raise InputError(
-                f"methods.{self.name}.layers must be backbone outputs (the head that trains the teacher-to-student layer "
-                "reads them); leave it empty"
+                f"methods.{self.name}.layers must be backbone outputs, since the head that trains the regressor "
+                "reads them; leave it empty"
             )
         self.regressors, self.discriminators = nn.ModuleDict(), nn.ModuleDict()
         for pair in self.pairs():

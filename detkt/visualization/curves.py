@@ -187,7 +187,7 @@ def _stages(log: Log) -> list[tuple[str, float, float]]:
     """(stage, first step, last step), in order; steps count from 0 at the start of the run."""
     stages, begin = [], 0.0
     for name, entries in groupby(log, key=lambda entry: str(entry.get("stage", ""))):
-        end = float([entry["step"] for entry in entries][0])
+        end = float([entry["step"] for entry in entries][-1])
         stages.append((name, begin, end))
         begin = end
     return stages

@@ -106,3 +106,18 @@ def test_records_of_pictures_are_json_and_leave_out_unchanged_ones():
     assert [error["kind"] for error in records["a"]["new"]] == ["poor location"]
     assert records["a"]["new"][0]["iou"] == 0.45
     assert records["a"]["lost"][0]["score"] == 0.9
+
+
+def test_an_error_that_both_make_is_neither_removed_nor_new():
+    kept, new = ("dog", 0.9, 61, 1, 90, 30), ("cat", 0.8, 1, 61, 30, 90)
+    gone = ("dog", 0.95, 1, 61, 30, 90)
+    comparison = compare({"b": found(gone, kept)}, {"b": found(kept, new)}, {"b": TRUTH["b"]})
+    result = change_tables(comparison)["per_class"]
+    assert {name: (row["removed"], row["new"]) for name, row in result.items()} == {
+        "cat": (0, 1),
+        "dog": (1, 0),
+    }
+    assert [row["errors"] for row in result.values()] == [
+        {"student": 0, "distilled": 1},
+        {"student": 2, "distilled": 1},
+    ]

@@ -1,0 +1,108 @@
+"""Many methods, several seeds, one config: run what is missing, collect what is there, tabulate."""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detkt.config import Config, load_config
+from detkt.engine.run import train_detector
+from detkt.errors import InputError
+
+MEASURES = {"map_voc07": "mAP VOC07", "map_area": "mAP area", "map_coco": "mAP COCO"}
+
+
+@dataclass
+class Row:
+    """All runs of one method: their ``metrics.json`` in the order of the seeds."""
+
+    method: str
+    runs: list[dict[str, Any]] = field(default_factory=list)
+
+    def mean(self, measure: str) -> float:
+        return statistics.fmean(run[measure] for run in self.runs)
+
+    def spread(self, measure: str) -> float | None:
+        """Sample standard deviation over the seeds; None of a single run."""
+        values = [run[measure] for run in self.runs]
+        return statistics.stdev(values) if len(values) > 1 else None
+
+
+def run_folder(root: Path, config: Config, method: str, seed: int) -> Path:
+    """Where the run of *method* with *seed* is kept below *root*."""
+    return root / f"{config.name}-{method}-s{seed}"
+
+
+def run_missing(config: Config, methods: Iterable[str], seeds: Sequence[int], root: Path, quiet: bool) -> None:
+    """Train what has no ``metrics.json`` yet; a run that was stopped goes on from its checkpoint.
+
+    Raises:
+        InputError: a run in the folder was made with other settings.
+    """
+    for seed in seeds:
+        for method in methods:
+            folder = run_folder(root, config, method, seed)
+            wanted = copy.deepcopy(config)
+            wanted.method, wanted.train.seed = method, seed
+            if (folder / "config.yaml").exists():
+                _check_same(wanted, folder)
+            if (folder / "metrics.json").exists():
+                continue
+            checkpoint = folder / "last.pt"
+            resume = checkpoint if checkpoint.exists() else None
+            print(f"{method}, seed {seed}: {'going on' if resume else 'training'} in {folder}", flush=True)
+            train_detector(wanted, folder, resume=resume, overwrite=resume is None, quiet=quiet)
+
+
+def _check_same(wanted: Config, folder: Path) -> None:
+    """A run made with other settings must not pass for this one. What does not change the result may differ."""
+    found = load_config(folder / "config.yaml")
+    for config in (found, wanted := copy.deepcopy(wanted)):
+        config.train.device, config.train.workers, config.data.root = "", 0, None
+        config.methods = {name: values for name, values in config.methods.items() if name in wanted.method.split("+")}
+        config.paper = {}
+    if found != wanted:
+        differing = [key for key, value in vars(wanted).items() if vars(found)[key] != value]
+        raise InputError(
+            f"{folder} holds a run with other settings ({', '.join(differing)}); choose another --output or remove it"
+        )
+
+
+def collect(config: Config, methods: Iterable[str], seeds: Sequence[int], root: Path) -> list[Row]:
+    """The finished runs below *root*, a row a method, best mean first; methods without one are left out."""
+    rows = []
+    for method in methods:
+        paths = [run_folder(root, config, method, seed) / "metrics.json" for seed in seeds]
+        runs = [json.loads(path.read_text()) for path in paths if path.exists()]
+        if runs:
+            rows.append(Row(method, runs))
+    return sorted(rows, key=lambda row: row.mean("map_voc07"), reverse=True)
+
+
+def markdown_table(rows: Sequence[Row], paper: dict[str, float], teacher: dict[str, Any] | None = None) -> str:
+    """Mean ± standard deviation in percent, the budget, the wall time, and the paper's number where there is one."""
+    header = ["method", "seeds", *MEASURES.values(), "updates", "seconds", "paper"]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for row in rows:
+        cells = [row.method, str(len(row.runs))]
+        cells += [_with_spread(row.mean(measure), row.spread(measure)) for measure in MEASURES]
+        cells += [f"{row.mean('updates'):.0f}", f"{row.mean('seconds'):.0f}", _paper(paper, row.method)]
+        lines.append("| " + " | ".join(cells) + " |")
+    if teacher is not None:
+        scores = [f"{100 * teacher[measure]:.1f}" for measure in MEASURES]
+        cells = ["teacher", "1", *scores, "–", "–", _paper(paper, "teacher")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _paper(paper: dict[str, float], method: str) -> str:
+    return f"{paper[method]:.1f}" if method in paper else "–"
+
+
+def _with_spread(mean: float, spread: float | None) -> str:
+    return f"{100 * mean:.1f}" if spread is None else f"{100 * mean:.1f} ± {100 * spread:.1f}"

@@ -1,0 +1,75 @@
+#!/usr/bin/env python
+"""Run (or collect) many methods with several seeds on one config: a table with mean ± spread, and a chart."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from detkt.cli import Parser, run_tool
+from detkt.config import load_config
+from detkt.data import test_set
+from detkt.engine.comparison import collect, markdown_table, run_missing
+from detkt.engine.run import resolve_device, write_metrics
+from detkt.errors import InputError
+from detkt.evaluation.detector import detect, score
+from detkt.methods import parse
+from detkt.models import load_model
+from detkt.paths import resolve
+from detkt.visualization.comparison_chart import comparison_figure
+from detkt.visualization.panels import save_figure
+
+EXAMPLE = "example:\n  python tools/compare.py --methods none,dln,ktan --seeds 0,1,2 --output runs/compare"
+
+
+def main(arguments=None):
+    parser = Parser(description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/shapes.yaml", help="default: configs/shapes.yaml")
+    parser.add_argument("--methods", required=True, help="comma-separated, e.g. none,kd,ktan,ktan+kd")
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default: 0,1,2)")
+    parser.add_argument("--output", default="runs/compare", metavar="DIR", help="a folder a run; finished ones are kept")
+    parser.add_argument("--collect", action="store_true", help="train nothing, tabulate the runs that are finished")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="any setting of the config")
+    arguments = parser.parse_intermixed_args(arguments)
+
+    config = load_config(resolve(arguments.config), arguments.overrides)
+    methods = [name.strip() for name in arguments.methods.split(",") if name.strip()]
+    for name in methods:
+        parse(name, config.methods)
+    try:
+        seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    except ValueError:
+        raise InputError(f"--seeds '{arguments.seeds}' is not a comma-separated list of whole numbers") from None
+    root = Path(arguments.output)
+    if not arguments.collect:
+        run_missing(config, methods, seeds, root, arguments.quiet)
+    rows = collect(config, methods, seeds, root)
+    if not rows:
+        raise InputError(f"no finished run of {', '.join(methods)} below {root}; leave out --collect to train them")
+    teacher = teacher_metrics(config, root, arguments.quiet) if config.teacher.checkpoint else None
+    table = markdown_table(rows, config.paper, teacher)
+    (root / "table.md").write_text(table + "\n")
+    (root / "table.json").write_text(json.dumps({row.method: row.runs for row in rows}, indent=1) + "\n")
+    save_figure(comparison_figure(rows, teacher), root / "chart.png")
+    print(table)
+
+
+def teacher_metrics(config, root, quiet):
+    """The teacher's scores on the same pictures; kept beside the runs, since they do not change."""
+    path = root / f"teacher-{config.name}.json"
+    if not path.exists():
+        device = resolve_device(config.train.device)
+        model, meta = load_model(resolve(config.teacher.checkpoint), device)
+        dataset = test_set(config.data, list(meta["classes"]))
+        detections, milliseconds = detect(model, dataset, device, quiet=quiet)
+        scores = score(detections, dataset.annotations(), dataset.classes)
+        extra = {"milliseconds_per_picture": milliseconds, "checkpoint": str(config.teacher.checkpoint)}
+        write_metrics(path, {**scores, **extra})
+    return json.loads(path.read_text())
+
+
+if __name__ == "__main__":
+    run_tool(main)
