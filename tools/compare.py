@@ -29,7 +29,7 @@ def main(arguments=None):
     parser.add_argument("--config", default="configs/shapes.yaml", help="default: configs/shapes.yaml")
     parser.add_argument("--methods", required=True, help="comma-separated, e.g. none,kd,ktan,ktan+kd")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default: 0,1,2)")
-    parser.add_argument("--output", default="runs/compare", metavar="DIR", help="a folder a run; finished ones are kept")
+    parser.add_argument("--output", default="runs/compare", metavar="DIR", help="a folder a run, kept if finished")
     parser.add_argument("--collect", action="store_true", help="train nothing, tabulate the runs that are finished")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="any setting of the config")

@@ -51,16 +51,16 @@ class ShapesConfig:
     test: int = 500
     val: int = 500
     seed: int = 0
-    classes: tuple[str, ...] = ("crescent", "cross", "disc", "heart", "ring", "square", "star", "triangle")
+    classes: tuple[str, ...] = CLASSES
     min_objects: int = 1
-    max_objects: int = 4
-    min_size: float = 24.0
+    max_objects: int = 5
+    min_size: float = 20.0
     max_size: float = 64.0
     max_lookalikes: int = 2
-    max_strokes: int = 4
+    max_strokes: int = 5
     contrast: float = 60.0
-    max_noise: float = 8.0
-    max_blur: float = 0.6
+    max_noise: float = 10.0
+    max_blur: float = 0.7
     min_visible: float = 0.3
 
     def __post_init__(self) -> None:
@@ -76,7 +76,8 @@ class ShapesConfig:
             < len(self.classes)
             == len(set(self.classes)),
             "image_size must be at least 16": self.image_size >= 16,
-            "train, test, val and seed must not be negative": min(self.train, self.test, self.val, self.seed) >= 0,
+            "train, test, val and seed must not be negative": min(self.train, self.test, self.val, self.seed)
+            >= 0,
             "objects must satisfy 1 <= min_objects <= max_objects": 1 <= self.min_objects <= self.max_objects,
             "sizes must satisfy 8 <= min_size <= max_size <= image_size": (
                 8 <= self.min_size <= self.max_size <= self.image_size

@@ -1,23 +1,105 @@
-"""Scores as a text table."""
+"""Scores as text tables."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+HEADINGS = ("VOC07", "area", "COCO")
+# Keys of the section "coco" of the metrics, and the names of their rows.
+COCO_ROWS = {
+    "ap50": "COCO AP50",
+    "ap75": "COCO AP75",
+    "small": "COCO small",
+    "medium": "COCO medium",
+    "large": "COCO large",
+}
+
 
 def metrics_table(metrics: dict[str, Any]) -> str:
-    """AP in percent per class and in the mean: VOC07 11-point, area, COCO. A class without objects shows ``-``."""
-    names = metrics["per_class"]
-    width = max(len("class"), *(len(name) for name in names), len("mean"))
+    """AP in percent per class and in the mean: VOC07 11-point, area, COCO. Without objects it shows ``-``.
+
+    Where *metrics* have a section "coco", rows below the mean show COCO's AP at IoU 0.50 and 0.75 and by size.
+    """
+    rows, coco_rows = _rows(metrics), _coco_rows(metrics)
+    width = max(len(name) for name, _ in [("class", None), *rows, *coco_rows])
     lines = [f"{'class':<{width}}  VOC07   area   COCO"]
-    rows = [(name, values["voc07"], values["area"], values["coco"]) for name, values in names.items()]
-    rows.append(("mean", metrics["map_voc07"], metrics["map_area"], metrics["map_coco"]))
-    for name, *values in rows:
-        lines.append(f"{name:<{width}}  " + "  ".join(percent(value) for value in values))
+    lines += [f"{name:<{width}}  " + "  ".join(map(percent, values)) for name, values in rows]
+    lines += [f"{name:<{width}}  {'':14}{percent(value)}" for name, value in coco_rows]
+    return "\n".join(lines)
+
+
+def comparison_table(metrics: dict[str, Any], other: dict[str, Any]) -> str:
+    """The rows of `metrics_table` for two detectors side by side, and the first's minus the second's.
+
+    *metrics* and *other* have the same classes.
+    """
+    rows, coco_rows = _rows(metrics), _coco_rows(metrics)
+    width = max(len(name) for name, _ in [("class", None), *rows, *coco_rows])
+    lines = [
+        (" " * width + "".join(f"   {heading:^19}" for heading in HEADINGS)).rstrip(),
+        f"{'class':<{width}}" + "    this  other    diff" * len(HEADINGS),
+    ]
+    for (name, ours), (_, theirs) in zip(rows, _rows(other), strict=True):
+        cells = map(_side_by_side, ours, theirs)
+        lines.append(f"{name:<{width}}" + "".join(cells))
+    for (name, ours), (_, theirs) in zip(coco_rows, _coco_rows(other), strict=True):
+        lines.append(f"{name:<{width}}{'':44}" + _side_by_side(ours, theirs))
+    return "\n".join(lines)
+
+
+def intervals_table(metrics: dict[str, Any]) -> str:
+    """The bootstrap intervals of mAP in the section "bootstrap" of *metrics*, in percent.
+
+    Where there is a section "compare", also those of the other detector and of the difference, and in how many of
+    the resamples this detector was not above the other.
+    """
+    about = metrics["bootstrap"]
+    rows = [("this", about, percent)]
+    if "compare" in metrics:
+        difference = metrics["compare"]["difference"]
+        rows.append(("other", metrics["compare"]["bootstrap"], percent))
+        rows.append(("difference", difference, signed))
+    lines = [
+        f"mAP and its {100 * about['confidence']:g} % interval: {about['resamples']} resamples of the "
+        f"{about['pictures']} pictures",
+        f"{'':10}  {'VOC07':^22}  {'area':^22}".rstrip(),
+    ]
+    for name, intervals, written in rows:
+        cells = []
+        for key in ("map_voc07", "map_area"):
+            value, low, high = (f"{written(intervals[key][end]):>6}" for end in ("value", "low", "high"))
+            cells.append(f"{value} [{low}, {high}]")
+        lines.append(f"{name:<10}  " + "  ".join(cells))
+    if "compare" in metrics:
+        eleven, area = (percent(difference[key]["share_at_most_zero"]).strip() for key in ("map_voc07", "map_area"))
+        lines.append(f"not above the other in {eleven} % (VOC07) and {area} % (area) of the resamples")
     return "\n".join(lines)
 
 
 def percent(value: float | None) -> str:
     """A share as a percentage with one decimal, ``-`` where there is none."""
     return f"{'-':>5}" if value is None or math.isnan(value) else f"{100 * value:5.1f}"
+
+
+def signed(value: float | None) -> str:
+    """A difference of shares in points of percent, with its sign."""
+    return f"{'-':>6}" if value is None or math.isnan(value) else f"{100 * value:+6.1f}"
+
+
+def _side_by_side(ours: float | None, theirs: float | None) -> str:
+    """Three cells, 22 characters in all."""
+    unknown = ours is None or theirs is None
+    return f"   {percent(ours)}  {percent(theirs)}  {signed(None if unknown else ours - theirs)}"
+
+
+def _rows(metrics: dict[str, Any]) -> list[tuple[str, tuple[float | None, ...]]]:
+    """(name, (VOC07, area, COCO)) of every class and of the mean."""
+    per_class = metrics["per_class"].items()
+    rows = [(name, (values["voc07"], values["area"], values["coco"])) for name, values in per_class]
+    return [*rows, ("mean", (metrics["map_voc07"], metrics["map_area"], metrics["map_coco"]))]
+
+
+def _coco_rows(metrics: dict[str, Any]) -> list[tuple[str, float | None]]:
+    coco = metrics.get("coco", {})
+    return [(name, coco[key]) for key, name in COCO_ROWS.items() if key in coco]

@@ -22,9 +22,9 @@ def regressor_geometry(source: int, target: int) -> tuple[int, int, int] | None:
         stride = max(1, round(source / target))
         kernel = source - stride * (target - 1)
         return (kernel, stride, 0) if 1 <= kernel <= stride + 2 else None
-    padding = (target - source + 1) // 2
-    kernel = source + 2 * padding - target + 1
-    return (kernel, 1, padding) if padding <= 1 else None
+    # Padding below the kernel: no row of the output may see padding alone.
+    padding = target - source
+    return (padding + 1, 1, padding) if padding <= 2 else None
 
 
 class Regressor(nn.Module):

@@ -10,6 +10,8 @@ frozen head reads from R(t) (Algorithm 1). The student's backbone S then minimis
 while the discriminator D minimises -log D(R(t)) - log(1 - D(s)). The papers leave open, and we decided:
 
 * The head that reads R(t) is the teacher's own where the channels agree, the student's pretrained head otherwise.
+* R is one convolution with a kernel that satisfies Algorithm 1's rule (M_t + 2P - K) / S + 1 = M_s: 1x1 between equal
+  sizes.
 * R ends as the student's layer ends (ReLU), else the sign of a value alone tells the two maps apart.
 * The papers' beta assumes their feature scale. By default both maps are divided by the root mean square of R(t)
   before D and the MSE see them; ``preset=paper`` takes them as they are.
@@ -28,7 +30,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from detkt.errors import InputError
-from detkt.knowledge import FeatureSpec, Knowledge, Spec
+from detkt.knowledge import Knowledge, Spec
+from detkt.methods.adapters import Regressor
 from detkt.methods.base import (
     STUDENT,
     Heads,
@@ -70,53 +73,11 @@ def feature_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) ->
     return masked_mean((student.float() - teacher.float()).square(), mask)
 
 
-def regressor_geometry(teacher: int, student: int) -> tuple[int, int, int] | None:
-    """Kernel K, stride S, padding P along one axis with (M_t + 2P - K) / S + 1 = M_s (Algorithm 1).
-
-    The smallest kernel that fits; None where the sizes are too far apart for a small one.
-    """
-    if teacher >= student:
-        stride = max(1, round(teacher / student))
-        kernel = teacher - stride * (student - 1)
-        return (kernel, stride, 0) if 1 <= kernel <= stride + 2 else None
-    padding = (student - teacher + 1) // 2
-    kernel = teacher + 2 * padding - student + 1
-    return (kernel, 1, padding) if padding <= 1 else None
-
-
-class TeacherToStudent(nn.Module):
-    """R: teacher map (N, C_t, H_t, W_t) -> student shape (N, C_s, H_s, W_s), one convolution.
-
-    Equal sizes give a 1x1 kernel. Detection maps vary in size; where rounding makes a batch differ from the probed
-    sizes the output is resized bilinearly to the student's.
-    """
-
-    def __init__(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
-        super().__init__()
-        axes = (
-            regressor_geometry(teacher.height, student.height),
-            regressor_geometry(teacher.width, student.width),
-        )
-        self.resize_first = None in axes
-        (kh, sh, ph), (kw, sw, pw) = ((1, 1, 0), (1, 1, 0)) if self.resize_first else axes
-        self.convolution = nn.Conv2d(teacher.channels, student.channels, (kh, kw), (sh, sw), (ph, pw))
-        nn.init.kaiming_normal_(self.convolution.weight, nonlinearity="relu")
-        nn.init.zeros_(self.convolution.bias)
-        self.activation = nn.ReLU() if student.nonnegative else nn.Identity()
-
-    def forward(self, teacher: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        if self.resize_first and size is not None:
-            teacher = F.interpolate(teacher, size=size, mode="bilinear", align_corners=False)
-        regressed = self.convolution(teacher)
-        if size is not None and regressed.shape[-2:] != size:
-            regressed = F.interpolate(regressed, size=size, mode="bilinear", align_corners=False)
-        return self.activation(regressed)
-
-
 class Discriminator(nn.Module):
     """D: a map (N, C, H, W) -> one logit per location (N, 1, H, W), or per picture (N, 1) with ``patch=False``.
 
-    A 1x1 convolution narrows first: a 3x3 convolution at full width would cost a sixth of a ResNet-152.
+    A 1x1 convolution narrows first: a 3x3 convolution at full width would cost a sixth of a ResNet-152. Cells where
+    *mask* (N, 1, H, W) is 0 are seen as zeros, so that padding reaches no neighbour's score.
     """
 
     def __init__(self, channels: int, width: int, num_convs: int, patch: bool, spectral: bool) -> None:
@@ -130,7 +91,7 @@ class Discriminator(nn.Module):
         self.score = norm(nn.Conv2d(width, 1, 1) if patch else nn.Linear(width, 1))
 
     def forward(self, feature: Tensor, mask: Tensor | None = None) -> Tensor:
-        hidden = self.layers(feature)
+        hidden = self.layers(feature if mask is None else feature * mask)
         if self.patch:
             return self.score(hidden)
         if mask is None:
@@ -146,21 +107,21 @@ class KTANConfig(MethodConfig):
     ``instance_noise``: noise on D's inputs, in root mean squares of the map.
     """
 
-    alpha: float = 0.6
-    beta: float = 5.0
+    alpha: float = 2.0
+    beta: float = 20.0
     normalize: bool = True
-    regressor_steps: int = 300
+    regressor_steps: int = 600
     regressor_optimizer: str = "adam"
     regressor_lr: float = 1e-3
     warmup_steps: int = 300
     num_convs: int = 2
     discriminator_width: int = 128
     discriminator_optimizer: str = "adam"
-    discriminator_lr: float = 2e-4
+    discriminator_lr: float = 1e-4
     patch: bool = True
     spectral_norm: bool = True
     label_smoothing: float = 0.1
-    instance_noise: float = 0.3
+    instance_noise: float = 0.5
 
 
 class KTAN(Method):
@@ -172,6 +133,7 @@ class KTAN(Method):
     presets = {
         "default": {},
         "paper": {
+            "alpha": 0.6,
             "beta": 0.5,
             "normalize": False,
             "discriminator_optimizer": "sgd",
@@ -192,15 +154,16 @@ class KTAN(Method):
             raise InputError(
                 f"methods.{self.name}.num_convs is {config.num_convs}: the papers have 1 (2018) or 2 (2020)"
             )
-        if any(pair.student.split(".")[0] != "output" for pair in self.pairs()):
+        outputs = {name for name in student.features if name.split(".")[0] == "output"}
+        if {pair.student for pair in self.pairs()} != outputs:
             raise InputError(
-                f"methods.{self.name}.layers must be backbone outputs, since the head that trains the regressor "
+                f"methods.{self.name}.layers must be all backbone outputs, since the head that trains the regressor "
                 "reads them; leave it empty"
             )
         self.regressors, self.discriminators = nn.ModuleDict(), nn.ModuleDict()
         for pair in self.pairs():
             student_map, teacher_map = self.pair_specs(pair)
-            self.regressors[pair.key] = TeacherToStudent(student_map, teacher_map)
+            self.regressors[pair.key] = Regressor(teacher_map, student_map)
             if self.adversarial:
                 self.discriminators[pair.key] = Discriminator(
                     student_map.channels,
@@ -209,9 +172,8 @@ class KTAN(Method):
                     config.patch,
                     config.spectral_norm,
                 )
-        same_width = all(len({spec.channels for spec in self.pair_specs(pair)}) == 1 for pair in self.pairs())
-        same_classes = (student.num_classes, student.classes) == (teacher.num_classes, teacher.classes)
-        self.head = "teacher" if same_width and same_classes else STUDENT
+        # The teacher's head reads R's output only where nothing tells it from the teacher's own maps and classes.
+        self.head = "teacher" if _interface(student) == _interface(teacher) else STUDENT
 
     def stages(self) -> Sequence[Stage]:
         both = frozenset({"student", "teacher.features"})
@@ -322,6 +284,13 @@ class KTAN(Method):
             "discriminator_accuracy_student": torch.stack(right_student).mean(),
         }
         yield Update("discriminator", {"discriminator": torch.stack(losses).mean()}, metrics)
+
+
+def _interface(spec: Spec) -> tuple:
+    """What a head is made for: channels and size of every backbone output, and the classes."""
+    outputs = {name: feature for name, feature in spec.features.items() if name.split(".")[0] == "output"}
+    maps = {name: (feature.channels, feature.height, feature.width) for name, feature in outputs.items()}
+    return maps, spec.num_classes, spec.classes
 
 
 class DLN(KTAN):

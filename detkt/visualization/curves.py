@@ -194,8 +194,8 @@ def _stages(log: Log) -> list[tuple[str, float, float]]:
 
 
 def _grid(count: int, width: float, height: float, columns: int = 5) -> tuple[Figure, list[Axes]]:
-    columns = min(columns, count)
     rows = -(-count // columns)
+    columns = -(-count // rows)
     # Wide enough for a legend, however few diagrams there are.
     size = (max(columns * width, 5.5) + 0.4, rows * height + 0.9)
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")

@@ -16,7 +16,7 @@ from detkt.data.voc import VOCDetection
 from detkt.errors import InputError
 
 BARE = {"max_lookalikes": 0, "max_strokes": 0, "max_noise": 0.0, "max_blur": 0.0}
-SMALL = ShapesConfig(train=6, test=4)
+SMALL = ShapesConfig(train=6, test=4, val=2)
 
 
 @pytest.fixture
@@ -138,23 +138,23 @@ def test_seeds_splits_and_numbers_give_different_scenes():
     drawn = [
         image.tobytes()
         for seed in (0, 1)
-        for split in ("trainval", "test")
-        for _, image, _ in scenes(ShapesConfig(train=3, test=3, seed=seed), split)
+        for split in ("trainval", "test", "val")
+        for _, image, _ in scenes(ShapesConfig(train=3, test=3, val=3, seed=seed), split)
     ]
-    assert len(set(drawn)) == 12
+    assert len(set(drawn)) == 18
 
 
 def test_the_same_config_writes_the_same_bytes(tmp_path):
     first, second = (write_shapes(tmp_path / name, SMALL) for name in ("a", "b"))
     files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
-    assert len(files) == 10 + 10 + 2 + 1
+    assert len(files) == 12 + 12 + 3 + 1
     assert files == sorted(path.relative_to(second) for path in second.rglob("*") if path.is_file())
     assert all((first / path).read_bytes() == (second / path).read_bytes() for path in files)
 
 
 def test_voc_round_trip(tmp_path):
     root = write_shapes(tmp_path / "deep" / "shapes", SMALL)
-    for split, count in (("trainval", 6), ("test", 4)):
+    for split, count in (("trainval", 6), ("test", 4), ("val", 2)):
         drawn = list(scenes(SMALL, split))
         listed = (root / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
         assert listed == [name for name, _, _ in drawn] and len(listed) == count
@@ -193,7 +193,7 @@ def test_a_complete_folder_is_left_alone(tmp_path):
 @pytest.mark.parametrize("interruption", [RuntimeError, KeyboardInterrupt])
 def test_an_interrupted_writer_leaves_nothing(tmp_path, interruption):
     def progress(iterable, total):
-        assert total == 10
+        assert total == 12
         for number, item in enumerate(iterable):
             if number == 7:
                 raise interruption
@@ -213,7 +213,7 @@ def test_another_process_may_be_faster(tmp_path):
 
     assert write_shapes(root, SMALL, progress) == root
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
-    assert len(list((root / "JPEGImages").iterdir())) == 10
+    assert len(list((root / "JPEGImages").iterdir())) == 12
 
 
 def test_an_empty_folder_or_a_link_to_one_is_filled(tmp_path):
@@ -254,6 +254,7 @@ def test_another_config_or_generator_is_refused_by_name(tmp_path):
         ({"classes": ()}, "at least one"),
         ({"classes": ("disc", "disc")}, "each once"),
         ({"train": -1}, "must not be negative"),
+        ({"val": -1}, "must not be negative"),
         ({"seed": -1}, "must not be negative"),
         ({"min_objects": 0}, "min_objects"),
         ({"min_size": 70.0}, "min_size"),

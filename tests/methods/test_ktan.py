@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from detkt import Distiller, methods
 from detkt.errors import InputError
 from detkt.knowledge import FeatureSpec, Knowledge, Spec
+from detkt.methods.adapters import Regressor, regressor_geometry
 from detkt.methods.base import STUDENT
 from detkt.methods.ktan import (
     Discriminator,
-    TeacherToStudent,
     discriminator_loss,
     feature_mse,
     generator_loss,
-    regressor_geometry,
 )
 
 EXACT = {"normalize": False, "instance_noise": 0.0, "spectral_norm": False, "label_smoothing": 0.0}
@@ -167,7 +166,7 @@ def test_geometry_satisfies_algorithm_1():
     ],
 )
 def test_the_layer_gives_the_students_map(teacher, student):
-    layer = TeacherToStudent(FeatureSpec(3, *student, False), FeatureSpec(5, *teacher, True))
+    layer = Regressor(FeatureSpec(5, *teacher, True), FeatureSpec(3, *student, False))
     assert layer.resize_first == (teacher == (19, 25))
     size = student if layer.resize_first else None
     assert layer(torch.rand(2, 5, *teacher), size).shape == (2, 3, *student)
@@ -184,7 +183,7 @@ def test_the_layer_gives_the_students_map(teacher, student):
 def test_the_layer_ends_as_the_students_does():
     feature = torch.randn(2, 8, 4, 6)
     for nonnegative in (True, False):
-        layer = TeacherToStudent(FeatureSpec(5, 4, 6, nonnegative), FeatureSpec(8, 4, 6, True))
+        layer = Regressor(FeatureSpec(8, 4, 6, True), FeatureSpec(5, 4, 6, nonnegative))
         assert bool((layer(feature) >= 0).all()) == nonnegative
 
 
@@ -195,7 +194,7 @@ def test_a_real_pair_of_unequal_nets(detector):
         teacher = detector("fasterrcnn_vgg16", head_features=8).backbone(picture)
         student = detector("fasterrcnn_alexnet", head_features=8).backbone(picture)
         assert (teacher.shape, student.shape) == ((1, 512, 37, 50), (1, 256, 36, 49))
-        layer = TeacherToStudent(FeatureSpec(*student.shape[1:], True), FeatureSpec(*teacher.shape[1:], True))
+        layer = Regressor(FeatureSpec(*teacher.shape[1:], True), FeatureSpec(*student.shape[1:], True))
         assert layer.convolution.kernel_size == (2, 2)
         assert layer(teacher).shape == student.shape
 

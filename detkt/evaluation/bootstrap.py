@@ -1,0 +1,227 @@
+"""How much of a mean average precision is luck of the pictures: bootstrap intervals, of one detector or of two.
+
+Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 13 and 16: the pictures, not the objects,
+are drawn with replacement as often as there are pictures, and the mAP of each such resample is taken; the
+interval runs between two percentiles of these numbers.
+
+VOC matching looks at one picture at a time, so a picture drawn w times has w times the hits, misses and objects
+that it has when drawn once. A resample therefore needs no new matching: it gives every detection the weight of
+its picture, and recall and precision are quotients of cumulative sums of these whole numbers along the
+detections, which are sorted by score once and for all. The result is exactly what `detkt.evaluation.voc.evaluate`
+says of the resampled data set, with the copies of a picture under ids of their own. (Only where scores are equal
+does the order decide there; here all copies of a detection stand together, in the order of the detections.)
+
+A class without any object to find in a resample has no AP there and does not enter that resample's mean, just as
+it enters no mean of `detkt.evaluation.voc`. A resample without any object at all has no mAP and is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from detkt.errors import InputError
+from detkt.evaluation.records import Records, flatten_annotations, number_labels
+from detkt.evaluation.voc import ClassMatch, Matching, match, score
+
+METRICS = ("map_voc07", "map_area")
+# Resamples weighed at once: the weights of all detections of a class take 512 bytes a detection.
+_CHUNK = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Interval:
+    """value: of the pictures as they are; low, high: ends of the percentile interval; samples: (resamples,) values
+    of the resamples, nan for one without any object. All are nan where there is no object to find."""
+
+    value: float
+    low: float
+    high: float
+    samples: np.ndarray
+
+    def numbers(self) -> dict[str, float]:
+        """For JSON: all but the samples."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True, eq=False)
+class PairedIntervals:
+    """Two detectors in the same resamples: *difference* is *first* minus *second*, resample by resample."""
+
+    first: Interval
+    second: Interval
+    difference: Interval
+
+    @property
+    def share_at_most_zero(self) -> float:
+        """Share of the resamples in which the first detector is not better than the second (difference <= 0)."""
+        return _share(self.difference.samples, np.less_equal)
+
+    @property
+    def two_sided_share(self) -> float:
+        """Twice the smaller of the shares of resamples with difference <= 0 and >= 0, at most 1.
+
+        It is read as a p-value often is, but is none: the resamples scatter about the difference observed, not
+        about a difference of none.
+        """
+        smaller = min(self.share_at_most_zero, _share(self.difference.samples, np.greater_equal))
+        return min(1.0, 2 * smaller)
+
+    def numbers(self) -> dict[str, float]:
+        """For JSON: the difference, its interval and the two shares."""
+        shares = {"share_at_most_zero": self.share_at_most_zero, "two_sided_share": self.two_sided_share}
+        return self.difference.numbers() | shares
+
+
+def bootstrap_map(
+    detections: Records,
+    annotations: Records,
+    *,
+    classes: Iterable[str] | None = None,
+    iou_threshold: float = 0.5,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Percentile intervals of the mAP of one detector: "map_voc07" (11-point) and "map_area".
+
+    The arguments are those of `detkt.evaluation.voc.match`; *confidence* is the share of the resamples that lie
+    within the interval. Equal seeds draw equal resamples for data sets of equally many pictures. Raises
+    InputError as `match` does, for a data set without pictures, *resamples* below 1 and a *confidence* outside
+    (0, 1).
+    """
+    classes = None if classes is None else list(classes)
+    _check(annotations, resamples, confidence)
+    matching = match(detections, annotations, iou_threshold=iou_threshold, classes=classes)
+    (samples,) = _resample([matching], annotations, resamples, seed)
+    return _intervals(matching, samples, confidence)
+
+
+def bootstrap_difference(
+    first: Records,
+    second: Records,
+    annotations: Records,
+    *,
+    classes: Iterable[str] | None = None,
+    iou_threshold: float = 0.5,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, PairedIntervals]:
+    """Percentile intervals of the mAPs of two detectors and of the first's minus the second's, by metric.
+
+    The comparison is paired: both are scored on the same resamples, those of `bootstrap_map` with this seed, so
+    that pictures hard for both do not blur the difference. Arguments and errors are those of `bootstrap_map`.
+    """
+    classes = None if classes is None else list(classes)
+    _check(annotations, resamples, confidence)
+    options = {"iou_threshold": iou_threshold, "classes": classes}
+    matchings = [match(detections, annotations, **options) for detections in (first, second)]
+    samples = _resample(matchings, annotations, resamples, seed)
+    ours, theirs = (
+        _intervals(matching, maps, confidence) for matching, maps in zip(matchings, samples, strict=True)
+    )
+    return {
+        name: PairedIntervals(
+            ours[name],
+            theirs[name],
+            _interval(
+                ours[name].value - theirs[name].value,
+                ours[name].samples - theirs[name].samples,
+                confidence,
+            ),
+        )
+        for name in METRICS
+    }
+
+
+def objects_per_picture(annotations: Records, classes: Sequence[str]) -> dict[str, np.ndarray]:
+    """Class name -> (pictures,) how many objects that are not difficult each picture of *annotations* holds."""
+    truth = flatten_annotations(annotations)
+    numbers = number_labels(truth.labels, classes)
+    counts = np.zeros((len(classes), len(annotations)), dtype=np.int64)
+    counted = (numbers < len(classes)) & ~truth.values
+    np.add.at(counts, (numbers[counted], truth.pictures[counted]), 1)
+    return dict(zip(classes, counts, strict=True))
+
+
+def weighted_maps(matching: Matching, objects: dict[str, np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """(2, r) mAP, 11-point and area, of r data sets that hold picture i ``weights[:, i]`` times.
+
+    objects: as `objects_per_picture` counts them, for every class of *matching*. weights: (r, pictures) int64.
+    Classes without an object enter no mean; the mAP is nan where no class has one.
+    """
+    weights = np.ascontiguousarray(weights.T)
+    total, known = np.zeros((2, weights.shape[1])), np.zeros(weights.shape[1])
+    for name, curve in matching.per_class.items():
+        present = objects[name] @ weights
+        total += np.where(present > 0, _weighted_ap(curve, np.maximum(present, 1), weights), 0)
+        known += present > 0
+    return np.divide(total, known, out=np.full(total.shape, np.nan), where=known > 0)
+
+
+def _weighted_ap(curve: ClassMatch, present: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(2, r) AP, 11-point and area, of one class; weights: (pictures, r); present: (r,) objects, 1 or more."""
+    # Ignored detections count for nothing. Precision peaks at hits only, and only there does recall grow: the
+    # curve is needed at the hits alone, and what comes after the last one does not matter.
+    counted = np.flatnonzero(~curve.ignored)
+    hits = np.flatnonzero(curve.true_positive[counted])
+    if not len(hits):
+        return np.zeros((2, len(present)))
+    counted = counted[: hits[-1] + 1]
+    gained = weights.take(curve.pictures[counted[hits]], axis=0)
+    found = np.cumsum(gained, axis=0)
+    # From behind one hit to the next, the hit itself included.
+    steps = np.add.reduceat(weights.take(curve.pictures[counted], axis=0), np.append(0, hits[:-1] + 1), axis=0)
+    precision = found / np.maximum(np.cumsum(steps, axis=0), 1)
+    recall = found / present
+    eleven = sum(precision.max(axis=0, where=recall >= t, initial=0.0) for t in np.arange(11) * 0.1) / 11
+    envelope = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+    return np.stack([eleven, (gained * envelope).sum(axis=0) / present])
+
+
+def _resample(
+    matchings: Sequence[Matching], annotations: Records, resamples: int, seed: int
+) -> list[np.ndarray]:
+    """For each matching the (2, resamples) mAPs of the same resamples of the pictures."""
+    generator, n = np.random.default_rng(seed), len(annotations)
+    objects = [objects_per_picture(annotations, list(matching.per_class)) for matching in matchings]
+    maps = [np.empty((2, resamples)) for _ in matchings]
+    for start in range(0, resamples, _CHUNK):
+        rows = min(_CHUNK, resamples - start)
+        drawn = generator.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
+        for out, matching, counts in zip(maps, matchings, objects, strict=True):
+            out[:, start : start + rows] = weighted_maps(matching, counts, weights)
+    return maps
+
+
+def _intervals(matching: Matching, samples: np.ndarray, confidence: float) -> dict[str, Interval]:
+    values = (score(matching, use_07_metric=True).map, score(matching, use_07_metric=False).map)
+    return {
+        name: _interval(value, row, confidence)
+        for name, value, row in zip(METRICS, values, samples, strict=True)
+    }
+
+
+def _interval(value: float, samples: np.ndarray, confidence: float) -> Interval:
+    known = samples[~np.isnan(samples)]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(known, [tail, 1 - tail]) if len(known) else (np.nan, np.nan)
+    return Interval(float(value), float(low), float(high), samples)
+
+
+def _share(samples: np.ndarray, compare: np.ufunc) -> float:
+    known = samples[~np.isnan(samples)]
+    return float(np.mean(compare(known, 0))) if len(known) else float("nan")
+
+
+def _check(annotations: Records, resamples: int, confidence: float) -> None:
+    if not len(annotations):
+        raise InputError("there are no pictures to resample; give a data set that has some")
+    if resamples < 1:
+        raise InputError(f"resamples is {resamples}; give 1 or more")
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence is {confidence}; give a number between 0 and 1, such as 0.95")
