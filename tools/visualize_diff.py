@@ -12,6 +12,7 @@ from detkt.engine.run import resolve_device
 from detkt.paths import resolve
 from detkt.visualization.difference import make_folder, write_difference
 from detkt.visualization.matching import DISTILLED, STUDENT, TEACHER, check_choice, choose_pictures, compare
+from detkt.visualization.report import write_report
 from detkt.visualization.sources import (
     comparison_data,
     models_table,
@@ -35,7 +36,8 @@ written to the output folder, over those of an earlier comparison:
   per_class_ap.png      AP of every class
   precision_recall.png  precision over recall of every class
   training_curves.png   of the runs that have a log.jsonl
-  changes.json          all counts; objects gained and lost, errors removed and new, picture by picture"""
+  changes.json          all counts; objects gained and lost, errors removed and new, picture by picture
+  report/index.html     with --html: all pictures with filters, tables, a slider for the score; opens from disk"""
 
 
 def main(arguments=None):
@@ -58,6 +60,7 @@ def main(arguments=None):
     parser.add_argument(
         "--score", type=float, default=0.5, help="least score of a detection that counts (default: 0.5)"
     )
+    parser.add_argument("--html", action="store_true", help="write a report to open in a browser, too")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     chosen = parser.add_argument_group("which pictures are drawn")
@@ -99,6 +102,9 @@ def main(arguments=None):
     print(f"{len(dataset)} pictures of {data.test}, detections with a score of at least {arguments.score:g}:")
     print(tables_text(change_tables(comparison)))
     print(f"\nwritten to {folder}: {', '.join(path.name for path in written)}")
+    if arguments.html:
+        page = write_report(folder / "report", scored, comparison, dataset, data.test, quiet=arguments.quiet)
+        print(f"open {page} in a browser")
 
 
 if __name__ == "__main__":

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from detkt.config import DataConfig
 from detkt.data.shapes import ShapesConfig, write_shapes
 from detkt.data.voc import VOCDetection
-from detkt.errors import InputError, suggestion
+from detkt.errors import InputError
 from detkt.paths import resolve
+from detkt.settings import typed_settings
 
 DEFAULT_ROOTS = {"voc": "data/VOCdevkit", "shapes": "data/shapes"}
 
@@ -32,15 +30,7 @@ def data_root(config: DataConfig, progress: Callable | None = None) -> Path:
 
 def shapes_config(config: DataConfig) -> ShapesConfig:
     """The ``data.shapes`` section as the generator's settings."""
-    settings = OmegaConf.structured(ShapesConfig)
-    for key, value in config.shapes.items():
-        if key not in settings:
-            raise InputError(f"unknown key 'data.shapes.{key}'{suggestion(key, settings)}")
-        try:
-            OmegaConf.update(settings, key, value)
-        except OmegaConfBaseException as error:
-            raise InputError(f"data.shapes.{key}: {str(error).splitlines()[0]}") from None
-    return OmegaConf.to_object(settings)
+    return typed_settings(ShapesConfig, config.shapes, "data.shapes")
 
 
 def training_set(config: DataConfig, progress: Callable | None = None) -> VOCDetection:

@@ -59,7 +59,7 @@ class Trainer:
         self.student_steps = config.epochs * self.per_epoch
         self.lengths = _stage_lengths(distiller.stages, self.student_steps)
         self.parameters = distiller.player_parameters()
-        players = distiller.method.players()
+        self.players = players = distiller.method.players()
         self.optimizers = {
             name: self._student_optimizer() if name == STUDENT else build_player_optimizer(players[name], parameters)
             for name, parameters in self.parameters.items()
@@ -231,8 +231,10 @@ class Trainer:
             self.student_step, self.student_steps, config.milestones, config.gamma, config.warmup_steps
         )
         rate = self.learning_rate * factor
-        for group in self.optimizers[STUDENT].param_groups:
-            group["lr"] = rate
+        scheduled = {name: player.lr * factor for name, player in self.players.items() if player.scheduled}
+        for name, value in {**scheduled, STUDENT: rate}.items():
+            for group in self.optimizers[name].param_groups:
+                group["lr"] = value
         return rate
 
     def _autocast(self):

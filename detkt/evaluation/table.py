@@ -37,14 +37,14 @@ def comparison_table(metrics: dict[str, Any], other: dict[str, Any]) -> str:
     rows, coco_rows = _rows(metrics), _coco_rows(metrics)
     width = max(len(name) for name, _ in [("class", None), *rows, *coco_rows])
     lines = [
-        (" " * width + "".join(f"   {heading:^19}" for heading in HEADINGS)).rstrip(),
+        (" " * width + "".join(f"   {heading:^20}" for heading in HEADINGS)).rstrip(),
         f"{'class':<{width}}" + "    this  other    diff" * len(HEADINGS),
     ]
     for (name, ours), (_, theirs) in zip(rows, _rows(other), strict=True):
         cells = map(_side_by_side, ours, theirs)
         lines.append(f"{name:<{width}}" + "".join(cells))
     for (name, ours), (_, theirs) in zip(coco_rows, _coco_rows(other), strict=True):
-        lines.append(f"{name:<{width}}{'':44}" + _side_by_side(ours, theirs))
+        lines.append(f"{name:<{width}}{'':46}" + _side_by_side(ours, theirs))
     return "\n".join(lines)
 
 
@@ -88,7 +88,7 @@ def signed(value: float | None) -> str:
 
 
 def _side_by_side(ours: float | None, theirs: float | None) -> str:
-    """Three cells, 22 characters in all."""
+    """Three cells, 23 characters in all."""
     unknown = ours is None or theirs is None
     return f"   {percent(ours)}  {percent(theirs)}  {signed(None if unknown else ours - theirs)}"
 

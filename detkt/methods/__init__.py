@@ -12,13 +12,11 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from detkt.errors import InputError, suggestion
+from detkt.errors import InputError
 from detkt.knowledge import Spec
 from detkt.methods.base import LayerPair, Method, MethodConfig, choose
 from detkt.methods.sum import Sum
+from detkt.settings import typed_settings
 
 
 @cache
@@ -56,15 +54,7 @@ def method_config(method: str | type[Method], settings: Mapping[str, Any] | None
     if not isinstance(settings, Mapping):
         raise InputError(f"methods.{name} must hold 'key: value' settings, got {settings!r}")
     preset = choose(settings.get("preset") or "default", cls.presets, f"preset of method '{name}'")
-    config = OmegaConf.structured(cls.Config)
-    for key, value in {**cls.presets[preset], **settings}.items():
-        if key not in config:
-            raise InputError(f"unknown key 'methods.{name}.{key}'{suggestion(key, config)}")
-        try:
-            OmegaConf.update(config, key, value)
-        except OmegaConfBaseException as error:
-            raise InputError(f"methods.{name}.{key}: {str(error).splitlines()[0]}") from None
-    return OmegaConf.to_object(config)
+    return typed_settings(cls.Config, {**cls.presets[preset], **settings}, f"methods.{name}")
 
 
 def parse(

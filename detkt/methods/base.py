@@ -61,7 +61,8 @@ class Update:
 class Player:
     """Modules that learn together and how: an SGD or Adam of their own.
 
-    The player ``student`` names only the method's nets that learn *with* the student, in its optimizer.
+    The player ``student`` names only the method's nets that learn *with* the student, in its optimizer. ``scheduled``:
+    the trainer scales ``lr`` by the factor of the student's schedule, for players that must not outpace it.
     """
 
     modules: tuple[nn.Module, ...]
@@ -71,6 +72,7 @@ class Player:
     betas: tuple[float, float] = (0.5, 0.999)
     weight_decay: float = 0.0
     clip_norm: float | None = 10.0
+    scheduled: bool = False
 
 
 class Heads(Protocol):

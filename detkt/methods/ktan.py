@@ -17,6 +17,8 @@ while the discriminator D minimises -log D(R(t)) - log(1 - D(s)). The papers lea
   before D and the MSE see them; ``preset=paper`` takes them as they are.
 * Detection maps differ in size from batch to batch, so D scores every location (patch output) and the padding is
   masked; ``patch=false`` pools and scores the whole map, as the paper's figure does.
+* D's learning rate follows the student's schedule, D sees noisy maps through spectrally normalised layers, and its
+  labels are smoothed: otherwise it soon tells every pair apart, and its gradient is noise.
 """
 
 from __future__ import annotations
@@ -107,7 +109,7 @@ class KTANConfig(MethodConfig):
     ``instance_noise``: noise on D's inputs, in root mean squares of the map.
     """
 
-    alpha: float = 2.0
+    alpha: float = 0.6
     beta: float = 20.0
     normalize: bool = True
     regressor_steps: int = 600
@@ -133,7 +135,6 @@ class KTAN(Method):
     presets = {
         "default": {},
         "paper": {
-            "alpha": 0.6,
             "beta": 0.5,
             "normalize": False,
             "discriminator_optimizer": "sgd",
@@ -197,6 +198,8 @@ class KTAN(Method):
                 config.discriminator_optimizer,
                 config.discriminator_lr,
                 weight_decay=1e-4 if config.discriminator_optimizer == "sgd" else 0.0,
+                # At a constant rate D wins as soon as the student's rate decays, and drives the maps apart again.
+                scheduled=True,
             )
         return players
 
