@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import signal
 import sys
@@ -19,6 +20,9 @@ from detkt.paths import resolve
 
 def run_tool(main: Callable[[list[str] | None], None]) -> None:
     """Call *main* and exit: 0 done; 2 bad input, with one line ``error: ...``; 128 + signal when stopped."""
+    # What the package tells while it works, such as which of a file's weights were loaded.
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("detkt").setLevel(logging.INFO)
     try:
         main(None)
     except InputError as error:

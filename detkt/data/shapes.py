@@ -68,22 +68,16 @@ class ShapesConfig:
         for name in self.classes:
             if name not in CLASSES:
                 choices = ", ".join(CLASSES)
-                raise InputError(
-                    f"shapes: unknown class {name!r}{suggestion(name, CLASSES)}: choose from {choices}"
-                )
+                raise InputError(f"shapes: unknown class {name!r}{suggestion(name, CLASSES)}: choose from {choices}")
         rules = {
-            "classes must name at least one class, and each once": 0
-            < len(self.classes)
-            == len(set(self.classes)),
+            "classes must name at least one class, and each once": 0 < len(self.classes) == len(set(self.classes)),
             "image_size must be at least 16": self.image_size >= 16,
-            "train, test, val and seed must not be negative": min(self.train, self.test, self.val, self.seed)
-            >= 0,
+            "train, test, val and seed must not be negative": min(self.train, self.test, self.val, self.seed) >= 0,
             "objects must satisfy 1 <= min_objects <= max_objects": 1 <= self.min_objects <= self.max_objects,
             "sizes must satisfy 8 <= min_size <= max_size <= image_size": (
                 8 <= self.min_size <= self.max_size <= self.image_size
             ),
-            "max_lookalikes and max_strokes must not be negative": min(self.max_lookalikes, self.max_strokes)
-            >= 0,
+            "max_lookalikes and max_strokes must not be negative": min(self.max_lookalikes, self.max_strokes) >= 0,
             "contrast must lie in 0 to 100": 0 <= self.contrast <= 100,
             "max_noise and max_blur must not be negative": min(self.max_noise, self.max_blur) >= 0,
             "min_visible must lie in 0 to 1": 0 <= self.min_visible <= 1,
@@ -129,9 +123,7 @@ def draw_scene(rng: np.random.Generator, config: ShapesConfig) -> tuple[np.ndarr
     areas: list[int] = []
     views: list[np.ndarray] = []  # of each object, the pixels (size, size) that are still in view
     for index in rng.permutation(len(names)):
-        least = rng.uniform(
-            _HIDDEN, 1
-        )  # to be left of each; mostly little gets hidden, now and then nearly all
+        least = rng.uniform(_HIDDEN, 1)  # to be left of each; mostly little gets hidden, now and then nearly all
         for _ in range(8):
             sprite = _sprite(rng, names[index], config)
             covered = np.zeros((size, size), bool)
@@ -147,9 +139,7 @@ def draw_scene(rng: np.random.Generator, config: ShapesConfig) -> tuple[np.ndarr
             areas.append(int((sprite.coverage >= _COVERED).sum()))
             views.append(covered)
             truncated = int(covered.sum()) < areas[-1]
-            objects.append(
-                ShapeObject(names[index], _bounds(covered), truncated, difficult=False, visible=1.0)
-            )
+            objects.append(ShapeObject(names[index], _bounds(covered), truncated, difficult=False, visible=1.0))
     for found, view, area in zip(objects, views, areas, strict=True):
         found.visible = float(view.sum()) / area
         found.difficult = found.visible < config.min_visible
@@ -235,14 +225,10 @@ def _is_complete(root: Path, record: dict) -> bool:
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
-        raise InputError(
-            f"{root} is in use and holds no complete set of shapes: remove it, or choose another folder"
-        )
+        raise InputError(f"{root} is in use and holds no complete set of shapes: remove it, or choose another folder")
     if found != record:
         old, new = ({"generator": each.get("generator"), **each["config"]} for each in (found, record))
-        changes = (
-            f"{k} {old.get(k)} (asked for: {new.get(k)})" for k in {**new, **old} if old.get(k) != new.get(k)
-        )
+        changes = (f"{k} {old.get(k)} (asked for: {new.get(k)})" for k in {**new, **old} if old.get(k) != new.get(k))
         changed = ", ".join(changes)
         raise InputError(f"{root} holds other shapes, {changed}: remove it, or choose another folder")
     return True

@@ -7,12 +7,15 @@ import math
 import os
 import platform
 import shutil
+import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 import detkt
 from detkt.config import Config, NetConfig, save_config
@@ -94,7 +97,8 @@ def build_net(net: NetConfig, role: str, classes: list[str]) -> nn.Module:
     """The network of *net*: its architecture with weights, or with a trained checkpoint of the same architecture.
 
     Raises:
-        InputError: the checkpoint is of another architecture or has other classes than the data.
+        InputError: the checkpoint is of another architecture, was built with other options, or has other classes than
+            the data.
     """
     if net.checkpoint is None:
         return build_detector(net.architecture, len(classes) + 1, net.weights, **net.options)
@@ -105,6 +109,12 @@ def build_net(net: NetConfig, role: str, classes: list[str]) -> nn.Module:
             f"checkpoint {path} is a {meta['architecture']} but the {role} is to be a {net.architecture}; "
             f"set {role}.architecture={meta['architecture']} or give another checkpoint"
         )
+    for key, value in net.options.items():
+        if meta["options"].get(key) != value:
+            raise InputError(
+                f"{role}.options.{key} is {value}, but the {role}'s checkpoint {path} was built with "
+                f"{meta['options'].get(key)}; a checkpoint keeps its options: set {role}.options.{key} to that"
+            )
     if list(meta["classes"]) != list(classes):
         raise InputError(
             f"the {role}'s checkpoint {path} knows the classes {', '.join(meta['classes'])}, but the data set has "
@@ -144,7 +154,8 @@ def train_detector(
     goes_on = resume is not None and resume.parent.resolve() == folder.resolve()
     check_folder(folder, may_hold_run=overwrite or goes_on)
     seed_everything(config.train.seed)
-    dataset = training_set(config.data)
+    progress = None if quiet else partial(tqdm, desc="draw shapes", unit="picture", file=sys.stderr)
+    dataset = training_set(config.data, progress)
     # Read now, so that a damaged annotation of the test list is known before hours of training.
     held_out = test_set(config.data, dataset.classes)
 

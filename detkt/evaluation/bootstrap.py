@@ -67,7 +67,7 @@ class PairedIntervals:
         about a difference of none.
         """
         smaller = min(self.share_at_most_zero, _share(self.difference.samples, np.greater_equal))
-        return min(1.0, 2 * smaller)
+        return float(np.minimum(1, 2 * smaller))  # nan stays nan
 
     def numbers(self) -> dict[str, float]:
         """For JSON: the difference, its interval and the two shares."""
@@ -174,7 +174,9 @@ def _weighted_ap(curve: ClassMatch, present: np.ndarray, weights: np.ndarray) ->
     gained = weights.take(curve.pictures[counted[hits]], axis=0)
     found = np.cumsum(gained, axis=0)
     # From behind one hit to the next, the hit itself included.
-    steps = np.add.reduceat(weights.take(curve.pictures[counted], axis=0), np.append(0, hits[:-1] + 1), axis=0)
+    steps = np.add.reduceat(
+        weights.take(curve.pictures[counted], axis=0), np.append(0, hits[:-1] + 1), axis=0
+    )
     precision = found / np.maximum(np.cumsum(steps, axis=0), 1)
     recall = found / present
     eleven = sum(precision.max(axis=0, where=recall >= t, initial=0.0) for t in np.arange(11) * 0.1) / 11

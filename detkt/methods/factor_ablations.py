@@ -114,9 +114,7 @@ class FullActivationTransfer(Method):
         super().__init__(config, student, teacher)
         check_loss(self.name, config.p, config.reference_elements)
         specs = [self.pair_specs(pair) for pair in self.pairs()]
-        self.translators = nn.ModuleList(
-            nn.Conv2d(ours.channels, theirs.channels, 1) for ours, theirs in specs
-        )
+        self.translators = nn.ModuleList(nn.Conv2d(ours.channels, theirs.channels, 1) for ours, theirs in specs)
 
     def stages(self) -> Sequence[Stage]:
         return [Stage("distill", frozenset({"student", "teacher.features"}))]

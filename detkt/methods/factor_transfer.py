@@ -131,9 +131,7 @@ class FactorTransfer(Method):
     """See the module's docstring. Stages: paraphraser, distill."""
 
     name = "ft"
-    citation = (
-        "Kim et al., Paraphrasing Complex Network: Network Compression via Factor Transfer, NeurIPS 2018"
-    )
+    citation = "Kim et al., Paraphrasing Complex Network: Network Compression via Factor Transfer, NeurIPS 2018"
     Config = FactorTransferConfig
     presets = {
         "default": {},
@@ -158,9 +156,7 @@ class FactorTransfer(Method):
         config = self.config
         require(self.name, "rate", config.rate, config.rate > 0, "greater than 0 (the paper has 0.5 to 4)")
         factors = max(1, round(config.rate * teacher.channels))
-        widths = [
-            paraphraser_widths(spec.channels, factors, config.num_layers) for spec in (teacher, student)
-        ]
+        widths = [paraphraser_widths(spec.channels, factors, config.num_layers) for spec in (teacher, student)]
         return Paraphraser(widths[0], config.batch_norm), Encoder(widths[1], config.batch_norm)
 
     def stages(self) -> Sequence[Stage]:
@@ -177,9 +173,7 @@ class FactorTransfer(Method):
             STUDENT: Player((self.translators,)),
         }
 
-    def step(
-        self, stage: Stage, student: Knowledge | None, teacher: Knowledge, heads: Heads
-    ) -> Iterator[Update]:
+    def step(self, stage: Stage, student: Knowledge | None, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         # Its batch norm learns in its own stage alone.
         self.paraphrasers.train(stage.name == "paraphraser")
         if stage.name == "paraphraser":

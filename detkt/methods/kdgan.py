@@ -171,16 +171,12 @@ class KDGAN(Method):
     def _discriminator_update(self, student: Knowledge, context: Tensor) -> Update:
         with torch.no_grad():
             theirs = self.teacher_head(context)
-            proposals = [
-                propose(logits, self.config.gumbel_temperature) for logits in (student.logits, theirs)
-            ]
+            proposals = [propose(logits, self.config.gumbel_temperature) for logits in (student.logits, theirs)]
         true = F.one_hot(student.labels, context.shape[1]).to(proposals[0].dtype)
         logits = [self.discriminator(context, label) for label in (true, *proposals)]
         with torch.no_grad():
             right = [(logits[0] > 0), (logits[1] < 0), (logits[2] < 0)]
             names = ("true", "student", "teacher")
-            metrics = {
-                f"kdgan_accuracy_{name}": x.float().mean() for name, x in zip(names, right, strict=True)
-            }
+            metrics = {f"kdgan_accuracy_{name}": x.float().mean() for name, x in zip(names, right, strict=True)}
         loss = discriminator_loss(*logits, self.config.alpha)
         return Update("kdgan_discriminator", {"kdgan_discriminator": loss}, metrics)

@@ -86,15 +86,11 @@ def transport_cost(aggregated: Tensor, maps: Sequence[Tensor], mask: Tensor | No
     The weights are :func:`deviation_weights`, without a gradient.
     """
     weights = deviation_weights([feature.detach() for feature in maps], mask)
-    distances = [
-        masked_mean((full_precision(aggregated) - full_precision(feature)).square(), mask) for feature in maps
-    ]
+    distances = [masked_mean((full_precision(aggregated) - full_precision(feature)).square(), mask) for feature in maps]
     return (weights * torch.stack(distances)).sum()
 
 
-def sparse_recoding_penalty(
-    gap: Tensor, threshold: Tensor, gain: float = 2.0, mask: Tensor | None = None
-) -> Tensor:
+def sparse_recoding_penalty(gap: Tensor, threshold: Tensor, gain: float = 2.0, mask: Tensor | None = None) -> Tensor:
     """gamma / 2 * max(r^2, theta^2), mean over all elements (N, C, H, W) or over the cells of *mask*. Scalar.
 
     Args:
@@ -131,9 +127,7 @@ class Threshold(nn.Module):
             # Chosen on the device: asking whether it has started would wait for it in every step.
             self.value.copy_(torch.where(self.started, self.value, masked_mean(gap.abs(), mask)))
             self.started.fill_(True)
-        return (
-            self.value.clone()
-        )  # a second pass before the first one's backward may write to the parameter again
+        return self.value.clone()  # a second pass before the first one's backward may write to the parameter again
 
 
 @dataclass
@@ -217,9 +211,7 @@ class KRDense(Method):
         """What the student minimises of a group's *gap* (N, C, H, W), and what to log of it."""
         return masked_mean(gap.square(), mask) / 2, {}
 
-    def _stack(
-        self, group: Group, student: Knowledge, teacher: Knowledge
-    ) -> tuple[list[Tensor], Tensor | None]:
+    def _stack(self, group: Group, student: Knowledge, teacher: Knowledge) -> tuple[list[Tensor], Tensor | None]:
         """The teacher's maps at the student's size, the last of a root mean square of 1, and the cells that count."""
         ours = student.features[group.student]
         mask, maps = student.mask(ours), []

@@ -178,9 +178,7 @@ class KTAN(Method):
 
     def stages(self) -> Sequence[Stage]:
         both = frozenset({"student", "teacher.features"})
-        stages = [
-            Stage("regressor", frozenset({"teacher.features"}), ("regressor",), self.config.regressor_steps)
-        ]
+        stages = [Stage("regressor", frozenset({"teacher.features"}), ("regressor",), self.config.regressor_steps)]
         if not self.adversarial:
             return [*stages, Stage("distill", both)]
         if self.config.warmup_steps:
@@ -203,9 +201,7 @@ class KTAN(Method):
             )
         return players
 
-    def step(
-        self, stage: Stage, student: Knowledge | None, teacher: Knowledge, heads: Heads
-    ) -> Iterator[Update]:
+    def step(self, stage: Stage, student: Knowledge | None, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         if stage.name == "regressor":
             yield self._regressor_update(teacher, heads)
             return

@@ -48,9 +48,7 @@ def output_groups(method: str, pairs: Sequence[LayerPair], m: int) -> list[Group
             f"[output=layer3.4+layer3.5], or set methods.{method}.m=1 to aggregate none"
         )
     starts = [max(0, i - m + 1) for i in range(len(pairs))]
-    return [
-        Group(pair.student, outputs[start : start + m]) for pair, start in zip(pairs, starts, strict=True)
-    ]
+    return [Group(pair.student, outputs[start : start + m]) for pair, start in zip(pairs, starts, strict=True)]
 
 
 def _neighbours(method: str, teacher: str, m: int) -> tuple[str, ...]:

@@ -30,9 +30,7 @@ def numpy_factor_loss(ours: np.ndarray, theirs: np.ndarray, p: int, reference: i
 
 
 def networks(student, teacher, valid=None, losses=None) -> tuple[Knowledge, Knowledge]:
-    return Knowledge({"output": student}, losses=losses or {}, valid=valid), Knowledge(
-        {"output": teacher}, valid=valid
-    )
+    return Knowledge({"output": student}, losses=losses or {}, valid=valid), Knowledge({"output": teacher}, valid=valid)
 
 
 def stage_of(method, name: str):
@@ -53,18 +51,14 @@ def distill(method, student: Knowledge, teacher: Knowledge):
 def test_loss_equals_its_definition(p, reference):
     student, teacher = random_map(2, 3, 4, 7, seed=1), random_map(2, 3, 4, 7, seed=2)
     expected = numpy_factor_loss(student.numpy(), teacher.numpy(), p, reference)
-    assert factor_loss(student, teacher, p, reference_elements=reference).item() == pytest.approx(
-        expected, abs=1e-9
-    )
+    assert factor_loss(student, teacher, p, reference_elements=reference).item() == pytest.approx(expected, abs=1e-9)
 
 
 def test_loss_by_hand():
     """Factors (3, 4) / 5 and (4, 3) / 5 differ by 0.2 in both elements; (1, 0) and (0, 1) by 1."""
     student = torch.tensor([[3.0, 4.0], [1, 0]], dtype=torch.float64).reshape(2, 1, 1, 2)
     teacher = torch.tensor([[8.0, 6.0], [0, 5]], dtype=torch.float64).reshape(2, 1, 1, 2)
-    assert factor_loss(student, teacher, reference_elements=0).item() == pytest.approx(
-        (0.2 + 1) / 2, abs=1e-12
-    )
+    assert factor_loss(student, teacher, reference_elements=0).item() == pytest.approx((0.2 + 1) / 2, abs=1e-12)
     assert factor_loss(student, teacher, reference_elements=2).item() == pytest.approx(0.6, abs=1e-12)
     assert factor_loss(student, teacher, p=2, reference_elements=2).item() == pytest.approx(0.6, abs=1e-12)
 
@@ -154,9 +148,7 @@ def test_paraphraser_is_the_papers():
     assert kinds == 3 * ["Conv2d"] + 3 * ["ConvTranspose2d"]
     widths = [(layer.in_channels, layer.out_channels) for layer in layers]
     assert widths == [(8, 8), (8, 4), (4, 4), (4, 4), (4, 8), (8, 8)]
-    assert {(layer.kernel_size, layer.stride, layer.padding) for layer in layers} == {
-        ((3, 3), (1, 1), (1, 1))
-    }
+    assert {(layer.kernel_size, layer.stride, layer.padding) for layer in layers} == {((3, 3), (1, 1), (1, 1))}
     activations = [m for m in Paraphraser([8, 8, 4, 4], True).modules() if isinstance(m, torch.nn.LeakyReLU)]
     assert [m.negative_slope for m in activations] == 6 * [0.1]
     norms = [m for m in Paraphraser([8, 8, 4, 4], True).modules() if isinstance(m, torch.nn.BatchNorm2d)]
@@ -279,9 +271,7 @@ def test_several_layers_have_nets_of_their_own_and_count_by_their_mean():
     method = make("ft", *specs, layers=layers, normalize=False)
     update = distill(method, Knowledge(ours), Knowledge(theirs))
     terms = [
-        factor_loss(
-            method.translators[name](ours[name]), method.paraphrasers[name].encoder(theirs[teacher]).detach()
-        )
+        factor_loss(method.translators[name](ours[name]), method.paraphrasers[name].encoder(theirs[teacher]).detach())
         for name, teacher in (("layer2", "layer1"), ("layer3", "layer3"))
     ]
     torch.testing.assert_close(update.losses["ft"], 500 * torch.stack(terms).mean())
@@ -291,9 +281,7 @@ def test_normalize_makes_the_teachers_scale_irrelevant():
     student, teacher = random_map(2, 3, 4, 6, seed=1), random_map(2, 5, 4, 6, seed=2)
     method = make("ft", spec(output=(3, 4, 6)), spec(output=(5, 4, 6)))
     mask = Knowledge(valid=VALID).mask(teacher)
-    losses = [
-        distill(method, *networks(student, scale * teacher, VALID)).losses["ft"] for scale in (1.0, 50.0)
-    ]
+    losses = [distill(method, *networks(student, scale * teacher, VALID)).losses["ft"] for scale in (1.0, 50.0)]
     torch.testing.assert_close(*losses)
     unit = teacher * mask
     unit = unit / (unit.square().sum() / (mask.sum() * 5)).sqrt()
@@ -336,9 +324,7 @@ def test_autoencoder_halves_and_doubles():
         (12, 32, (2, 2)),
     ]
     assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in method.paraphrasers.modules()) == 6
-    with pytest.raises(
-        InputError, match=r"halves maps 3 times, but the teacher's is 7x24; .*methods\.cae\.num_layers"
-    ):
+    with pytest.raises(InputError, match=r"halves maps 3 times, but the teacher's is 7x24; .*methods\.cae\.num_layers"):
         make("cae", spec(output=(3, 16, 24)), spec(output=(4, 7, 24)))
 
 

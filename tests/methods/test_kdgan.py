@@ -24,9 +24,7 @@ def game(classes: int = 4, rows: int = 6, **settings):
     torch.manual_seed(0)
     method = make("kdgan", spec(classes), spec(classes), **settings)
     labels = torch.arange(rows) % classes
-    student = Knowledge(
-        logits=random_map(rows, classes, seed=1, grad=True), labels=labels, losses=task_losses()
-    )
+    student = Knowledge(logits=random_map(rows, classes, seed=1, grad=True), labels=labels, losses=task_losses())
     return method, student, Knowledge(logits=random_map(rows, classes, seed=2))
 
 
@@ -46,9 +44,7 @@ def numpy_softened_kl(ours: np.ndarray, theirs: np.ndarray, temperature: float) 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_discriminator_loss_by_hand(alpha):
-    true, student, teacher = (
-        torch.tensor(x, dtype=torch.float64) for x in ([0.5, 2.0], [1.0, -1.0], [-3.0, 0.0])
-    )
+    true, student, teacher = (torch.tensor(x, dtype=torch.float64) for x in ([0.5, 2.0], [1.0, -1.0], [-3.0, 0.0]))
     expected = -(log_sigmoid(0.5) + log_sigmoid(2)) / 2
     expected -= alpha * (log_sigmoid(-1) + log_sigmoid(1)) / 2
     expected -= (1 - alpha) * (log_sigmoid(3) + log_sigmoid(0)) / 2
@@ -143,9 +139,7 @@ def test_discriminator_judges_true_labels_and_proposals_of_both():
     torch.testing.assert_close(update.losses["kdgan_discriminator"], discriminator_loss(*logits, 0.3))
     right = [(logits[0] > 0), (logits[1] < 0), (logits[2] < 0)]
     for name, answers in zip(("true", "student", "teacher"), right, strict=True):
-        assert update.metrics[f"kdgan_accuracy_{name}"].item() == pytest.approx(
-            answers.double().mean().item()
-        )
+        assert update.metrics[f"kdgan_accuracy_{name}"].item() == pytest.approx(answers.double().mean().item())
 
 
 def test_student_and_teacher_learn_from_each_other():
@@ -179,9 +173,7 @@ def test_discriminator_teaches_the_true_labels():
     hints = torch.eye(3)[labels]
     players = {name: list(player.modules[0].parameters()) for name, player in method.players().items()}
     players["student"] = [scores]
-    optimizers = {
-        name: torch.optim.Adam(p, 0.01 if name != "student" else 0.05) for name, p in players.items()
-    }
+    optimizers = {name: torch.optim.Adam(p, 0.01 if name != "student" else 0.05) for name, p in players.items()}
     for _ in range(60):
         student = Knowledge(logits=scores, labels=labels)
         for update in turns(method, student, Knowledge(logits=hints)):

@@ -32,9 +32,7 @@ def three_layers(name: str = "kr", size=(4, 6), teacher_sizes=((4, 6), (4, 6), (
     maps = {f"layer3.{i}": (5, *teacher_size) for i, teacher_size in enumerate(teacher_sizes)}
     teacher = spec(**{key.replace(".", "_"): shape for key, shape in maps.items()})
     student = {"output": random_map(2, 3, *size, seed=1)}
-    features = {
-        key: (i + 1) * random_map(2, *shape, seed=2 + i) for i, (key, shape) in enumerate(maps.items())
-    }
+    features = {key: (i + 1) * random_map(2, *shape, seed=2 + i) for i, (key, shape) in enumerate(maps.items())}
     torch.manual_seed(0)
     return make(name, spec(output=(3, *size)), teacher, **{**STAGES, **settings}), student, features
 
@@ -147,24 +145,17 @@ def test_gradient_of_the_penalty():
 def test_penalty_is_flat_inside_the_threshold_and_amplifies_outside():
     gap = torch.tensor([-2.0, -0.6, -0.4, 0, 0.2, 0.49, 0.51, 3], dtype=torch.float64).reshape(1, 1, 2, 4)
     gap.requires_grad_()
-    values = [
-        sparse_recoding_penalty(x.reshape(1, 1, 1, 1), scalar(0.5), 2.0).item()
-        for x in gap.detach().flatten()
-    ]
+    values = [sparse_recoding_penalty(x.reshape(1, 1, 1, 1), scalar(0.5), 2.0).item() for x in gap.detach().flatten()]
     assert values[2:6] == 4 * [0.25]  # an equal reward
     assert min(values) == 0.25
     sparse_recoding_penalty(gap, scalar(0.5), 2.0).backward()
-    recoded = (
-        8 * gap.grad.flatten()
-    )  # the mean is over 8 elements; the dense gradient would be the gap itself
+    recoded = 8 * gap.grad.flatten()  # the mean is over 8 elements; the dense gradient would be the gap itself
     expected = torch.tensor([-4.0, -1.2, 0, 0, 0, 0, 1.02, 6], dtype=torch.float64)
     torch.testing.assert_close(recoded, expected)
 
 
 def test_penalty_without_jump_at_the_threshold():
-    inside, outside = (
-        sparse_recoding_penalty(scalar(x).reshape(1, 1, 1, 1), scalar(0.5)) for x in (0.5, 0.5 + 1e-9)
-    )
+    inside, outside = (sparse_recoding_penalty(scalar(x).reshape(1, 1, 1, 1), scalar(0.5)) for x in (0.5, 0.5 + 1e-9))
     assert outside.item() == pytest.approx(inside.item(), abs=1e-8)
 
 
@@ -271,8 +262,7 @@ def test_padding_carries_neither_loss_nor_gradient(name):
     assert (ours.grad[padding] == 0).all()
     assert (ours.grad[~padding] != 0).any()
     changed = {
-        key: feature.masked_fill(Knowledge(valid=VALID).mask(feature) == 0, -9)
-        for key, feature in teacher.items()
+        key: feature.masked_fill(Knowledge(valid=VALID).mask(feature) == 0, -9) for key, feature in teacher.items()
     }
     again = updates(method, {"output": ours.detach().masked_fill(padding, 9)}, changed, VALID)
     for before, after in zip(found, again, strict=True):
@@ -282,9 +272,7 @@ def test_padding_carries_neither_loss_nor_gradient(name):
 def test_teachers_scale_is_irrelevant():
     method, student, teacher = three_layers("kr-dense")
     scaled = {key: 30 * feature for key, feature in teacher.items()}
-    for before, after in zip(
-        updates(method, student, teacher), updates(method, student, scaled), strict=True
-    ):
+    for before, after in zip(updates(method, student, teacher), updates(method, student, scaled), strict=True):
         torch.testing.assert_close(after.total, before.total)
 
 
@@ -338,9 +326,7 @@ def test_levels_of_a_pyramid_are_neighbours():
 
 
 def test_a_lone_output_is_refused_unless_nothing_shall_be_aggregated():
-    with pytest.raises(
-        InputError, match=r"'kr-dense' aggregates 3 .* have one output, 'output'; .*layers=.*m=1"
-    ):
+    with pytest.raises(InputError, match=r"'kr-dense' aggregates 3 .* have one output, 'output'; .*layers=.*m=1"):
         make("kr-dense", spec(output=(3, 4, 6)), spec(output=(5, 4, 6)))
     method = make("kr-dense", spec(output=(3, 4, 6)), spec(output=(5, 4, 6)), m=1)
     aggregation, _ = updates(method, {"output": random_map(1, 3, 4, 6)}, {"output": random_map(1, 5, 4, 6)})

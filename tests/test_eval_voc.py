@@ -1,0 +1,275 @@
+"""eval_voc.py: intervals, and the comparison of two detectors; the tables it prints."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from detkt.cli import run_tool
+from detkt.data.voc import VOCDetection
+from detkt.evaluation.bootstrap import bootstrap_difference, bootstrap_map
+from detkt.evaluation.detector import score
+from detkt.evaluation.table import comparison_table, intervals_table, metrics_table
+from detkt.evaluation.voc_results import read_results, write_results
+from detkt.models import load_model, save_model
+
+CLASSES = ["cross", "disc", "star"]
+MEANS = ("map_voc07", "map_area", "map_coco")
+
+
+@pytest.fixture(scope="module")
+def dataset(voc_folder):
+    return VOCDetection(voc_folder, "test", classes=CLASSES)
+
+
+@pytest.fixture(scope="module")
+def results(dataset, tmp_path_factory):
+    """Folders of VOC result files: objects found twice, moved by a normal error ("good": of 2 pixels, "bad": of 6)."""
+    root = tmp_path_factory.mktemp("results")
+    for name, error in (("good", 2.0), ("bad", 6.0)):
+        rng = np.random.default_rng(7)
+        detections = {}
+        for picture, record in dataset.annotations().items():
+            boxes = np.repeat(record["boxes"], 2, axis=0)
+            detections[picture] = {
+                "boxes": boxes + rng.normal(0, error, boxes.shape),
+                "scores": rng.random(len(boxes)),
+                "labels": np.repeat(record["labels"], 2),
+            }
+        write_results(root / name, detections, CLASSES)
+    return root
+
+
+@pytest.fixture
+def evaluate(tool, voc_folder, tmp_path, capsys):
+    """``evaluate(*flags)``: exit status, standard output, error, and what was written as JSON (None: nothing)."""
+
+    def call(*flags):
+        path = tmp_path / "scores.json"
+        path.unlink(missing_ok=True)
+        common = ["--data-root", voc_folder, "--quiet", "--device", "cpu", "--json", path]
+        status = 0
+        try:
+            run_tool(lambda _: tool("eval_voc").main([str(flag) for flag in [*common, *flags]]))
+        except SystemExit as stopped:
+            status = stopped.code
+        return status, *capsys.readouterr(), json.loads(path.read_text()) if path.exists() else None
+
+    return call
+
+
+def test_intervals_are_printed_and_written(evaluate, results, dataset):
+    status, out, error, numbers = evaluate("--detections", results / "good", "--bootstrap", 150, "--seed", 3)
+    assert (status, error) == (0, "")
+    annotations = dataset.annotations()
+    intervals = bootstrap_map(
+        read_results(results / "good"), annotations, classes=CLASSES, resamples=150, seed=3
+    )
+    section = numbers["bootstrap"]
+    assert {key: section[key] for key in ("pictures", "resamples", "confidence", "seed")} == {
+        "pictures": 6,
+        "resamples": 150,
+        "confidence": 0.95,
+        "seed": 3,
+    }
+    for key in MEANS[:2]:
+        assert section[key] == intervals[key].numbers()
+        assert section[key]["value"] == numbers[key]
+        assert section[key]["low"] < numbers[key] < section[key]["high"]
+    assert "compare" not in numbers
+    assert out == f"{metrics_table(numbers)}\n\n{intervals_table(numbers)}\n"
+    names = [line[:10].strip() for line in out.splitlines()]
+    assert names[:10] == [
+        "class",
+        *CLASSES,
+        "mean",
+        "COCO AP50",
+        "COCO AP75",
+        "COCO small",
+        "COCO mediu",
+        "COCO large",
+    ]
+    assert names[-1] == "this"
+
+
+def test_without_bootstrap_there_are_no_intervals(evaluate, results):
+    _, out, _, numbers = evaluate("--detections", results / "good", "--bootstrap", 0)
+    assert "bootstrap" not in numbers
+    assert out == metrics_table(numbers) + "\n"
+
+
+def test_a_thousand_resamples_are_the_default(evaluate, results):
+    assert evaluate("--detections", results / "good")[3]["bootstrap"]["resamples"] == 1000
+
+
+def test_two_detectors_are_compared(evaluate, results, dataset):
+    good, bad = results / "good", results / "bad"
+    status, out, error, numbers = evaluate("--detections", good, "--compare", bad, "--bootstrap", 150)
+    assert (status, error) == (0, "")
+    annotations, other = dataset.annotations(), numbers["compare"]
+    first, second = read_results(good), read_results(bad)
+    theirs = score(second, annotations, CLASSES)
+    assert numbers["map_voc07"] > theirs["map_voc07"], "the comparison is about something"
+    assert {key: other[key] for key in MEANS} == {key: theirs[key] for key in MEANS}
+    assert other["other"] == str(bad)
+    assert other["per_class"] == theirs["per_class"]
+    pairs = bootstrap_difference(first, second, annotations, classes=CLASSES, resamples=150)
+    for key in MEANS[:2]:
+        assert numbers["bootstrap"][key] == pairs[key].first.numbers()
+        assert other["bootstrap"][key] == pairs[key].second.numbers()
+        assert other["difference"][key] == pairs[key].numbers()
+        assert other["difference"][key]["value"] == numbers[key] - other[key]
+    assert other["difference"]["map_coco"] == {"value": numbers["map_coco"] - other["map_coco"]}
+    head = f"this:  {good}\nother: {bad}\n\n"
+    assert out == head + f"{comparison_table(numbers, other)}\n\n{intervals_table(numbers)}\n"
+
+    _, out, _, plain = evaluate("--detections", good, "--compare", bad, "--bootstrap", 0)
+    assert out == head + comparison_table(numbers, other) + "\n"
+    assert "bootstrap" not in plain and "bootstrap" not in plain["compare"]
+    assert plain["compare"]["difference"] == {key: {"value": numbers[key] - other[key]} for key in MEANS}
+
+
+def test_a_detector_compared_with_itself_differs_by_nothing(evaluate, results):
+    _, out, _, numbers = evaluate(
+        "--detections", results / "bad", "--compare", results / "bad", "--bootstrap", 20
+    )
+    for key in MEANS[:2]:
+        assert [numbers["compare"]["difference"][key][name] for name in ("value", "low", "high")] == [0, 0, 0]
+    assert out.splitlines()[-2:] == [
+        "difference    +0.0 [  +0.0,   +0.0]    +0.0 [  +0.0,   +0.0]",
+        "not above the other in 100.0 % (VOC07) and 100.0 % (area) of the resamples",
+    ]
+
+
+def test_models_are_compared_whatever_the_order_of_their_classes(evaluate, results, tiny_student, tmp_path):
+    """Renaming the outputs of a model is another detector, which here has its classes in another order, too."""
+    model, _ = load_model(tiny_student)
+    save_model(model, tmp_path / "turned", ["star", "cross", "disc"])
+    flags = ["--compare", tmp_path / "turned", "--bootstrap", 0]
+    _, _, _, numbers = evaluate("--detections", results / "good", *flags)
+    _, _, _, alone = evaluate("--checkpoint", tmp_path / "turned", "--bootstrap", 0)
+    assert {key: numbers["compare"][key] for key in MEANS} == {key: alone[key] for key in MEANS}
+    _, _, _, both = evaluate("--checkpoint", tiny_student, *flags)
+    assert both["compare"]["per_class"] == alone["per_class"]
+    assert set(both["per_class"]) == set(CLASSES) and both["checkpoint"] == str(tiny_student)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--bootstrap -1", "--bootstrap and --seed must be 0 or more"),
+        ("--seed -1", "--bootstrap and --seed must be 0 or more"),
+        ("--bootstrap many", "invalid int value: 'many'"),
+        ("--compare {results}/no", "--compare: no folder {results}/no"),
+        ("--compare {results}", "--compare: {results} does not hold a trained model"),
+    ],
+)
+def test_what_does_not_fit_is_refused(evaluate, results, flags, message):
+    flags, message = flags.format(results=results).split(), message.format(results=results)
+    status, out, error, numbers = evaluate("--detections", results / "good", *flags)
+    assert (status, out, numbers) == (2, "", None)
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_a_model_of_other_classes_is_refused(evaluate, results, tiny_student, tmp_path):
+    model, _ = load_model(tiny_student)
+    save_model(model, tmp_path / "other", ["cross", "disc", "ring"])
+    status, out, error, _ = evaluate("--detections", results / "good", "--compare", tmp_path / "other")
+    assert (status, out) == (2, "")
+    assert (
+        "other knows the classes cross, disc, ring, not cross, disc, star; compare detectors of the same"
+        in error
+    )
+
+
+# --- tables
+
+FULL = {
+    "per_class": {
+        "cat": {"voc07": 0.5, "area": 0.123, "coco": 1.0},
+        "aeroplane": {"voc07": math.nan, "area": None, "coco": 0.0},
+    },
+    "map_voc07": 0.5,
+    "map_area": 0.1234,
+    "map_coco": 0.99951,
+    "coco": {"ap50": 0.75, "ap75": 0.5, "small": None, "medium": math.nan, "large": 1.0},
+}
+OTHER = {
+    "per_class": {
+        "cat": {"voc07": 0.25, "area": 0.2, "coco": 0.0},
+        "aeroplane": {"voc07": math.nan, "area": None, "coco": 0.0},
+    },
+    "map_voc07": 0.25,
+    "map_area": 0.2,
+    "map_coco": 0.9,
+    "coco": {"ap50": 0.75, "ap75": 0.25, "small": None, "medium": math.nan, "large": 0.0},
+}
+
+
+def test_sizes_stand_below_the_mean():
+    assert metrics_table(FULL).splitlines() == [
+        "class        VOC07   area   COCO",
+        "cat           50.0   12.3  100.0",
+        "aeroplane        -      -    0.0",
+        "mean          50.0   12.3  100.0",
+        "COCO AP50                   75.0",
+        "COCO AP75                   50.0",
+        "COCO small                     -",
+        "COCO medium                    -",
+        "COCO large                 100.0",
+    ]
+
+
+def test_classes_stand_side_by_side():
+    assert comparison_table(FULL, OTHER).splitlines() == [
+        "                     VOC07                   area                   COCO",
+        "class          this  other    diff    this  other    diff    this  other    diff",
+        "cat            50.0   25.0   +25.0    12.3   20.0    -7.7   100.0    0.0  +100.0",
+        "aeroplane         -      -       -       -      -       -     0.0    0.0    +0.0",
+        "mean           50.0   25.0   +25.0    12.3   20.0    -7.7   100.0   90.0   +10.0",
+        "COCO AP50                                                    75.0   75.0    +0.0",
+        "COCO AP75                                                    50.0   25.0   +25.0",
+        "COCO small                                                      -      -       -",
+        "COCO medium                                                     -      -       -",
+        "COCO large                                                  100.0    0.0  +100.0",
+    ]
+
+
+def test_intervals_stand_in_rows():
+    def ends(value, low, high):
+        return {"value": value, "low": low, "high": high}
+
+    about = {"pictures": 60, "resamples": 1000, "confidence": 0.95, "seed": 0}
+    ours = {"map_voc07": ends(0.5, 0.4, 0.6), "map_area": ends(None, math.nan, None)}
+    metrics = {"bootstrap": about | ours}
+    lines = [
+        "mAP and its 95 % interval: 1000 resamples of the 60 pictures",
+        "                    VOC07                   area",
+        "this          50.0 [  40.0,   60.0]       - [     -,      -]",
+    ]
+    assert intervals_table(metrics).splitlines() == lines
+    difference = {
+        "map_voc07": ends(0.25, -0.01, 0.4) | {"share_at_most_zero": 0.031, "two_sided_share": 0.062},
+        "map_area": ends(None, None, None) | {"share_at_most_zero": None, "two_sided_share": None},
+    }
+    theirs = {"map_voc07": ends(0.25, 0.0, 1.0), "map_area": ends(0.0, 0.0, 0.0)}
+    metrics["compare"] = {"bootstrap": theirs, "difference": difference}
+    assert intervals_table(metrics).splitlines() == [
+        *lines,
+        "other         25.0 [   0.0,  100.0]     0.0 [   0.0,    0.0]",
+        "difference   +25.0 [  -1.0,  +40.0]       - [     -,      -]",
+        "not above the other in 3.1 % (VOC07) and - % (area) of the resamples",
+    ]
+
+
+def test_the_help_names_the_comparison(tool, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        tool("eval_voc").main(["--help"])
+    assert stopped.value.code == 0
+    help_text = capsys.readouterr().out
+    assert "--compare OTHER" in help_text and "95 % intervals" in " ".join(help_text.split())
+    assert Path("tools/eval_voc.py").name in help_text

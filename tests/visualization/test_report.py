@@ -1,0 +1,194 @@
+"""The report's folder, what its data and page hold, and that names cannot do harm."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from html import unescape
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from comparison_records import found, objects, write_voc_folder
+from PIL import Image
+from report_scene import EVIL_CLASS, EVIL_ID, make_scene
+
+from detkt.errors import InputError
+from detkt.evaluation import voc
+from detkt.evaluation.voc_results import write_results
+from detkt.visualization.matching import DISTILLED, STUDENT, TEACHER, compare
+from detkt.visualization.report import count_cells, error_pairs, script_json, write_report
+from detkt.visualization.tables import change_tables
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    return make_scene(tmp_path_factory.mktemp("scene"))
+
+
+@pytest.fixture(scope="module")
+def folder(scene, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    page = write_report(folder, scene.scored, scene.compare(), scene.dataset, "test", quiet=True)
+    assert page == folder / "index.html"
+    return folder
+
+
+def data_of(folder):
+    text = (folder / "data.js").read_text()
+    assert text.startswith("window.reportData = ")
+    return json.loads(text.removeprefix("window.reportData = ").rstrip().removesuffix(";"))
+
+
+def test_folder_holds_all_that_the_page_needs_and_no_link_leaves_it(scene, folder):
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    pictures = {f"pictures/{number:06}.jpg" for number in range(24)}
+    assert names == {"index.html", "data.js", "report.js", "style.css", *pictures}
+    for name in ("index.html", "report.js", "style.css"):
+        text = (folder / name).read_text().replace("http://www.w3.org/2000/svg", "")
+        assert "http" not in text
+        assert "//cdn" not in text
+    image, _ = scene.dataset[5]
+    copied = np.asarray(Image.open(folder / "pictures/000005.jpg"), dtype=float)
+    assert copied.shape == (128, 128, 3)
+    assert np.abs(copied - 255 * image.permute(1, 2, 0).numpy()).mean() < 6
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.5, 0.55, 0.8])
+def test_data_give_the_comparison_at_any_threshold(scene, folder, threshold):
+    """The page's rules in short: leave out what scores less, then pair the errors that are left."""
+    data, expected = data_of(folder), scene.compare(threshold)
+    counted = 0
+    for picture in data["pictures"]:
+        changes = expected.pictures[picture["id"]]
+        kept = [[row for row in rows if row[1] >= threshold] for rows in picture["detections"]]
+        for rows, judged in zip(kept, changes.models.values(), strict=True):
+            assert [data["classes"][row[0]] for row in rows] == judged.labels
+            assert [row[1] for row in rows] == judged.scores.tolist()
+            assert [data["verdicts"][row[2]] for row in rows] == judged.verdicts
+            assert [row[3] for row in rows] == judged.objects.tolist()
+            assert np.allclose([row[5:] for row in rows], judged.boxes - [1, 1, 0, 0], atol=0.051) or not rows
+        taken = (set(), set())
+        for pair in picture["pairs"]:
+            if all(n < len(rows) and n not in used for n, rows, used in zip(pair, kept, taken, strict=True)):
+                for n, used in zip(pair, taken, strict=True):
+                    used.add(n)
+        before, after = changes.models[STUDENT], changes.models[DISTILLED]
+        assert [i for i in before.errors if i not in taken[0]] == changes.removed.tolist()
+        assert [j for j in after.errors if j not in taken[1]] == changes.new.tolist()
+        counted += len(taken[0])
+        for (label, difficult, *box), name, flag, corners in zip(
+            picture["objects"], changes.labels, changes.difficult, changes.boxes - [1, 1, 0, 0], strict=True
+        ):
+            assert (data["classes"][label], bool(difficult)) == (name, flag)
+            assert box == corners.tolist()
+    assert counted > (0 if threshold == 0.8 else 5)  # of errors that both make
+
+
+def test_pairs_are_of_one_class_and_by_falling_overlap(scene):
+    first = objects(("dog", 0, 1, 1, 10, 10))
+    error = ("cat", 0.9, 41, 41, 60, 60)
+    student = found(error, ("cat", 0.8, 41, 41, 60, 58), ("dog", 0.7, 41, 41, 60, 60))
+    distilled = found(("cat", 0.9, 41, 41, 60, 59), ("cat", 0.6, 41, 41, 60, 60), ("cow", 0.5, 41, 41, 60, 60))
+    comparison = compare({"a": student}, {"a": distilled}, {"a": first}, classes=["cat", "cow", "dog"])
+    # IoU 1, then 19/20, 18/19 and 18/20.
+    assert error_pairs(comparison.pictures["a"], 0.5) == [[0, 1], [0, 0], [1, 0], [1, 1]]
+    assert error_pairs(comparison.pictures["a"], 0.95) == [[0, 1], [0, 0]]
+    assert error_pairs(scene.compare(2.0).pictures[scene.dataset.ids[1]], 0.5) == []
+
+
+def test_slider_begins_at_the_lower_threshold_and_reaches_all_scores(scene, tmp_path):
+    def ends(threshold, scored=None):
+        folder = tmp_path / f"report{threshold}"
+        write_report(folder, scored or scene.scored, scene.compare(threshold), scene.dataset, "test", quiet=True)
+        data = data_of(folder)
+        return data["least"], data["threshold"], data["most"]
+
+    assert ends(0.5) == (0.1, 0.5, 1.0)
+    assert ends(0.03) == (0.03, 0.03, 1.0)
+    records = {key: one | {"scores": one["scores"] + 4} for key, one in scene.scored[TEACHER].detections.items()}
+    scored = scene.scored | {TEACHER: replace(scene.scored[TEACHER], detections=records)}
+    most = max(one["scores"].max() for one in records.values())
+    assert ends(0.4, scored) == (0.1, 0.4, pytest.approx(most))
+
+
+def test_page_holds_the_numbers(scene, folder):
+    root = ElementTree.fromstring(as_xml((folder / "index.html").read_text()))
+    tables = change_tables(scene.compare())
+    rows = {f"class:{n}": tables["per_class"][name] for n, name in enumerate(scene.dataset.classes)}
+    rows |= {f"kind:{kind}": row for kind, row in tables["per_error"].items()} | {"total": tables["total"]}
+    seen = set()
+    for row in root.iterfind(".//*[@data-row]"):
+        key = row.get("data-row")
+        cells = {one.get("data-count"): int(one.text) for one in row.iterfind(".//*[@data-count]")}
+        assert cells.items() <= count_cells(rows[key]).items()
+        assert len(cells) >= 4
+        seen.add(key)
+    assert seen == set(rows)
+    text = " ".join("".join(root.itertext()).split())
+    one = scene.scored[DISTILLED]
+    gain = 100 * (one.result.map - scene.scored[STUDENT].result.map)
+    assert f"{100 * one.result.map:.1f} mAP VOC07 {gain:+.1f} over student" in text
+    area = voc.evaluate(one.detections, scene.dataset.annotations(), use_07_metric=False)
+    assert f"mAP area{100 * area.map:.1f} " in text
+    assert "45.6 M" in text
+    assert "38.2 ms" in text
+    bodies = root.findall(".//*[@id='ap']//tbody/tr")
+    for row, (name, value) in zip(bodies, area.per_class.items(), strict=True):
+        assert row.find("th").text == name
+        cells = [cell for cell in row.findall("td") if cell.get("class") == "area"]
+        assert float(cells[1].get("data-value")) == pytest.approx(100 * value)
+        assert cells[1].text == f"{100 * value:.1f}"
+
+
+def test_names_do_no_harm(scene, folder):
+    assert EVIL_CLASS in scene.dataset.classes
+    assert EVIL_ID.replace("/", "") in scene.dataset.ids
+    page, script = (folder / "index.html").read_text(), (folder / "data.js").read_text()
+    assert EVIL_CLASS not in page
+    assert page.count("<script") == page.count("</script>") == 2
+    assert EVIL_CLASS in unescape(page)
+    assert not set("<>&") & set(script)
+    assert EVIL_CLASS in data_of(folder)["classes"]
+    assert [one["id"] for one in data_of(folder)["pictures"]] == scene.dataset.ids
+    value = {"</script>": ["&amp;", "\u2028", 0.1]}
+    assert json.loads(script_json(value)) == value
+    assert "\u2028" not in script_json(value)
+
+
+def test_no_number_is_unknown_and_no_teacher(run, tmp_path):
+    """Through the tool: result files, a class without objects, two models; twice, the second with fewer pictures."""
+    truth = {"a": objects(("dog", 0, 11, 11, 40, 40)), "b": objects(("dog", 1, 1, 1, 30, 30))}
+    for number, count in enumerate((2, 1)):
+        part = dict(list(truth.items())[:count])
+        data = write_voc_folder(tmp_path / f"data{number}", part)
+        for name, detections in (("before", {}), ("after", {"a": found(("dog", 0.9, 11, 11, 40, 40))})):
+            write_results(tmp_path / f"{name}{number}", detections, ["cat", "dog"])
+        arguments = ["--student", tmp_path / f"before{number}", "--distilled", tmp_path / f"after{number}"]
+        arguments += ["--data-root", data, "--output", tmp_path / "out", "--quiet", "--html"]
+        status, output, errors = run("visualize_diff", *arguments)
+        assert (status, errors) == (0, "")
+        page = tmp_path / "out" / "report" / "index.html"
+        assert f"open {page} in a browser" in output
+        assert len(list((page.parent / "pictures").iterdir())) == count
+    data = data_of(page.parent)
+    assert data["titles"] == ["student", "distilled"]
+    assert len(data["pictures"]) == 1
+    text = page.read_text()
+    assert "teacher<" not in text.split('id="zoom"')[0]
+    assert "nan" not in text.lower()
+
+
+def test_folder_that_cannot_be_made(scene, tmp_path):
+    (tmp_path / "report").write_text("")
+    with pytest.raises(InputError, match="cannot make the report"):
+        write_report(tmp_path / "report", scene.scored, scene.compare(), scene.dataset, "test", quiet=True)
+
+
+def as_xml(page: str) -> str:
+    """The page with what HTML may leave open closed, so that a parser of XML reads it."""
+    page = page.replace("<!DOCTYPE html>", "").replace(" defer", "").replace(" checked", "").replace(" hidden", "")
+    for tag in ("meta", "link", "input"):
+        parts = page.split(f"<{tag} ")
+        page = f"<{tag} ".join([parts[0], *(part.replace(">", "/>", 1) for part in parts[1:])])
+    return page
