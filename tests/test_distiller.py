@@ -15,7 +15,6 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 import detkt
 from detkt.errors import InputError
 from detkt.methods.base import STUDENT, Method, MethodConfig, Player, Stage, Update
-from detkt.methods.ktan import generator_loss
 
 TASK = {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
 
@@ -209,26 +208,16 @@ def test_prepare_goes_through_the_batches_again(detector, batch):
         distiller.prepare([])
 
 
-def test_an_autocast_of_the_users_sees_the_discriminators_new_weights(detector, batch):
-    """Autocast keeps half-precision copies of weights; D learns within, and the student must face the D that learnt."""
-    adam = {"discriminator_optimizer": "adam", "discriminator_lr": 0.05}
-    distiller = ktan(detector(), detector(seed=1), preset="paper", warmup_steps=0, **adam)
-    distiller.prepare([batch])
+def test_players_learn_within_an_autocast_of_the_users(detector, batch):
+    """Autocast keeps half-precision copies of weights as long as it lasts: a step must do away with them."""
+    adam = {"regressor_optimizer": "adam", "regressor_lr": 0.1}
+    distiller = ktan(detector(), detector(seed=1), regressor_steps=4, **adam)
     maps = []
-    distiller.student.backbone.register_forward_hook(lambda module, inputs, output: maps.append(output.detach()))
-    before = parameters(distiller.method.discriminators)
+    distiller.method.regressors["output"].register_forward_hook(lambda module, inputs, output: maps.append(output))
     with torch.autocast("cpu", torch.bfloat16):
-        losses = distiller(*batch)
-    judge = distiller.method.discriminators["output"]
-    mask = torch.zeros(2, 1, 4, 6)
-    mask[0, :, :, :5] = mask[1, :, :3] = 1
-    with torch.no_grad():
-        expected = 0.6 * generator_loss(judge(maps[0].float(), mask)).item()
-        for parameter, old in zip(judge.parameters(), before, strict=True):
-            parameter.copy_(old)
-        stale = 0.6 * generator_loss(judge(maps[0].float(), mask)).item()
-    assert abs(expected - stale) > 0.2 * expected
-    assert losses["ktan_generator"].item() == pytest.approx(expected, rel=0.05)
+        distiller.prepare([batch])
+    assert maps[0].dtype == torch.bfloat16
+    assert not any(torch.equal(a, b) for a, b in zip(maps, maps[1:], strict=False))  # on one batch
 
 
 def test_the_teacher_is_frozen_apart_and_goes_along(detector):

@@ -157,7 +157,8 @@ def weighted_maps(matching: Matching, objects: dict[str, np.ndarray], weights: n
     total, known = np.zeros((2, weights.shape[1])), np.zeros(weights.shape[1])
     for name, curve in matching.per_class.items():
         present = objects[name] @ weights
-        total += np.where(present > 0, _weighted_ap(curve, np.maximum(present, 1), weights), 0)
+        # Where no object is present none is hit, so that 0 is added.
+        total += _weighted_ap(curve, np.maximum(present, 1), weights)
         known += present > 0
     return np.divide(total, known, out=np.full(total.shape, np.nan), where=known > 0)
 

@@ -36,5 +36,5 @@ def comparison_figure(rows: Sequence[Row], teacher: dict[str, Any] | None = None
     axes.set_ylabel("mAP VOC07 (%), axis cut")
     axes.grid(axis="y", alpha=0.3, zorder=0)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper left", frameon=False)
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure

@@ -76,7 +76,8 @@ def _detections(rng: np.random.Generator, dataset: VOCDetection) -> dict[str, di
     result = {role: {} for role in skill}
     for picture, record in dataset.annotations().items():
         ease = rng.uniform(0.4, 1.2, len(record["boxes"]))
-        noise = rng.uniform(1, 128, (4, 2)), rng.uniform(18, 50, (4, 2)), rng.integers(len(CLASSES), size=4)
+        noise = [rng.uniform(1, 128, (3, 2)), rng.uniform(18, 50, (3, 2)), rng.integers(len(CLASSES), size=3)]
+        noise.append(rng.beta(2, 3, 3))
         for role, level in skill.items():
             rows = []
             for box, label, share in zip(record["boxes"], record["labels"], ease, strict=True):
@@ -84,10 +85,10 @@ def _detections(rng: np.random.Generator, dataset: VOCDetection) -> dict[str, di
                 for again in range(1 + (rng.random() > level)):
                     name = label if rng.random() < 0.6 + 0.4 * level else dataset.classes[rng.integers(len(CLASSES))]
                     moved = box + np.tile(size, 2) * rng.normal(0, 0.13 * (1.2 - level) * (1 + again), 4)
-                    rows.append((name, np.clip(level * share + rng.normal(0, 0.12), 0.02, 0.999), moved))
-            for middle, size, label in zip(*noise, strict=True):
+                    rows.append((name, np.clip(level * share + rng.normal(0, 0.12), 0.02, 0.94), moved))
+            for middle, size, label, score in zip(*noise, strict=True):
                 around = np.concatenate([middle - size / 2, middle + size / 2]) + rng.normal(0, 1.5, 4)
-                rows.append((dataset.classes[label], np.clip(rng.beta(2, 4) * (1.5 - level), 0.02, 0.99), around))
+                rows.append((dataset.classes[label], np.clip(score * (1.9 - level) - 0.05, 0.02, 0.94), around))
             boxes = np.clip(np.array([box for _, _, box in rows]), 1, 128)
             scores = np.array([score for _, score, _ in rows], np.float32)
             # Some equal scores, and some exactly on a threshold.
