@@ -10,6 +10,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
+	@echo "installing detkt and torch: several GB on a machine that has not seen them"
 	$(RUN) -m pip install --quiet -e .
 	touch $@
 
@@ -30,4 +31,4 @@ lint: $(VENV)/.installed-test
 	$(RUN) -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) build *.egg-info

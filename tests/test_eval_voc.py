@@ -65,9 +65,7 @@ def test_intervals_are_printed_and_written(evaluate, results, dataset):
     status, out, error, numbers = evaluate("--detections", results / "good", "--bootstrap", 150, "--seed", 3)
     assert (status, error) == (0, "")
     annotations = dataset.annotations()
-    intervals = bootstrap_map(
-        read_results(results / "good"), annotations, classes=CLASSES, resamples=150, seed=3
-    )
+    intervals = bootstrap_map(read_results(results / "good"), annotations, classes=CLASSES, resamples=150, seed=3)
     section = numbers["bootstrap"]
     assert {key: section[key] for key in ("pictures", "resamples", "confidence", "seed")} == {
         "pictures": 6,
@@ -133,9 +131,7 @@ def test_two_detectors_are_compared(evaluate, results, dataset):
 
 
 def test_a_detector_compared_with_itself_differs_by_nothing(evaluate, results):
-    _, out, _, numbers = evaluate(
-        "--detections", results / "bad", "--compare", results / "bad", "--bootstrap", 20
-    )
+    _, out, _, numbers = evaluate("--detections", results / "bad", "--compare", results / "bad", "--bootstrap", 20)
     for key in MEANS[:2]:
         assert [numbers["compare"]["difference"][key][name] for name in ("value", "low", "high")] == [0, 0, 0]
     assert out.splitlines()[-2:] == [
@@ -179,10 +175,7 @@ def test_a_model_of_other_classes_is_refused(evaluate, results, tiny_student, tm
     save_model(model, tmp_path / "other", ["cross", "disc", "ring"])
     status, out, error, _ = evaluate("--detections", results / "good", "--compare", tmp_path / "other")
     assert (status, out) == (2, "")
-    assert (
-        "other knows the classes cross, disc, ring, not cross, disc, star; compare detectors of the same"
-        in error
-    )
+    assert "other knows the classes cross, disc, ring, not cross, disc, star; compare detectors of the same" in error
 
 
 # --- tables

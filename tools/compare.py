@@ -60,13 +60,18 @@ def main(arguments=None):
 def teacher_metrics(config, root, quiet):
     """The teacher's scores on the same pictures; kept beside the runs, since they do not change."""
     path = root / f"teacher-{config.name}.json"
-    if not path.exists():
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if (known.get("checkpoint"), known.get("split")) != (str(config.teacher.checkpoint), config.data.test):
         device = resolve_device(config.train.device)
         model, meta = load_model(resolve(config.teacher.checkpoint), device)
         dataset = test_set(config.data, list(meta["classes"]))
         detections, milliseconds = detect(model, dataset, device, quiet=quiet)
         scores = score(detections, dataset.annotations(), dataset.classes)
-        extra = {"milliseconds_per_picture": milliseconds, "checkpoint": str(config.teacher.checkpoint)}
+        extra = {
+            "milliseconds_per_picture": milliseconds,
+            "checkpoint": str(config.teacher.checkpoint),
+            "split": config.data.test,
+        }
         write_metrics(path, {**scores, **extra})
     return json.loads(path.read_text())
 

@@ -69,7 +69,8 @@ def main(arguments=None):
         model, meta = load_model(resolve(arguments.checkpoint), device)
         dataset = test_set(data, list(meta["classes"]))
     else:
-        dataset = test_set(data)
+        # Results of others are scored by the annotations alone, but for a model to compare with, which has to look.
+        dataset = test_set(data, pictures=bool(arguments.compare))
     # Opened before any picture is looked at, so that a mistake is known at once.
     other = open_other(arguments.compare, dataset.classes, device) if arguments.compare else None
     if arguments.checkpoint:

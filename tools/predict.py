@@ -36,15 +36,9 @@ could be read the exit status is 2. A path that is not there is an error at once
 
 
 def main(arguments=None):
-    parser = Parser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--checkpoint", metavar="CKPT", required=True, help="a run's folder or its model.safetensors"
-    )
-    parser.add_argument(
-        "pictures", metavar="PICTURE|FOLDER", nargs="+", help="picture files, or folders of them"
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", metavar="CKPT", required=True, help="a run's folder or its model.safetensors")
+    parser.add_argument("pictures", metavar="PICTURE|FOLDER", nargs="+", help="picture files, or folders of them")
     parser.add_argument("--output", metavar="DIR", required=True, help="folder to write to")
     parser.add_argument("--score", type=float, default=0.5, help="least score of a detection (default: 0.5)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
@@ -70,9 +64,7 @@ def main(arguments=None):
             unreadable.append(str(path))
             continue
         found = detect_picture(model, image, meta["classes"], device, arguments.score)
-        marks = [
-            Mark(one["box"], f"{one['label']} {one['score']:.2f}", styles[one["label"]]) for one in found
-        ]
+        marks = [Mark(one["box"], f"{one['label']} {one['score']:.2f}", styles[one["label"]]) for one in found]
         save_figure(picture_figure(image, marks), target)
         height, width = image.shape[:2]
         entries.append(
@@ -95,14 +87,10 @@ def main(arguments=None):
         "unreadable": unreadable,
     }
     content = json.dumps(result, indent=1) + "\n"
-    write_atomically(
-        folder / "detections.json", lambda temporary: temporary.write_text(content, encoding="utf-8")
-    )
+    write_atomically(folder / "detections.json", lambda temporary: temporary.write_text(content, encoding="utf-8"))
     count = sum(len(entry["detections"]) for entry in entries)
     skipped = f", {len(unreadable)} passed over" if unreadable else ""
-    print(
-        f"{count} detections in {len(entries)} pictures{skipped}; drawn, and listed in {folder / 'detections.json'}"
-    )
+    print(f"{count} detections in {len(entries)} pictures{skipped}; drawn, and listed in {folder / 'detections.json'}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,10 @@ from detkt.cli import run_tool, training_config, training_parser
 from detkt.engine.run import train_detector
 
 DEFAULT_CONFIG = "configs/shapes.yaml"
-EXAMPLE = "python tools/train_det.py --method ktan --config configs/voc2007_resnet152_resnet50.yaml --data-root DIR"
+EXAMPLE = (
+    "python tools/train_det.py --method ktan --config configs/voc2007_resnet152_resnet50.yaml "
+    "--teacher runs/voc2007-r152 --student-init runs/voc2007-r50"
+)
 
 
 def main(arguments=None):

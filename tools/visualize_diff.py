@@ -41,18 +41,12 @@ written to the output folder, over those of an earlier comparison:
 
 
 def main(arguments=None):
-    parser = Parser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", metavar="A", required=True, help="the student without distillation")
     parser.add_argument("--distilled", metavar="B", required=True, help="the student with distillation")
     parser.add_argument("--teacher", metavar="C", help="the teacher (may be left out)")
-    parser.add_argument(
-        "--data-root", metavar="DIR", help="VOC-format folder (default: data.root in B's config.yaml)"
-    )
-    parser.add_argument(
-        "--split", help="list in ImageSets/Main (default: data.test in B's config.yaml, or test)"
-    )
+    parser.add_argument("--data-root", metavar="DIR", help="VOC-format folder (default: data.root in B's config.yaml)")
+    parser.add_argument("--split", help="list in ImageSets/Main (default: data.test in B's config.yaml, or test)")
     parser.add_argument(
         "--year", help="which VOC<year> below the root (default: data.year in B's config.yaml, or 2007)"
     )
@@ -67,9 +61,7 @@ def main(arguments=None):
     chosen.add_argument(
         "--pictures", metavar="N", type=int, default=6, help="how many, those that changed most (default: 6)"
     )
-    chosen.add_argument(
-        "--class", metavar="NAME", dest="class_name", help="those in which this class changed most"
-    )
+    chosen.add_argument("--class", metavar="NAME", dest="class_name", help="those in which this class changed most")
     chosen.add_argument("--images", metavar="ID,ID", help="these")
     arguments = parser.parse_args(arguments)
     images = None if arguments.images is None else [name for name in arguments.images.split(",") if name]
@@ -86,9 +78,7 @@ def main(arguments=None):
     folder = Path(arguments.output) if arguments.output else run / "diff"
     make_folder(folder)
 
-    scored = {
-        role: score_source(source, dataset, device, quiet=arguments.quiet) for role, source in sources.items()
-    }
+    scored = {role: score_source(source, dataset, device, quiet=arguments.quiet) for role, source in sources.items()}
     comparison = compare(
         **{role: one.detections for role, one in scored.items()},
         annotations=dataset.annotations(),
@@ -97,14 +87,14 @@ def main(arguments=None):
     )
     shown = choose_pictures(comparison, arguments.pictures, **choice)
     written = write_difference(folder, scored, comparison, dataset, shown)
-    print(models_table(scored))
-    print()
     print(f"{len(dataset)} pictures of {data.test}, detections with a score of at least {arguments.score:g}:")
     print(tables_text(change_tables(comparison)))
     print(f"\nwritten to {folder}: {', '.join(path.name for path in written)}")
     if arguments.html:
         page = write_report(folder / "report", scored, comparison, dataset, data.test, quiet=arguments.quiet)
         print(f"open {page} in a browser")
+    print()
+    print(models_table(scored))
 
 
 if __name__ == "__main__":

@@ -49,8 +49,8 @@ def training_set(config: DataConfig, progress: Callable | None = None) -> VOCDet
     )
 
 
-def test_set(config: DataConfig, classes: list[str] | None = None, split: str | None = None) -> VOCDetection:  # noqa: PT028
-    """The test list (or *split*), as it is; *classes* are those the detector was trained on."""
+def test_set(config: DataConfig, classes: list[str] | None = None, pictures: bool = True) -> VOCDetection:
+    """The test list, as it is; *classes* are those the detector was trained on. *pictures*: see `VOCDetection`."""
     return VOCDetection(
-        data_root(config), split or config.test, config.year, classes=classes if classes else config.classes
+        data_root(config), config.test, config.year, classes=classes if classes else config.classes, pictures=pictures
     )

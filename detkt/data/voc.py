@@ -43,6 +43,7 @@ class VOCDetection(Dataset):
     classes: the class names, in the order of the labels 1, 2, …. None: VOC's 20 where no other name is found in the
         split, else the sorted names that are found (so pass the training split's `classes` to every other split).
         Names found besides VOC's that look like misspellings of them are an error, not new classes.
+    pictures: False needs none of them to be there, to score detections by `annotations` alone.
     transforms: called with (image uint8 (H, W, 3), boxes float64 (n, 4) corners, labels int64 (n,), seed), returns
         the changed image, boxes and labels; see `detkt.data.transforms.TrainTransforms`.
 
@@ -65,15 +66,17 @@ class VOCDetection(Dataset):
         keep_difficult: bool = False,
         classes: Sequence[str] | None = None,
         transforms: Transforms | None = None,
+        pictures: bool = True,
     ) -> None:
         self.keep_difficult, self.transforms = keep_difficult, transforms
-        self._samples = find_samples(Path(root), split, str(year))
+        self._samples = find_samples(Path(root), split, str(year), pictures)
         self._annotations = [parse_annotation(sample.xml) for sample in self._samples]
         self.ids = [sample.id for sample in self._samples]
         self.sizes = [(annotation.width, annotation.height) for annotation in self._annotations]
         self.classes = self._default_classes() if classes is None else _checked_classes(classes)
         self._labels = self._label_objects()
-        self._check_sizes()
+        if pictures:
+            self._check_sizes()
 
     def __len__(self) -> int:
         return len(self._samples)

@@ -22,12 +22,14 @@ class Sample:
     """A picture and its annotation."""
 
     id: str
-    image: Path
+    image: Path | None
     xml: Path
 
 
-def find_samples(root: Path, split: str, year: str) -> list[Sample]:
+def find_samples(root: Path, split: str, year: str, pictures: bool = True) -> list[Sample]:
     """The samples that *split*, one list or several joined with "+", names, each once, in the order of the lists.
+
+    Without *pictures* only the annotations are looked for, and every ``image`` is None.
 
     Raises InputError: no such folder or list, a picture or an annotation that is not there, one id in two folders.
     """
@@ -37,7 +39,7 @@ def find_samples(root: Path, split: str, year: str) -> list[Sample]:
     for part in split.split("+"):
         own_year, colon, name = part.strip().rpartition(":")
         folder = _year_folder(root, own_year if colon else year, named=bool(colon))
-        for sample in _list_samples(folder, name.removesuffix(".txt")):
+        for sample in _list_samples(folder, name.removesuffix(".txt"), pictures):
             first = samples.setdefault(sample.id, sample)
             if first.xml != sample.xml:
                 raise InputError(f"{sample.xml}: picture id '{sample.id}' is taken by {first.xml}; rename one of them")
@@ -66,7 +68,7 @@ def _year_folder(root: Path, year: str, named: bool) -> Path:
     raise InputError(f"{root}: holds no VOC{year} with {', '.join(_PARTS)}; {there}")
 
 
-def _list_samples(folder: Path, split: str) -> list[Sample]:
+def _list_samples(folder: Path, split: str, pictures: bool) -> list[Sample]:
     path = folder / "ImageSets" / "Main" / f"{split}.txt"
     if not path.is_file():
         splits = _splits(folder)
@@ -77,8 +79,9 @@ def _list_samples(folder: Path, split: str) -> list[Sample]:
         raise InputError(f"{path}: the list names no picture")
     samples, without_image, without_xml = [], [], []
     for identifier in lines:
-        image, xml = _find_image(folder, identifier), folder / "Annotations" / f"{identifier}.xml"
-        if image is None:
+        image = _find_image(folder, identifier) if pictures else None
+        xml = folder / "Annotations" / f"{identifier}.xml"
+        if pictures and image is None:
             without_image.append(identifier)
         elif not xml.is_file():
             without_xml.append(identifier)

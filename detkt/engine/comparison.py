@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from detkt.config import Config, load_config
-from detkt.engine.run import train_detector
+from detkt.engine.run import resolve_config, train_detector
 from detkt.errors import InputError
 
 MEASURES = {"map_voc07": "mAP VOC07", "map_area": "mAP area", "map_coco": "mAP COCO"}
@@ -61,11 +61,9 @@ def run_missing(config: Config, methods: Iterable[str], seeds: Sequence[int], ro
 
 def _check_same(wanted: Config, folder: Path) -> None:
     """A run made with other settings must not pass for this one. What does not change the result may differ."""
-    found = load_config(folder / "config.yaml")
-    for config in (found, wanted := copy.deepcopy(wanted)):
-        config.train.device, config.train.workers, config.data.root = "", 0, None
-        config.methods = {name: values for name, values in config.methods.items() if name in wanted.method.split("+")}
-        config.paper = {}
+    found, wanted = resolve_config(load_config(folder / "config.yaml")), resolve_config(wanted)
+    for config in (found, wanted):
+        config.train.device, config.train.workers, config.data.root, config.paper = "", 0, None, {}
     if found != wanted:
         differing = [key for key, value in vars(wanted).items() if vars(found)[key] != value]
         raise InputError(

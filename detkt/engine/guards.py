@@ -15,7 +15,7 @@ def check_weights(weights: dict[str, Tensor], step: int) -> None:
     for name, value in weights.items():
         if not value.isfinite().all():
             raise InputError(
-                f"'{name}' became NaN or infinite by step {step}; the last good checkpoint is kept: lower "
+                f"'{name}' became NaN or infinite by step {step}; a checkpoint saved before is kept: lower "
                 "train.lr_per_image or the method's weight, or set train.clip_norm"
             )
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import logging
 import math
 import os
 import platform
 import shutil
 import sys
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,14 +22,14 @@ from tqdm import tqdm
 
 import detkt
 from detkt.config import Config, NetConfig, save_config
-from detkt.data import test_set, training_set
+from detkt.data import data_root, test_set, training_set
 from detkt.distiller import Distiller
 from detkt.engine.checkpoint import seed_everything, write_atomically
 from detkt.engine.trainer import Trainer
 from detkt.errors import InputError
 from detkt.evaluation.detector import detect, score
 from detkt.methods import method_class, parse
-from detkt.models import build_detector, load_model, save_model
+from detkt.models import build_detector, default_options, load_model, save_model
 from detkt.paths import resolve
 
 
@@ -46,6 +49,8 @@ def resolve_device(name: str) -> torch.device:
         raise InputError(f"device '{name}' was asked for but there are {torch.cuda.device_count()} CUDA devices")
     return device
 
+
+log = logging.getLogger(__name__)
 
 RUN_FILES = ("config.yaml", "log.jsonl", "metrics.json", "last.pt", "model.safetensors", "model.json")
 
@@ -81,8 +86,8 @@ def open_folder(folder: Path, resume: Path | None) -> None:
         if resume is None or resume.parent.resolve() != folder.resolve():
             for path in _run_files(folder):
                 path.unlink()
-            if resume is not None and (log := resume.parent / "log.jsonl").is_file():
-                shutil.copyfile(log, folder / log.name)
+            if resume is not None and (lines := resume.parent / "log.jsonl").is_file():
+                shutil.copyfile(lines, folder / lines.name)
     except OSError as error:
         raise InputError(f"cannot make the output folder {folder}: {error.strerror}; choose another --output") from None
 
@@ -91,6 +96,18 @@ def _run_files(folder: Path) -> list[Path]:
     """What a run wrote to *folder*."""
     boards = sorted(folder.glob("events.out.tfevents.*"))
     return [folder / name for name in RUN_FILES if os.path.lexists(folder / name)] + boards
+
+
+def resolve_config(config: Config) -> Config:
+    """A copy of *config* with every setting of its method and its networks written out.
+
+    Defaults may change from one version to the next; a run's own ``config.yaml`` must not change with them.
+    """
+    config = copy.deepcopy(config)
+    config.methods = {cls.name: asdict(settings) for cls, settings in parse(config.method, config.methods).items()}
+    for net in (config.student, config.teacher):
+        net.options = default_options(net.architecture) | net.options
+    return config
 
 
 def build_net(net: NetConfig, role: str, classes: list[str]) -> nn.Module:
@@ -172,11 +189,17 @@ def train_detector(
         dataset.classes,
         dataset.classes,
     )
+    if distiller.method.reads_student_head and net.checkpoint is None:
+        log.warning(
+            "method '%s' reads the student's head before it trains the student, and this one is untrained: "
+            "give --student-init CKPT (a run with --method none)",
+            config.method,
+        )
     trainer = Trainer(distiller, dataset, config.train, folder, quiet)
     if resume is not None:
         trainer.resume(resume)
     open_folder(folder, resume)
-    write_atomically(folder / "config.yaml", lambda temporary: save_config(config, temporary))
+    write_atomically(folder / "config.yaml", lambda temporary: save_config(resolve_config(config), temporary))
     trainer.fit()
 
     save_model(student, folder, dataset.classes, {"method": config.method, "config": config.name})
@@ -185,7 +208,9 @@ def train_detector(
     )
     metrics = {
         "method": config.method,
+        "role": config.role,
         "dataset": config.name,
+        "data_root": str(data_root(config.data)),
         "split": config.data.test,
         "seed": config.train.seed,
         **score(detections, held_out.annotations(), dataset.classes),

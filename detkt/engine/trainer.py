@@ -217,13 +217,9 @@ class Trainer:
         self.guard.add(self.step + 1, pictures, update.losses)
 
     def _next_batch(self, loader: Iterator) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+        # The task moves them to the device; the targets are kept here to name the pictures of a loss that fails.
         images, self._host_targets = next(loader)
-        images = [image.to(self.device, non_blocking=True) for image in images]
-        targets = [
-            {key: value.to(self.device, non_blocking=True) for key, value in target.items()}
-            for target in self._host_targets
-        ]
-        return images, targets
+        return images, self._host_targets
 
     def _set_learning_rate(self) -> float:
         config = self.config

@@ -120,9 +120,7 @@ def bootstrap_difference(
     options = {"iou_threshold": iou_threshold, "classes": classes}
     matchings = [match(detections, annotations, **options) for detections in (first, second)]
     samples = _resample(matchings, annotations, resamples, seed)
-    ours, theirs = (
-        _intervals(matching, maps, confidence) for matching, maps in zip(matchings, samples, strict=True)
-    )
+    ours, theirs = (_intervals(matching, maps, confidence) for matching, maps in zip(matchings, samples, strict=True))
     return {
         name: PairedIntervals(
             ours[name],
@@ -175,9 +173,7 @@ def _weighted_ap(curve: ClassMatch, present: np.ndarray, weights: np.ndarray) ->
     gained = weights.take(curve.pictures[counted[hits]], axis=0)
     found = np.cumsum(gained, axis=0)
     # From behind one hit to the next, the hit itself included.
-    steps = np.add.reduceat(
-        weights.take(curve.pictures[counted], axis=0), np.append(0, hits[:-1] + 1), axis=0
-    )
+    steps = np.add.reduceat(weights.take(curve.pictures[counted], axis=0), np.append(0, hits[:-1] + 1), axis=0)
     precision = found / np.maximum(np.cumsum(steps, axis=0), 1)
     recall = found / present
     eleven = sum(precision.max(axis=0, where=recall >= t, initial=0.0) for t in np.arange(11) * 0.1) / 11
@@ -185,9 +181,7 @@ def _weighted_ap(curve: ClassMatch, present: np.ndarray, weights: np.ndarray) ->
     return np.stack([eleven, (gained * envelope).sum(axis=0) / present])
 
 
-def _resample(
-    matchings: Sequence[Matching], annotations: Records, resamples: int, seed: int
-) -> list[np.ndarray]:
+def _resample(matchings: Sequence[Matching], annotations: Records, resamples: int, seed: int) -> list[np.ndarray]:
     """For each matching the (2, resamples) mAPs of the same resamples of the pictures."""
     generator, n = np.random.default_rng(seed), len(annotations)
     objects = [objects_per_picture(annotations, list(matching.per_class)) for matching in matchings]
@@ -203,10 +197,7 @@ def _resample(
 
 def _intervals(matching: Matching, samples: np.ndarray, confidence: float) -> dict[str, Interval]:
     values = (score(matching, use_07_metric=True).map, score(matching, use_07_metric=False).map)
-    return {
-        name: _interval(value, row, confidence)
-        for name, value, row in zip(METRICS, values, samples, strict=True)
-    }
+    return {name: _interval(value, row, confidence) for name, value, row in zip(METRICS, values, samples, strict=True)}
 
 
 def _interval(value: float, samples: np.ndarray, confidence: float) -> Interval:

@@ -111,9 +111,7 @@ def to_coco_results(detections: Records, annotations: Records, classes: Sequence
             "bbox": _xywh(box),
             "score": float(score),
         }
-        for picture, number, box, score in zip(
-            found.pictures, numbers, found.boxes, found.values, strict=True
-        )
+        for picture, number, box, score in zip(found.pictures, numbers, found.boxes, found.values, strict=True)
     ]
 
 

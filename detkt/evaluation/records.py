@@ -97,8 +97,7 @@ def _flatten(kind: str, records: Records, number_of: Mapping, column: str, dtype
             first = int(np.argwhere(~finite)[0, 0])
             picture = list(number_of)[flat.pictures[first]]
             raise InputError(
-                f"{kind} of picture '{picture}', row {flat.rows[first]}: {name} {array[first].tolist()} "
-                "is not finite"
+                f"{kind} of picture '{picture}', row {flat.rows[first]}: {name} {array[first].tolist()} is not finite"
             )
     return flat
 

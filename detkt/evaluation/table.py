@@ -72,9 +72,7 @@ def intervals_table(metrics: dict[str, Any]) -> str:
             cells.append(f"{value} [{low}, {high}]")
         lines.append(f"{name:<10}  " + "  ".join(cells))
     if "compare" in metrics:
-        eleven, area = (
-            percent(difference[key]["share_at_most_zero"]).strip() for key in ("map_voc07", "map_area")
-        )
+        eleven, area = (percent(difference[key]["share_at_most_zero"]).strip() for key in ("map_voc07", "map_area"))
         lines.append(f"not above the other in {eleven} % (VOC07) and {area} % (area) of the resamples")
     return "\n".join(lines)
 

@@ -102,9 +102,7 @@ def average_precision(recall: Sequence[float], precision: Sequence[float], use_0
     """
     recall, precision = np.asarray(recall, dtype=np.float64), np.asarray(precision, dtype=np.float64)
     if recall.ndim != 1 or recall.shape != precision.shape:
-        raise InputError(
-            f"recall {recall.shape} and precision {precision.shape} must be of one equal length (n,)"
-        )
+        raise InputError(f"recall {recall.shape} and precision {precision.shape} must be of one equal length (n,)")
     if np.isnan(recall).any():
         return float("nan")
     if np.any(recall[1:] < recall[:-1]):
@@ -179,9 +177,7 @@ def _match_class(
     for k in range(per_picture.max(initial=0)):
         active = active[n_rivals[active] > k]
         rival = start[pictures[active]] + k
-        iou = _pairwise_iou(
-            found.boxes.take(chosen[active], axis=0), truth.boxes.take(objects[rival], axis=0)
-        )
+        iou = _pairwise_iou(found.boxes.take(chosen[active], axis=0), truth.boxes.take(objects[rival], axis=0))
         better = iou > best_iou[active]
         best_iou[active[better]], best[active[better]] = iou[better], rival[better]
 
@@ -234,9 +230,7 @@ def _pairwise_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def score(matching: Matching, *, use_07_metric: bool = True) -> VocResult:
     """Average precision of a matching, class by class, and its mean."""
     per_class = {
-        name: average_precision(curve.recall, curve.precision, use_07_metric)
-        if curve.n_ground_truth
-        else float("nan")
+        name: average_precision(curve.recall, curve.precision, use_07_metric) if curve.n_ground_truth else float("nan")
         for name, curve in matching.per_class.items()
     }
     known = [value for value in per_class.values() if not np.isnan(value)]

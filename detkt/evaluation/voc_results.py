@@ -38,16 +38,12 @@ def write_results(
     check_labels(found, numbers, names, pictures)
     for picture in pictures:
         if len(str(picture).split()) != 1:
-            raise InputError(
-                f"picture '{picture}': a VOC result file needs an id without white space; rename it"
-            )
+            raise InputError(f"picture '{picture}': a VOC result file needs an id without white space; rename it")
     lines: dict[str, list[str]] = {name: [] for name in names}
     for number, picture, score, box in zip(
         numbers, found.pictures, found.values.tolist(), found.boxes.tolist(), strict=True
     ):
-        lines[names[number]].append(
-            f"{pictures[picture]} {score!r} " + " ".join(f"{side:.2f}" for side in box)
-        )
+        lines[names[number]].append(f"{pictures[picture]} {score!r} " + " ".join(f"{side:.2f}" for side in box))
     folder = Path(folder)
     paths = [folder / f"comp4_det_{split}_{name}.txt" for name in lines]
     try:
@@ -75,9 +71,7 @@ def read_results(
     """
     folder, classes = Path(folder), None if classes is None else [str(name) for name in classes]
     if not folder.is_dir():
-        raise InputError(
-            f"no folder {folder}; give the one that holds the result files '*_det_<split>_<class>.txt'"
-        )
+        raise InputError(f"no folder {folder}; give the one that holds the result files '*_det_<split>_<class>.txt'")
     rows: dict[str, list[tuple[str, float, list[float]]]] = {}
     for name, path in _result_files(folder, classes, split).items():
         for picture, score, box in _read_lines(path):
@@ -104,9 +98,7 @@ def _result_files(folder: Path, classes: list[str] | None, split: str | None) ->
                 continue
             found, name = split, ending.removeprefix(f"{split}_")
         else:
-            named = [
-                name for name in sorted(classes or (), key=len, reverse=True) if ending.endswith(f"_{name}")
-            ]
+            named = [name for name in sorted(classes or (), key=len, reverse=True) if ending.endswith(f"_{name}")]
             found, name = (ending[: -len(named[0]) - 1], named[0]) if named else ending.partition("_")[::2]
         if classes is not None and name not in classes:
             raise InputError(
@@ -114,15 +106,11 @@ def _result_files(folder: Path, classes: list[str] | None, split: str | None) ->
                 f"{suggestion(name, classes)}; rename the file or take it away"
             )
         if name in files:
-            raise InputError(
-                f"{files[name]} and {path} both hold class '{name}'; keep one, or give the split"
-            )
+            raise InputError(f"{files[name]} and {path} both hold class '{name}'; keep one, or give the split")
         files[name] = path
         splits.setdefault(found, path)
     if not files:
-        raise InputError(
-            f"no result file '{wanted}' in {folder}; they are named as comp4_det_test_car.txt is"
-        )
+        raise InputError(f"no result file '{wanted}' in {folder}; they are named as comp4_det_test_car.txt is")
     if len(splits) > 1:
         (first, one), (second, other), *_ = splits.items()
         raise InputError(f"{one} is of split '{first}', {other} of split '{second}'; say which split to read")
@@ -147,9 +135,7 @@ def _read_lines(path: Path) -> list[tuple[str, float, list[float]]]:
         try:
             score, *box = map(float, fields[1:])
         except ValueError:
-            raise InputError(
-                f"{path}, line {number}: '{line.strip()}' holds a word for a number; {EXPECTED}"
-            ) from None
+            raise InputError(f"{path}, line {number}: '{line.strip()}' holds a word for a number; {EXPECTED}") from None
         if not all(map(math.isfinite, (score, *box))):
             raise InputError(f"{path}, line {number}: '{line.strip()}' holds a number not finite; {EXPECTED}")
         rows.append((fields[0], score, box))

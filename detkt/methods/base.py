@@ -19,6 +19,7 @@ from detkt.errors import InputError, suggestion
 from detkt.knowledge import FeatureSpec, Knowledge, Spec
 
 STUDENT = "student"
+OPTIMIZERS = ("sgd", "adam")
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ class Method(nn.Module):
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {}, "paper": {}}
     needs_teacher: ClassVar[bool] = True
+    reads_student_head: bool = False  # before the student learns: then it has to be trained already
 
     def __init__(self, config: MethodConfig, student: Spec, teacher: Spec | None) -> None:
         super().__init__()

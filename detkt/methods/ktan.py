@@ -9,7 +9,8 @@ frozen head reads from R(t) (Algorithm 1). The student's backbone S then minimis
 
 while the discriminator D minimises -log D(R(t)) - log(1 - D(s)). The papers leave open, and we decided:
 
-* The head that reads R(t) is the teacher's own where the channels agree, the student's pretrained head otherwise.
+* The head that reads R(t) is the teacher's own where maps (channels and size) and classes agree, the student's
+  pretrained head otherwise.
 * R is one convolution with a kernel that satisfies Algorithm 1's rule (M_t + 2P - K) / S + 1 = M_s: 1x1 between equal
   sizes.
 * R ends as the student's layer ends (ReLU), else the sign of a value alone tells the two maps apart.
@@ -23,6 +24,7 @@ while the discriminator D minimises -log D(R(t)) - log(1 - D(s)). The papers lea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -35,6 +37,7 @@ from detkt.errors import InputError
 from detkt.knowledge import Knowledge, Spec
 from detkt.methods.adapters import Regressor
 from detkt.methods.base import (
+    OPTIMIZERS,
     STUDENT,
     Heads,
     LayerPair,
@@ -43,6 +46,7 @@ from detkt.methods.base import (
     Player,
     Stage,
     Update,
+    choose,
     frozen,
     masked_mean,
 )
@@ -72,6 +76,8 @@ def generator_loss(student_logit: Tensor, mask: Tensor | None = None) -> Tensor:
 
 def feature_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """Eq. 2: mean over all elements (N, C, H, W) of (student - teacher)^2; with *mask* over its cells. Scalar."""
+    if student.shape != teacher.shape:
+        raise ValueError(f"maps of unequal shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
     return masked_mean((student.float() - teacher.float()).square(), mask)
 
 
@@ -106,7 +112,8 @@ class KTANConfig(MethodConfig):
     """alpha, beta: weights of the adversary and the MSE. ``regressor_*``: stage 1, the teacher-to-student layer.
 
     ``warmup_steps``: k, student updates with the MSE alone. ``normalize``: bring both maps to one scale.
-    ``instance_noise``: noise on D's inputs, in root mean squares of the map.
+    ``instance_noise``: standard deviation of the noise on D's inputs, as these are (in root mean squares of R(t) with
+    ``normalize``).
     """
 
     alpha: float = 0.6
@@ -124,6 +131,25 @@ class KTANConfig(MethodConfig):
     spectral_norm: bool = True
     label_smoothing: float = 0.1
     instance_noise: float = 0.5
+
+    def __post_init__(self) -> None:
+        least = {
+            "regressor_steps": 0,
+            "warmup_steps": 0,
+            "discriminator_width": 1,
+            "alpha": 0,
+            "beta": 0,
+            "regressor_lr": 0,
+            "discriminator_lr": 0,
+            "instance_noise": 0,
+        }
+        for key, low in least.items():
+            if not low <= getattr(self, key) < math.inf:
+                raise InputError(f"methods.ktan.{key} is {getattr(self, key)}: it must be a number of at least {low}")
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(f"methods.ktan.label_smoothing is {self.label_smoothing}: it must be in [0, 1)")
+        for key in ("regressor_optimizer", "discriminator_optimizer"):
+            choose(getattr(self, key), OPTIMIZERS, f"methods.ktan.{key}")
 
 
 class KTAN(Method):
@@ -145,6 +171,7 @@ class KTAN(Method):
             "spectral_norm": False,
             "label_smoothing": 0.0,
             "instance_noise": 0.0,
+            # What stays ours: D's narrowing 1x1 convolution, R's ReLU, and D's schedule.
         },
     }
     adversarial = True
@@ -175,6 +202,7 @@ class KTAN(Method):
                 )
         # The teacher's head reads R's output only where nothing tells it from the teacher's own maps and classes.
         self.head = "teacher" if _interface(student) == _interface(teacher) else STUDENT
+        self.reads_student_head = self.head == STUDENT
 
     def stages(self) -> Sequence[Stage]:
         both = frozenset({"student", "teacher.features"})
@@ -224,15 +252,17 @@ class KTAN(Method):
 
         losses = dict(student.losses)
         mse = [feature_mse(maps[pair], targets[pair], masks[pair]) for pair in pairs]
-        losses[f"{self.name}_mse"] = self.config.beta * torch.stack(mse).mean()
+        metrics = {"feature_mse": torch.stack(mse).mean()}
+        losses[f"{self.name}_mse"] = self.config.beta * metrics["feature_mse"]
         if stage.name == "adversarial":
             with frozen(self.discriminators):
                 fooled = [
                     generator_loss(self._judge(pair, maps[pair], masks[pair]), self._logit_mask(masks[pair]))
                     for pair in pairs
                 ]
-            losses[f"{self.name}_generator"] = self.config.alpha * torch.stack(fooled).mean()
-        yield Update(STUDENT, losses)
+            metrics["generator_loss"] = torch.stack(fooled).mean()
+            losses[f"{self.name}_generator"] = self.config.alpha * metrics["generator_loss"]
+        yield Update(STUDENT, losses, metrics)
 
     def _regressor_update(self, teacher: Knowledge, heads: Heads) -> Update:
         """Algorithm 1: the task loss of a frozen head on R(t) trains R alone."""
@@ -270,14 +300,17 @@ class KTAN(Method):
 
     def _discriminator_update(self, maps: Maps, targets: Maps, masks: Maps) -> Iterator[Update]:
         losses, right_teacher, right_student = [], [], []
+        # The logit of a D that cannot tell the maps apart: 0 but for the smoothed label.
+        smooth = self.config.label_smoothing
+        undecided = math.log((1 - smooth) / (1 + smooth))
         for pair in maps:
             mask = self._logit_mask(masks[pair])
             teacher_logit = self._judge(pair, targets[pair], masks[pair])
             student_logit = self._judge(pair, maps[pair].detach(), masks[pair])
             losses.append(discriminator_loss(teacher_logit, student_logit, mask, self.config.label_smoothing))
             with torch.no_grad():
-                right_teacher.append(masked_mean((teacher_logit > 0).float(), mask))
-                right_student.append(masked_mean((student_logit < 0).float(), mask))
+                right_teacher.append(masked_mean((teacher_logit > undecided).float(), mask))
+                right_student.append(masked_mean((student_logit < undecided).float(), mask))
         metrics = {
             "discriminator_accuracy_teacher": torch.stack(right_teacher).mean(),
             "discriminator_accuracy_student": torch.stack(right_student).mean(),

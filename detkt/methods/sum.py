@@ -21,6 +21,7 @@ class Sum(Method):
     def __init__(self, methods: Sequence[Method]) -> None:
         super().__init__(MethodConfig(), methods[0].student_spec, methods[0].teacher_spec)
         self.name = "+".join(method.name for method in methods)
+        self.reads_student_head = any(method.reads_student_head for method in methods)
         self.methods = nn.ModuleDict({method.name: method for method in methods})
         names = [name for method in methods for name in method.players() if name != STUDENT]
         if len(set(names)) != len(names):

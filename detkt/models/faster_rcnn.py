@@ -65,16 +65,11 @@ class StridedAnchors(AnchorGenerator):
         self.strides = tuple(strides)
 
     def grid_anchors(self, grid_sizes: list[list[int]], strides: list[list[Tensor]]) -> list[Tensor]:
-        own = [
-            [like.new_full((), stride) for like in pair]
-            for pair, stride in zip(strides, self.strides, strict=True)
-        ]
+        own = [[like.new_full((), stride) for like in pair] for pair, stride in zip(strides, self.strides, strict=True)]
         return super().grid_anchors(grid_sizes, own)
 
 
-def build_detector(
-    name: str, num_classes: int, weights: str | Path | None = None, **options: Any
-) -> FasterRCNN:
+def build_detector(name: str, num_classes: int, weights: str | Path | None = None, **options: Any) -> FasterRCNN:
     """Faster R-CNN of the given name, on the CPU and in training mode.
 
     Args:
@@ -97,9 +92,7 @@ def build_detector(
     """
     architecture = parse_name(name)
     if not isinstance(num_classes, Integral) or isinstance(num_classes, bool) or num_classes < 2:
-        raise InputError(
-            f"{name}: num_classes counts the background and must be 2 or more, got {num_classes!r}"
-        )
+        raise InputError(f"{name}: num_classes counts the background and must be 2 or more, got {num_classes!r}")
     resolved = resolve_options(architecture, options)
     model = _assemble(architecture, int(num_classes), resolved)
     model.detkt = {"architecture": name, "num_classes": int(num_classes), "options": resolved}

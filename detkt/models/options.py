@@ -114,9 +114,7 @@ def parse_name(name: str) -> Architecture:
     if width == 0:
         raise InputError(f"detector '{name}': the width factor must be above 0")
     depth = int(match["depth"])
-    return Architecture(
-        name, match["kind"], depth, width, from_scratch=match["width"] is not None or depth == 10
-    )
+    return Architecture(name, match["kind"], depth, width, from_scratch=match["width"] is not None or depth == 10)
 
 
 def default_options(name: str) -> dict[str, Any]:
@@ -136,8 +134,7 @@ def resolve_options(architecture: Architecture, given: dict[str, Any]) -> dict[s
     for key, value in given.items():
         if key not in options:
             raise InputError(
-                f"{architecture.name} has no option '{key}'{suggestion(key, options)}; "
-                f"it has: {', '.join(options)}"
+                f"{architecture.name} has no option '{key}'{suggestion(key, options)}; it has: {', '.join(options)}"
             )
         options[key] = _checked(key, value, options[key])
     if options["min_size"] > options["max_size"]:
@@ -151,9 +148,7 @@ def resolve_options(architecture: Architecture, given: dict[str, Any]) -> dict[s
         raise InputError(f"{architecture.name}: frozen_stages is 0 to {last}, got {options['frozen_stages']}")
     if architecture.kind == "fpn" and len(options["anchor_sizes"]) != 5:
         sizes = options["anchor_sizes"]
-        raise InputError(
-            f"{architecture.name}: anchor_sizes needs one size for each of 5 levels, got {sizes}"
-        )
+        raise InputError(f"{architecture.name}: anchor_sizes needs one size for each of 5 levels, got {sizes}")
     return options
 
 
@@ -182,7 +177,5 @@ def _number(key: str, value: Any, low: float, high: float = math.inf, open_low: 
         raise InputError(f"option {key} must be a number, got {value!r}")
     if value < low or value > high or (open_low and value == low):
         limits = f"above {low:g}" if open_low else f"{low:g} or more"
-        raise InputError(
-            f"option {key} must be {limits}{f' and at most {high:g}' * (high < math.inf)}, got {value}"
-        )
+        raise InputError(f"option {key} must be {limits}{f' and at most {high:g}' * (high < math.inf)}, got {value}")
     return int(value) if isinstance(value, Integral) else float(value)

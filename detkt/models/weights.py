@@ -47,9 +47,7 @@ class LoadReport:
         if self.missing:
             parts.append(f"not in the file and left as they were: {_summary(self.missing)}")
         if self.mismatched:
-            shapes = ", ".join(
-                f"{name} {_shape(theirs)} for {_shape(ours)}" for name, theirs, ours in self.mismatched
-            )
+            shapes = ", ".join(f"{name} {_shape(theirs)} for {_shape(ours)}" for name, theirs, ours in self.mismatched)
             parts.append(f"of another shape and left as they were: {shapes}")
         if self.unexpected:
             parts.append(f"in the file but not used: {_summary(self.unexpected)}")
@@ -173,8 +171,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
-            f"cannot read {path}: {error.strerror}; a saved model is a folder with {META_FILE} and "
-            f"{WEIGHTS_FILE}"
+            f"cannot read {path}: {error.strerror}; a saved model is a folder with {META_FILE} and {WEIGHTS_FILE}"
         ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({first_line(error)})") from error
@@ -230,15 +227,12 @@ def _load_fitting(model: nn.Module, state: dict[str, Tensor], source: str) -> Lo
     if wrong:
         name, theirs, ours = wrong[0]
         raise InputError(
-            f"{source}: these are weights of another backbone: {name} is {_shape(theirs)}, needed is "
-            f"{_shape(ours)}"
+            f"{source}: these are weights of another backbone: {name} is {_shape(theirs)}, needed is {_shape(ours)}"
         )
     counted = _without_counters(loaded)
     if not counted:
         found = ", ".join(list(state)[:3])
-        raise InputError(
-            f"{source}: nothing in it fits this detector; it holds {len(state)} tensors such as {found}"
-        )
+        raise InputError(f"{source}: nothing in it fits this detector; it holds {len(state)} tensors such as {found}")
     model.load_state_dict(loaded, strict=False)
     reached = {*loaded, *(name for name, _, _ in mismatched)}
     missing = _without_counters(name for name in own if name not in reached)

@@ -131,10 +131,7 @@ def training_curves_figure(logs: Mapping[str, Log]) -> Figure:
     figure, panels = _grid(len(keys), 3.3, 2.0, columns=4)
     staged = max(logs, key=lambda run: len(_stages(logs[run])))
     stages = _stages(logs[staged])
-    shades = {
-        name: _STAGE_SHADES[i % len(_STAGE_SHADES)]
-        for i, name in enumerate(dict.fromkeys(s[0] for s in stages))
-    }
+    shades = {name: _STAGE_SHADES[i % len(_STAGE_SHADES)] for i, name in enumerate(dict.fromkeys(s[0] for s in stages))}
     last = max(entry["step"] for log in logs.values() for entry in log)
     for axes, key in zip(panels, keys, strict=True):
         for stage, begin, end in stages if len(stages) > 1 else ():

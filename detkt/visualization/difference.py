@@ -81,9 +81,7 @@ def write_difference(
     return [folder / name for name in (*figures, "changes.json")]
 
 
-def difference_json(
-    scored: Mapping[str, Scored], comparison: Comparison, shown: Sequence[Hashable]
-) -> dict[str, Any]:
+def difference_json(scored: Mapping[str, Scored], comparison: Comparison, shown: Sequence[Hashable]) -> dict[str, Any]:
     """The numbers of a comparison, ready for JSON: models, tables, pictures shown, and what changed in each picture."""
     models = {
         role: {

@@ -140,6 +140,4 @@ def _draw_legend(figure: Figure) -> None:
         "any other, false": OTHER_FALSE,
     }
     handles = [Rectangle((0, 0), 1, 1, fill=False, edgecolor=s.color, **s.line) for s in entries.values()]
-    figure.legend(
-        handles, list(entries), loc="lower center", ncols=4, frameon=False, fontsize=8.5, handleheight=1.1
-    )
+    figure.legend(handles, list(entries), loc="lower center", ncols=4, frameon=False, fontsize=8.5, handleheight=1.1)

@@ -30,9 +30,7 @@ def place_labels(
         for rank, (x, y) in enumerate(_candidates(box, width, height)):
             x, y = _clamp(x, width, picture[0]), _clamp(y, height, picture[1])
             place = (x, y, x + width, y + height)
-            covered = max((_shared(place, other) for other in placed), default=0.0) / max(
-                width * height, 1e-9
-            )
+            covered = max((_shared(place, other) for other in placed), default=0.0) / max(width * height, 1e-9)
             corners = np.concatenate([others[:, [0, 1]], others[:, [2, 1]]])
             hidden = ((corners > place[:2]) & (corners < place[2:])).all(axis=1).sum()
             cost = covered + 0.05 * hidden + 0.001 * rank

@@ -74,9 +74,7 @@ def compare(
     given = {STUDENT: student, DISTILLED: distilled} | ({} if teacher is None else {TEACHER: teacher})
     if classes is None:
         records = [*given.values(), annotations]
-        classes = sorted(
-            {str(name) for one in records for record in one.values() for name in record["labels"]}
-        )
+        classes = sorted({str(name) for one in records for record in one.values() for name in record["labels"]})
     classes = list(dict.fromkeys(classes))
     judged = {
         role: judge(
@@ -149,9 +147,7 @@ def check_choice(
         raise InputError("there is no picture to draw; name at least one")
     for name in images or ():
         if name not in names:
-            raise InputError(
-                f"no picture '{name}' among the {len(names)} of the split{suggestion(name, names)}"
-            )
+            raise InputError(f"no picture '{name}' among the {len(names)} of the split{suggestion(name, names)}")
     if class_name is not None and class_name not in classes:
         raise InputError(
             f"no class '{class_name}'{suggestion(class_name, classes)}; the classes are {', '.join(classes)}"
@@ -160,9 +156,7 @@ def check_choice(
         raise InputError(f"the number of pictures is {count}; give 1 or more")
 
 
-def _changes(
-    picture: Hashable, truth: Mapping, models: dict[str, Judged], iou_threshold: float
-) -> PictureChanges:
+def _changes(picture: Hashable, truth: Mapping, models: dict[str, Judged], iou_threshold: float) -> PictureChanges:
     labels = [str(name) for name in truth["labels"]]
     difficult = np.asarray(truth.get("difficult", np.zeros(len(labels))), dtype=bool)
     before, after = models[STUDENT], models[DISTILLED]

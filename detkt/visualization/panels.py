@@ -87,9 +87,7 @@ def _any_letters() -> Iterator[None]:
         yield
 
 
-def draw_panel(
-    figure: Figure, image: np.ndarray, marks: Sequence[Mark], place: tuple[int, int, int, int]
-) -> None:
+def draw_panel(figure: Figure, image: np.ndarray, marks: Sequence[Mark], place: tuple[int, int, int, int]) -> None:
     """Draw *image* (H, W, 3) uint8 and its *marks* at *place*: x, y, width and height in pixels from the top left.
 
     Boxes that must be labelled are drawn last and labelled first, those of high score before others as given.

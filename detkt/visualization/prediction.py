@@ -71,7 +71,5 @@ def drawn_paths(pictures: Sequence[Path], folder: Path) -> list[Path]:
     originals = {picture.resolve() for picture in pictures}
     for path in drawn.values():
         if path.resolve() in originals:
-            raise InputError(
-                f"{path} is one of the pictures and would be overwritten; choose another --output"
-            )
+            raise InputError(f"{path} is one of the pictures and would be overwritten; choose another --output")
     return list(drawn.values())

@@ -123,7 +123,9 @@ def report_data(scored: Mapping[str, Scored], comparison: Comparison, dataset: V
         | {"id": str(picture), "file": _picture_file(number), "size": list(dataset.sizes[number])}
         for number, picture in enumerate(dataset.ids)
     ]
-    scores = [one.scores[0] for changes in judged.pictures.values() for one in changes.models.values() if len(one.scores)]
+    scores = [
+        one.scores[0] for changes in judged.pictures.values() for one in changes.models.values() if len(one.scores)
+    ]
     return {
         "threshold": threshold,
         "least": least,
@@ -264,4 +266,6 @@ def _write_picture(dataset: VOCDetection, number: int, path: Path) -> None:
     try:
         picture.save(path, quality=_QUALITY)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; free space or choose another folder") from None
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
+        ) from None

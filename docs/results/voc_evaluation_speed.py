@@ -26,9 +26,7 @@ CLASSES = [f"class{number:02d}" for number in range(20)]
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=4952)
     parser.add_argument("--detections", type=int, default=100, help="a picture (default: 100)")
     arguments = parser.parse_args(arguments)
@@ -47,9 +45,7 @@ def main(arguments=None):
     eleven, area = evaluate_both(detections, annotations, classes=CLASSES)
     assert eleven.per_class == result.per_class
     differences = [
-        abs(found.per_class[name] - looped[name][k])
-        for name in CLASSES
-        for k, found in enumerate((eleven, area))
+        abs(found.per_class[name] - looped[name][k]) for name in CLASSES for k, found in enumerate((eleven, area))
     ]
     n_objects = sum(len(record["labels"]) for record in annotations.values())
     print(
@@ -92,10 +88,7 @@ def split_by_class(detections):
         for label, value, box in zip(record["labels"], record["scores"], record["boxes"], strict=True):
             for column, entry in zip(rows[label], (picture, value, box), strict=True):
                 column.append(entry)
-    return {
-        name: (pictures, np.array(values), np.array(boxes))
-        for name, (pictures, values, boxes) in rows.items()
-    }
+    return {name: (pictures, np.array(values), np.array(boxes)) for name, (pictures, values, boxes) in rows.items()}
 
 
 def loop(found, annotations, name, threshold=0.5):

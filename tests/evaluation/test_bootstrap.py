@@ -43,9 +43,7 @@ def random_case(seed, n_pictures=9):
 
 def repeated(records, weights):
     """The records with every picture as often as its weight says, under new ids, copies side by side."""
-    return {
-        f"{name}-{copy}": record for name, record in records.items() for copy in range(weights.get(name, 0))
-    }
+    return {f"{name}-{copy}": record for name, record in records.items() for copy in range(weights.get(name, 0))}
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -139,9 +137,7 @@ def test_the_difference_is_taken_resample_by_resample():
     assert set(paired.difference.samples) == {0.0, 0.5, 1.0}
     assert np.array_equal(paired.difference.samples, paired.first.samples - paired.second.samples)
     assert paired.difference.value == 0.5
-    assert (
-        paired.share_at_most_zero == np.mean(paired.difference.samples == 0) == pytest.approx(0.25, abs=0.03)
-    )
+    assert paired.share_at_most_zero == np.mean(paired.difference.samples == 0) == pytest.approx(0.25, abs=0.03)
     assert paired.two_sided_share == 2 * paired.share_at_most_zero
     # The other way round the first is at most as good always, at least as good in aa: the smaller share counts.
     swapped = bootstrap_difference(first, both, annotations, resamples=4000)["map_area"]
@@ -182,9 +178,7 @@ def test_the_seed_decides():
         assert len(shorter[name].samples) == 70
         assert np.array_equal(one[name].samples[:64], shorter[name].samples[:64])
         assert one[name].value == result.map
-        assert (one[name].low, one[name].high) == pytest.approx(
-            np.quantile(one[name].samples, [0.025, 0.975])
-        )
+        assert (one[name].low, one[name].high) == pytest.approx(np.quantile(one[name].samples, [0.025, 0.975]))
     assert not np.array_equal(one["map_voc07"].samples, one["map_area"].samples)
 
 
@@ -225,7 +219,5 @@ def test_no_pictures_are_told():
 
 
 def test_classes_may_be_an_iterator():
-    pairs = bootstrap_difference(
-        {"a": hit("car")}, {}, {"a": thing("car")}, classes=iter(["car"]), resamples=2
-    )
+    pairs = bootstrap_difference({"a": hit("car")}, {}, {"a": thing("car")}, classes=iter(["car"]), resamples=2)
     assert pairs["map_area"].difference.value == 1.0

@@ -63,9 +63,7 @@ def direct(detections, annotations, folder):
                 }
             )
         found = detections[picture]
-        for (x1, y1, x2, y2), value, label in zip(
-            found["boxes"], found["scores"], found["labels"], strict=True
-        ):
+        for (x1, y1, x2, y2), value, label in zip(found["boxes"], found["scores"], found["labels"], strict=True):
             results.append(
                 {
                     "image_id": number,
@@ -133,9 +131,7 @@ def test_iou_is_that_of_areas_of_inclusive_boxes():
     assert math.isnan(result.ap_medium) and math.isnan(result.ap_large)
 
 
-@pytest.mark.parametrize(
-    "annotations", [{}, {"a": one(np.empty((0, 4)), [])}, {"a": one([[1, 1, 9, 9]], [True])}]
-)
+@pytest.mark.parametrize("annotations", [{}, {"a": one(np.empty((0, 4)), [])}, {"a": one([[1, 1, 9, 9]], [True])}])
 @pytest.mark.parametrize("classes", [[], ["car", "dog"]])
 def test_nothing_to_find_is_nan(annotations, classes):
     result = evaluate_coco({}, annotations, classes)
@@ -169,9 +165,7 @@ def test_json_holds_the_data_set():
     expected = {"id": 1, "image_id": 1, "category_id": 2, "bbox": [0, 0, 1, 1], "area": 1, "iscrowd": 0}
     assert pixel == expected
     assert tall["bbox"] == [2, 3, 8, 17] and tall["area"] == 136 and tall["iscrowd"] == 1
-    detections = {
-        "third": {"boxes": np.float32([[3, 4, 10, 20]]), "scores": np.float32([0.5]), "labels": ["dog"]}
-    }
+    detections = {"third": {"boxes": np.float32([[3, 4, 10, 20]]), "scores": np.float32([0.5]), "labels": ["dog"]}}
     results = json.loads(json.dumps(to_coco_results(detections, annotations, ["car", "dog"])))
     assert results == [{"image_id": 3, "category_id": 2, "bbox": [2, 3, 8, 17], "score": 0.5}]
 

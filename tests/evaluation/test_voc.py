@@ -108,9 +108,7 @@ def test_first_of_two_equally_near_objects_wins():
 
 def test_difficult_objects_are_neither_hit_nor_miss():
     annotations = {"a": objects(("car", True, 1, 1, 10, 10), ("car", False, 101, 1, 110, 10))}
-    detections = {
-        "a": found(("car", 0.9, 1, 1, 10, 10), ("car", 0.8, 1, 1, 10, 10), ("car", 0.7, 101, 1, 110, 10))
-    }
+    detections = {"a": found(("car", 0.9, 1, 1, 10, 10), ("car", 0.8, 1, 1, 10, 10), ("car", 0.7, 101, 1, 110, 10))}
     result = evaluate(detections, annotations)
     curve = result.curves["car"]
     assert curve.n_ground_truth == 1 and curve.n_detections == 3
@@ -149,9 +147,7 @@ def test_match_tells_pictures_rows_and_objects():
 
 def test_class_without_objects_has_nan_and_does_not_enter_the_mean():
     annotations = {"a": objects(("car", False, 1, 1, 10, 10), ("cat", True, 1, 1, 10, 10))}
-    detections = {
-        "a": found(("car", 0.9, 1, 1, 10, 10), ("dog", 0.9, 1, 1, 5, 5), ("cat", 0.9, 1, 1, 10, 10))
-    }
+    detections = {"a": found(("car", 0.9, 1, 1, 10, 10), ("dog", 0.9, 1, 1, 5, 5), ("cat", 0.9, 1, 1, 10, 10))}
     result = evaluate(detections, annotations)
     assert result.per_class["car"] == 1.0
     assert math.isnan(result.per_class["dog"]) and math.isnan(result.per_class["cat"])
@@ -181,9 +177,7 @@ def test_classes_given_leave_out_other_objects_and_refuse_other_detections():
 
 def test_lists_float32_and_a_missing_difficult_flag_are_read():
     annotations = {"a": {"boxes": [[1, 1, 10, 10]], "labels": np.array(["car"])}}
-    detections = {
-        "a": {"boxes": np.float32([[1, 1, 10, 10]]), "scores": np.float32([0.9]), "labels": ("car",)}
-    }
+    detections = {"a": {"boxes": np.float32([[1, 1, 10, 10]]), "scores": np.float32([0.9]), "labels": ("car",)}}
     assert evaluate(detections, annotations).per_class == {"car": 1.0}
 
 
@@ -320,9 +314,7 @@ def test_evaluate_agrees_with_a_loop_over_single_detections(block):
         threshold = (0.5, 0.5, 0.3, 0.75, 1.0)[seed % 5]
         matching = match(detections, annotations, iou_threshold=threshold)
         eleven, area = evaluate_both(detections, annotations, iou_threshold=threshold)
-        labels = {
-            label for records in (detections, annotations) for r in records.values() for label in r["labels"]
-        }
+        labels = {label for records in (detections, annotations) for r in records.values() for label in r["labels"]}
         assert list(matching.per_class) == sorted(labels)
         for name, curve in matching.per_class.items():
             tp, fp, n_objects = looped(detections, annotations, name, threshold)
@@ -343,9 +335,7 @@ def test_evaluate_agrees_with_a_loop_over_single_detections(block):
             assert result.map == pytest.approx(expected, abs=1e-12, nan_ok=True)
             alone = evaluate(detections, annotations, iou_threshold=threshold, use_07_metric=use_07_metric)
             assert alone.map == pytest.approx(result.map, abs=0, nan_ok=True)
-            assert score(matching, use_07_metric=use_07_metric).map == pytest.approx(
-                result.map, abs=0, nan_ok=True
-            )
+            assert score(matching, use_07_metric=use_07_metric).map == pytest.approx(result.map, abs=0, nan_ok=True)
     # The cases do hold what they are drawn for.
     assert min(seen.values()) >= 10, seen
 
@@ -360,6 +350,4 @@ def test_more_than_256_classes_and_wide_ties():
     }
     result = evaluate(detections, annotations, use_07_metric=False)
     for name in classes[::17]:
-        assert result.per_class[name] == pytest.approx(
-            looped_ap(*looped(detections, annotations, name, 0.5), False)
-        )
+        assert result.per_class[name] == pytest.approx(looped_ap(*looped(detections, annotations, name, 0.5), False))

@@ -73,8 +73,7 @@ def records(rows, column, scale=1, order=(0, 1, 2)):
     for number in order:
         here = [row for row in rows if row[0] == number]
         boxes = [
-            [scale * (x1 - 1) + 1, scale * (y1 - 1) + 1, scale * x2, scale * y2]
-            for _, _, (x1, y1, x2, y2), _ in here
+            [scale * (x1 - 1) + 1, scale * (y1 - 1) + 1, scale * x2, scale * y2] for _, _, (x1, y1, x2, y2), _ in here
         ]
         result[f"p{number}"] = {
             "boxes": np.array(boxes, dtype=float).reshape(-1, 4),
@@ -162,11 +161,7 @@ def slow_coco(found, objects, name, threshold):
     hits = np.cumsum([hit for _, hit in judged])
     precision = [int(hit) / (rank + 1) for rank, hit in enumerate(hits)]
     return (
-        sum(
-            max((p for p, hit in zip(precision, hits, strict=True) if hit / n >= r), default=0)
-            for r in RECALLS
-        )
-        / 101
+        sum(max((p for p, hit in zip(precision, hits, strict=True) if hit / n >= r), default=0) for r in RECALLS) / 101
     )
 
 

@@ -56,9 +56,7 @@ def test_lines_are_those_of_the_kit(tmp_path):
     record = {"boxes": [[1, 2, 30.126, 40], [5, 6, 7, 8]], "scores": scores, "labels": ["car", "car"]}
     car, dog = write_results(tmp_path, {"000004": record}, ["car", "dog"])
     assert car.name == "comp4_det_test_car.txt"
-    assert car.read_text() == (
-        "000004 0.30000000000000004 1.00 2.00 30.13 40.00\n000004 1e-09 5.00 6.00 7.00 8.00\n"
-    )
+    assert car.read_text() == ("000004 0.30000000000000004 1.00 2.00 30.13 40.00\n000004 1e-09 5.00 6.00 7.00 8.00\n")
     assert dog.read_text() == ""
     assert read_results(tmp_path)["000004"]["labels"].tolist() == ["car", "car"]
 
@@ -80,9 +78,7 @@ def test_the_score_is_that_of_the_detections_written(tmp_path):
         direct = evaluate(records, annotations, use_07_metric=use_07_metric)
         assert 0.1 < direct.map < 1
         again = evaluate(read_results(tmp_path), annotations, use_07_metric=use_07_metric)
-        assert {name: again.per_class[name] for name in CLASSES if name == "car"} == {
-            "car": direct.per_class["car"]
-        }
+        assert {name: again.per_class[name] for name in CLASSES if name == "car"} == {"car": direct.per_class["car"]}
         again = evaluate(read_results(tmp_path, CLASSES), annotations, use_07_metric=use_07_metric)
         assert again.per_class == direct.per_class
 
@@ -147,9 +143,7 @@ def test_bad_folders_and_names_are_told(tmp_path):
     with pytest.raises(InputError, match=r"no result file '\*_det_<split>_<class>.txt' in"):
         read_results(tmp_path)
     put(tmp_path, comp4_det_test_carr="a 0.5 1 2 3 4")
-    with pytest.raises(
-        InputError, match=r"comp4_det_test_carr.txt: class 'carr' is not .*did you mean 'car'"
-    ):
+    with pytest.raises(InputError, match=r"comp4_det_test_carr.txt: class 'carr' is not .*did you mean 'car'"):
         read_results(tmp_path, CLASSES)
     with pytest.raises(InputError, match=r"class 'carr' is not .*did you mean 'car'"):
         read_results(tmp_path, CLASSES, "test")

@@ -295,11 +295,12 @@ def test_losses_of_a_step_by_hand(patch, normalize):
     mse = 0.7 * ((s - t) ** 2).sum().item() / (2 * 8 * 4 * 6)
     fooled = 0.3 * F.binary_cross_entropy_with_logits(logits[1], torch.ones_like(logits[1])).item()
     assert learned.player == STUDENT
-    assert values(learned) == pytest.approx({"task": 2.0, "ktan_mse": mse, "ktan_generator": fooled})
+    raw = {"feature_mse": mse / 0.7, "generator_loss": fooled / 0.3}
+    assert values(learned) == pytest.approx({"task": 2.0, "ktan_mse": mse, "ktan_generator": fooled, **raw})
     assert learned.total.item() == pytest.approx(2.0 + mse + fooled)
 
     (warmup,) = method.step(stage_of(method, "warmup"), student, teacher, ToyHeads())
-    assert values(warmup) == pytest.approx({"task": 2.0, "ktan_mse": mse})
+    assert values(warmup) == pytest.approx({"task": 2.0, "ktan_mse": mse, "feature_mse": mse / 0.7})
 
 
 def test_dln_is_ktan_without_its_adversary():

@@ -68,9 +68,7 @@ def test_map_ends_with_a_relu(name):
 def test_every_layer_is_scaled():
     full = dict(on_meta("fasterrcnn_resnet18_c4").named_modules())
     quarter = dict(on_meta("fasterrcnn_resnet18x0.25_c4").named_modules())
-    convolutions = [
-        name for name, layer in full.items() if isinstance(layer, nn.Conv2d) and "rpn" not in name
-    ]
+    convolutions = [name for name, layer in full.items() if isinstance(layer, nn.Conv2d) and "rpn" not in name]
     assert len(convolutions) == 20
     for name in convolutions:
         assert quarter[name].out_channels * 4 == full[name].out_channels, name
@@ -90,9 +88,7 @@ def test_layers_are_torchvisions(depth):
         theirs = torchvision.models.get_model(f"resnet{depth}").state_dict()
         stages, _ = resnet_stages(depth, 1.0, "batch", 0)
         ours = nn.Sequential(stages).state_dict()
-    assert {k: v.shape for k, v in theirs.items() if not k.startswith("fc.")} == {
-        k: v.shape for k, v in ours.items()
-    }
+    assert {k: v.shape for k, v in theirs.items() if not k.startswith("fc.")} == {k: v.shape for k, v in ours.items()}
 
 
 @pytest.mark.parametrize("depth", [18, 50])
@@ -142,9 +138,7 @@ def test_fully_connected_head_uses_relu_and_dropout():
 
 def test_default_freezing_of_full_nets():
     model = on_meta("fasterrcnn_resnet50_c4")
-    trained = {
-        name.split(".")[1] for name, p in model.backbone.named_parameters(prefix="b") if p.requires_grad
-    }
+    trained = {name.split(".")[1] for name, p in model.backbone.named_parameters(prefix="b") if p.requires_grad}
     assert trained == {"layer2", "layer3"}
     assert all(p.requires_grad for p in model.roi_heads.parameters())
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())

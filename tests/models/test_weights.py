@@ -151,9 +151,7 @@ def test_fpn_detector_gives_its_resnet_to_a_c4_detector(tmp_path):
     source, model = build_detector("fasterrcnn_resnet10x0.25_fpn", 4), small_resnet()
     load_weights(model, save(source.state_dict(), tmp_path / "fpn.pth"))
     assert torch.equal(model.backbone.layer3[0].conv1.weight, source.backbone.body.layer3[0].conv1.weight)
-    assert torch.equal(
-        model.roi_heads.box_head.layer4[0].conv1.weight, source.backbone.body.layer4[0].conv1.weight
-    )
+    assert torch.equal(model.roi_heads.box_head.layer4[0].conv1.weight, source.backbone.body.layer4[0].conv1.weight)
 
 
 def test_report_reads_as_one_paragraph(tmp_path):
@@ -162,9 +160,7 @@ def test_report_reads_as_one_paragraph(tmp_path):
     path = save(state, tmp_path / "resnet.pth")
     text = str(load_weights(model, path))
     assert "\n" not in text
-    assert text.startswith(
-        f"{path}: loaded 60 of 70 tensors (backbone.conv1 1, backbone.bn1 4, backbone.layer1 10"
-    )
+    assert text.startswith(f"{path}: loaded 60 of 70 tensors (backbone.conv1 1, backbone.bn1 4, backbone.layer1 10")
     assert "not in the file and left as they were: rpn.head 6, roi_heads.box_predictor.cls_score 1" in text
     assert "of another shape and left as they were: roi_heads.box_predictor.cls_score.bias 7 for 4" in text
     assert text.endswith("in the file but not used: fc.weight 1, fc.bias 1")
@@ -250,9 +246,7 @@ def test_another_backbone_is_refused_untouched(tmp_path):
     path = save(build_detector("fasterrcnn_resnet18x0.5_c4", 4).state_dict(), tmp_path / "wide.pth")
     model = small_resnet()
     before = model.backbone.conv1.weight.clone()
-    with pytest.raises(
-        InputError, match=r"another backbone: backbone.conv1.weight is 32x3x7x7, needed is 16x3x7x7"
-    ):
+    with pytest.raises(InputError, match=r"another backbone: backbone.conv1.weight is 32x3x7x7, needed is 16x3x7x7"):
         load_weights(model, path)
     assert torch.equal(model.backbone.conv1.weight, before)
 

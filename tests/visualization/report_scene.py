@@ -19,7 +19,7 @@ from detkt.visualization.sources import Scored, Source
 
 CLASSES = ["cross", "disc", "heart", "ring", "star", "triangle"]
 EVIL_CLASS = "<script>document.title='harm'</script>"
-EVIL_ID = "</script><b>&'\"#%3f"
+EVIL_ID = "<b>&'\"#%3f"  # the name of a file, so without a slash
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,9 @@ def make_scene(folder: Path, pictures: int = 24, seed: int = 3, evil: bool = Tru
 def _rename(root: Path) -> None:
     names = root / "ImageSets" / "Main" / "test.txt"
     first = names.read_text().split()[0]
-    # A picture's name is a file's name, and so cannot hold a slash.
-    new = EVIL_ID.replace("/", "")
-    names.write_text(names.read_text().replace(first, new, 1))
+    names.write_text(names.read_text().replace(first, EVIL_ID, 1))
     for old in root.glob(f"*/{first}.*"):
-        old.rename(old.with_stem(new))
+        old.rename(old.with_stem(EVIL_ID))
     for path in (root / "Annotations").iterdir():
         path.write_text(path.read_text().replace("<name>disc</name>", f"<name>{escape(EVIL_CLASS)}</name>"))
 

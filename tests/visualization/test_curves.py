@@ -52,9 +52,7 @@ def test_precision_recall_lines_are_the_curves(results):
 def test_bars_are_the_aps_in_percent(results):
     axes = per_class_ap_figure(results).axes[0]
     heights = [[bar.get_height() for bar in bars] for bars in axes.containers]
-    np.testing.assert_allclose(
-        heights, [[0, 0, 84.848485, 42.424242], [0, 0, 100, 100]][:1] + [[100, 0, 100, 100]]
-    )
+    np.testing.assert_allclose(heights, [[0, 0, 84.848485, 42.424242], [0, 0, 100, 100]][:1] + [[100, 0, 100, 100]])
     assert [tick.get_text() for tick in axes.get_xticklabels()] == [*CLASSES, "mean"]
     # The class without objects has no number.
     assert len(axes.texts) == 6

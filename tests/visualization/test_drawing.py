@@ -138,10 +138,7 @@ def test_a_single_picture_is_drawn_at_its_own_size_within_limits(tmp_path, shape
 
 
 def test_labels_of_boxes_at_the_border_stay_inside():
-    marks = [
-        Mark(box, "dog 0.90", Style("#ff0000"))
-        for box in [(0, 0, 30, 30), (70, 70, 100, 100), (95, 0, 100, 9)]
-    ]
+    marks = [Mark(box, "dog 0.90", Style("#ff0000")) for box in [(0, 0, 30, 30), (70, 70, 100, 100), (95, 0, 100, 9)]]
     figure = picture_figure(GREY, marks)
     pixels(figure)
     frame = figure.axes[0].get_window_extent()

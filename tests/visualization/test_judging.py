@@ -19,9 +19,7 @@ def judge_one(*rows, truth=TRUTH, **settings):
 
 
 def test_overlap_counts_both_end_pixels():
-    iou = box_overlaps(
-        np.array([[1.0, 1, 1, 1], [1, 1, 10, 10]]), np.array([[1.0, 1, 10, 10], [10, 10, 19, 19]])
-    )
+    iou = box_overlaps(np.array([[1.0, 1, 1, 1], [1, 1, 10, 10]]), np.array([[1.0, 1, 10, 10], [10, 10, 19, 19]]))
     # One pixel of a hundred; one shared corner pixel of 199; without the end pixels both would be 0.
     np.testing.assert_allclose(iou, [[1 / 100, 0], [1, 1 / 199]], rtol=1e-12)
 
@@ -112,8 +110,7 @@ def test_random_pictures_agree_with_voc_scoring():
         return np.concatenate([corner, corner + size], axis=1)
 
     annotations = {
-        f"{i}": objects(*((random.choice(names), random.random() < 0.2, *box) for box in boxes(4)))
-        for i in range(60)
+        f"{i}": objects(*((random.choice(names), random.random() < 0.2, *box) for box in boxes(4))) for i in range(60)
     }
     detections = {
         f"{i}": found(*((random.choice(names), round(random.random(), 1), *box) for box in boxes(12)))
@@ -139,8 +136,6 @@ def test_random_pictures_agree_with_voc_scoring():
 
 
 def test_inverted_and_empty_boxes_overlap_nothing():
-    judged = judge_one(
-        ("dog", 0.9, 20, 20, 19, 19), ("dog", 0.8, 30, 30, 11, 11), ("cat", 0.7, 20, 20, 19, 19)
-    )
+    judged = judge_one(("dog", 0.9, 20, 20, 19, 19), ("dog", 0.8, 30, 30, 11, 11), ("cat", 0.7, 20, 20, 19, 19))
     assert judged.verdicts == [Verdict.BACKGROUND] * 3
     assert judged.iou.tolist() == [0, 0, 0]

@@ -106,9 +106,7 @@ def test_tiny_detectors_with_data_and_logs_of_the_run(run, data, tmp_path):
     # Again, without the log: what the tool wrote is replaced, and the diagram of the old log is gone.
     (distilled / "log.jsonl").unlink()
     assert run("visualize_diff", *arguments)[0] == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {*expected, "mine.txt"} - {
-        "training_curves.png"
-    }
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*expected, "mine.txt"} - {"training_curves.png"}
 
 
 def test_pictures_by_list(run, data, results, tmp_path):

@@ -156,7 +156,8 @@
       for (const [tag, w, h] of tags) {
         const [x1, y1, x2, y2] = tag.box.map((value, side) => value * (side % 2 ? height : width));
         const rows = [y1 - h, y1, y2, y2 - h, (y1 + y2 - h) / 2];
-        const corners = rows.flatMap((y) => [[x1, y], [x2 - w, y]]);
+        const beside = (first, second) => rows.flatMap((y) => [[first, y], [second, y]]);
+        const corners = [...beside(x1, x2 - w), ...beside(x2, x1 - w)]; // over the box, then to its sides
         const places = corners.map(([x, y]) => {
           const left = Math.max(0, Math.min(x, width - w));
           const top = Math.max(0, Math.min(y, height - h));
