@@ -21,7 +21,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 demo: install
 	$(RUN) tools/train_det.py --method ktan --output runs/demo --overwrite
 	$(RUN) tools/visualize_diff.py --student data/models/shapes-student --distilled runs/demo \
-	    --teacher data/models/shapes-teacher --output runs/demo/diff
+	    --teacher data/models/shapes-teacher --output runs/demo/diff --html
 
 test: $(VENV)/.installed-test
 	$(RUN) -m pytest -q

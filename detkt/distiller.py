@@ -25,7 +25,8 @@ class Distiller(nn.Module):
         student_classes, teacher_classes: class names without background; compared by methods that use scores.
 
     Your loop trains ``trainable_parameters()`` on the returned losses; the method's other players (a discriminator,
-    say) learn inside the call, with optimizers of their own::
+    say) learn inside the call, with optimizers of their own at constant rates (detkt's trainer lets a discriminator's
+    rate follow the student's schedule)::
 
         distiller = detkt.Distiller(student, teacher, method="ktan")
         distiller.prepare(loader)
@@ -130,13 +131,25 @@ class Distiller(nn.Module):
             self.teacher._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
+    def get_extra_state(self) -> dict[str, Any]:
+        """Progress and the players' optimizers: with them ``state_dict()`` is all that a loop of yours has to keep."""
+        optimizers = {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()}
+        return {"prepared": self._prepared, "student_updates": self._student_updates, "optimizers": optimizers}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self._prepared, self._student_updates = state["prepared"], state["student_updates"]
+        for name, optimizer in state["optimizers"].items():
+            self._optimizer(name).load_state_dict(optimizer)
+
+    def _optimizer(self, name: str) -> torch.optim.Optimizer:
+        if name not in self._optimizers:
+            player, parameters = self.method.players()[name], self.player_parameters()[name]
+            self._optimizers[name] = build_player_optimizer(player, parameters)
+        return self._optimizers[name]
+
     def _learn(self, update: Update) -> None:
         """Let the player of *update*, one of the method's own, take its step."""
-        parameters = self.player_parameters()[update.player]
-        if update.player not in self._optimizers:
-            player = self.method.players()[update.player]
-            self._optimizers[update.player] = build_player_optimizer(player, parameters)
-        optimizer = self._optimizers[update.player]
+        parameters, optimizer = self.player_parameters()[update.player], self._optimizer(update.player)
         optimizer.zero_grad()
         update.total.backward(inputs=parameters)
         clip_norm = self.method.players()[update.player].clip_norm

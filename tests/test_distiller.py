@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import weakref
 from dataclasses import dataclass
@@ -227,7 +228,7 @@ def test_the_teacher_is_frozen_apart_and_goes_along(detector):
     assert not any(p.requires_grad for p in teacher.parameters())
     distiller.train()
     assert not teacher.training
-    assert {name.split(".")[0] for name in distiller.state_dict()} == {"student", "method"}
+    assert {name.split(".")[0] for name in distiller.state_dict()} == {"student", "method", "_extra_state"}
     assert distiller.to(torch.float64) is distiller
     for net in (teacher, distiller.student, distiller.method):
         assert {p.dtype for p in net.parameters()} == {torch.float64}
@@ -260,3 +261,28 @@ def test_wrong_use_is_refused(detector, batch):
     with pytest.raises(InputError, match="evaluation mode"):
         distiller(*batch)
     assert set(distiller.train()(*batch)) == TASK | {"ktan_mse"}  # the refused call was no update
+
+
+def test_a_loop_of_your_own_goes_on_from_the_state_dict(detector, batch):
+    """Discriminator, its optimizer and the stage come back: the next losses and weights are bit for bit the same."""
+
+    def start():
+        student, teacher = detector(), detector("fasterrcnn_resnet10x0.25_c4", seed=1)
+        return detkt.Distiller(student, teacher, "ktan", {"regressor_steps": 1, "warmup_steps": 1}).train()
+
+    first = start()
+    first.prepare([batch])
+    for _ in range(3):
+        first(*batch)
+    kept = copy.deepcopy(first.state_dict())
+    second = start()
+    second.load_state_dict(kept)
+    results = []
+    for distiller in (first, second):
+        torch.manual_seed(9)
+        losses = distiller(*batch)
+        weights = [p.detach().clone() for p in distiller.method.discriminators.parameters()]
+        results.append(({name: loss.item() for name, loss in losses.items()}, weights))
+    assert "ktan_generator" in results[0][0]
+    assert results[0][0] == results[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))

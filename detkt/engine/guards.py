@@ -13,7 +13,7 @@ from detkt.errors import InputError
 def check_weights(weights: dict[str, Tensor], step: int) -> None:
     """Raise InputError naming the first tensor that is not finite (a finite loss may have a gradient that is not)."""
     for name, value in weights.items():
-        if not value.isfinite().all():
+        if isinstance(value, Tensor) and not value.isfinite().all():
             raise InputError(
                 f"'{name}' became NaN or infinite by step {step}; a checkpoint saved before is kept: lower "
                 "train.lr_per_image or the method's weight, or set train.clip_norm"

@@ -1,0 +1,78 @@
+"""What is shipped: the demo's checkpoints, the configs, the commands that the README names."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from detkt.config import load_config
+from detkt.data import shapes_config
+from detkt.data.shapes import write_shapes
+from detkt.data.voc import VOCDetection
+from detkt.engine.run import resolve_config
+from detkt.evaluation import voc
+from detkt.evaluation.detector import detect
+from detkt.models import load_model
+from detkt.models.options import parse_name, resolve_options
+
+PROJECT = Path(__file__).resolve().parent.parent
+MODELS = PROJECT / "data" / "models"
+CONFIGS = sorted((PROJECT / "configs").glob("*.yaml"))
+
+
+def readme_commands() -> list[str]:
+    lines = (PROJECT / "README.md").read_text().splitlines()
+    return [line for line in lines if line.startswith("python tools/")]
+
+
+def test_the_checkpoints_are_small():
+    assert sum(path.stat().st_size for path in MODELS.glob("*/model.safetensors")) <= 5_000_000
+
+
+def test_the_teacher_is_better_than_the_student_and_that_than_its_start(tmp_path):
+    """The first 80 scenes of the list "test", which depend on seed and number alone."""
+    config = load_config(PROJECT / "configs" / "shapes.yaml")
+    scenes = replace(shapes_config(config.data), train=0, val=0, test=80)
+    dataset = VOCDetection(write_shapes(tmp_path / "shapes", scenes), "test", classes=list(scenes.classes))
+    maps = {}
+    for name in ("shapes-student-init", "shapes-student", "shapes-teacher"):
+        model, meta = load_model(MODELS / name)
+        assert meta["classes"] == list(dataset.classes)
+        detections, _ = detect(model, dataset, torch.device("cpu"), quiet=True)
+        maps[name] = voc.evaluate(detections, dataset.annotations()).map
+    assert maps["shapes-student-init"] > 0.4
+    assert maps["shapes-student"] > maps["shapes-student-init"] + 0.05
+    assert maps["shapes-teacher"] > maps["shapes-student"] + 0.05
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_names_what_exists(path):
+    config = load_config(path)
+    for net in (config.student, config.teacher):
+        resolve_options(parse_name(net.architecture), net.options)
+        if net.checkpoint:
+            assert (PROJECT / net.checkpoint / "model.json").is_file()
+    resolved = resolve_config(config)
+    assert resolved.methods["ktan"]["beta"] > 0
+    assert resolved.student.options["rpn_nms_thresh"] == 0.7
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_the_readme_names_flags_and_files_that_exist(command, tool, capsys):
+    program, *arguments = shlex.split(command.replace("$C", "configs/voc2007_resnet152_resnet50.yaml"))[1:]
+    with pytest.raises(SystemExit):
+        tool(Path(program).stem).main(["--help"])
+    text = capsys.readouterr().out
+    for argument in arguments:
+        if argument.startswith("--"):
+            assert argument in text
+        if argument.endswith(".yaml"):
+            assert (PROJECT / argument).is_file()
+
+
+def test_the_readme_names_commands():
+    assert len(readme_commands()) >= 10
