@@ -126,17 +126,17 @@ def build_net(net: NetConfig, role: str, classes: list[str]) -> nn.Module:
             f"checkpoint {path} is a {meta['architecture']} but the {role} is to be a {net.architecture}; "
             f"set {role}.architecture={meta['architecture']} or give another checkpoint"
         )
+    if list(meta["classes"]) != list(classes):
+        raise InputError(
+            f"the {role}'s checkpoint {path} knows the classes {', '.join(meta['classes'])}, but the data set has "
+            f"{', '.join(classes)}; train the {role} on this data set or give data.classes in its order"
+        )
     for key, value in net.options.items():
         if meta["options"].get(key) != value:
             raise InputError(
                 f"{role}.options.{key} is {value}, but the {role}'s checkpoint {path} was built with "
                 f"{meta['options'].get(key)}; a checkpoint keeps its options: set {role}.options.{key} to that"
             )
-    if list(meta["classes"]) != list(classes):
-        raise InputError(
-            f"the {role}'s checkpoint {path} knows the classes {', '.join(meta['classes'])}, but the data set has "
-            f"{', '.join(classes)}; train the {role} on this data set or give data.classes in its order"
-        )
     return model
 
 

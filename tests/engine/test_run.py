@@ -12,10 +12,11 @@ import torch
 
 from detkt.config import load_config
 from detkt.engine import run
-from detkt.engine.run import RUN_FILES, resolve_device, train_detector, write_metrics
+from detkt.engine.run import RUN_FILES, resolve_config, resolve_device, train_detector, write_metrics
 from detkt.engine.trainer import Trainer
 from detkt.errors import InputError
 from detkt.evaluation.table import metrics_table
+from detkt.methods.ktan import KTANConfig
 from detkt.models import build_detector, load_model, save_model
 
 
@@ -47,7 +48,11 @@ def test_the_folder_holds_the_files_of_a_run_and_nothing_else(finished):
 
 def test_the_config_is_resolved_and_reads_back(finished):
     folder, config, _ = finished
-    assert load_config(folder / "config.yaml") == config
+    found = load_config(folder / "config.yaml")
+    assert found == resolve_config(config)
+    # Defaults are written out, so that later ones do not change what this run was.
+    assert found.methods["ktan"]["beta"] == KTANConfig().beta
+    assert found.student.options["rpn_nms_thresh"] == 0.7
     assert (config.name, config.method, config.train.seed) == ("tiny", "ktan", 3)
 
 

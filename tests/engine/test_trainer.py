@@ -333,8 +333,8 @@ def test_preparatory_stages_come_on_top_of_the_students_budget(tiny_config, tmp_
     [
         ("methods.ktan.warmup_steps=9", "'warmup' needs 9 updates but only 8 of the budget of 8"),
         ("methods.ktan.warmup_steps=8", "'adversarial' needs 1 updates but only 0 of the budget of 8"),
-        ("methods.ktan.warmup_steps=-2", "'warmup' has -2 steps"),
-        ("methods.ktan.regressor_steps=-1", "'regressor' has -1 steps"),
+        ("methods.ktan.warmup_steps=-2", "methods.ktan.warmup_steps is -2: it must be a number of at least 0"),
+        ("methods.ktan.regressor_steps=-1", "methods.ktan.regressor_steps is -1: it must be a number of at least 0"),
     ],
 )
 def test_stages_that_do_not_fit_the_budget_are_refused_before_training(override, message, tiny_config, tmp_path):
