@@ -36,6 +36,7 @@ written to the output folder, over those of an earlier comparison:
   per_class_ap.png      AP of every class
   precision_recall.png  precision over recall of every class
   training_curves.png   of the runs that have a log.jsonl
+  feature_maps.png      backbone maps on the first picture; with the teacher's as KTAN and DLN regress it (from last.pt)
   changes.json          all counts; objects gained and lost, errors removed and new, picture by picture
   report/index.html     with --html: all pictures with filters, tables, a slider for the score; opens from disk"""
 

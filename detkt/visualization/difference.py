@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from detkt.data.voc import VOCDetection
 from detkt.engine.checkpoint import write_atomically
@@ -21,7 +22,9 @@ from detkt.visualization.curves import (
     training_curves_figure,
 )
 from detkt.visualization.drawing import difference_figure
-from detkt.visualization.matching import Comparison
+from detkt.visualization.feature_maps import feature_map_figure
+from detkt.visualization.feature_view import picture_maps, trained_regressors
+from detkt.visualization.matching import DISTILLED, TEACHER, Comparison
 from detkt.visualization.panels import save_figure
 from detkt.visualization.sources import Scored
 from detkt.visualization.tables import change_tables, picture_records
@@ -53,8 +56,11 @@ def write_difference(
     dataset: VOCDetection,
     shown: Sequence[Hashable],
 ) -> list[Path]:
-    """Write diff.png with the pictures *shown*, per_class_ap.png, precision_recall.png, training_curves.png where a
-    run has a log, and changes.json; returns their paths. Files of an earlier comparison are replaced, others left."""
+    """Write diff.png with the pictures *shown*, per_class_ap.png, precision_recall.png, changes.json, and where they
+    apply training_curves.png (a run has a log) and feature_maps.png (a model is a detector). Returns their paths.
+
+    Files of an earlier comparison are replaced, others left.
+    """
     number_of = {picture: number for number, picture in enumerate(dataset.ids)}
 
     def read(picture: Hashable) -> np.ndarray:
@@ -71,14 +77,28 @@ def write_difference(
     }
     if logs:
         figures["training_curves.png"] = training_curves_figure(logs)
-    else:
+    if maps := _feature_maps(scored, dataset[number_of[shown[0]]][0] if shown else None):
+        figures["feature_maps.png"] = feature_map_figure(read(shown[0]), maps)
+    for name in {"training_curves.png", "feature_maps.png"} - set(figures):
         # One of an earlier comparison would pass for this one's.
-        (folder / "training_curves.png").unlink(missing_ok=True)
+        (folder / name).unlink(missing_ok=True)
     for name, figure in figures.items():
         save_figure(figure, folder / name)
     content = json.dumps(difference_json(scored, comparison, shown), indent=1, allow_nan=False) + "\n"
     write_atomically(folder / "changes.json", lambda path: path.write_text(content, encoding="utf-8"))
     return [folder / name for name in (*figures, "changes.json")]
+
+
+def _feature_maps(scored: Mapping[str, Scored], image: Tensor | None) -> dict[str, np.ndarray]:
+    """The backbone maps on *image* of the models that are detectors; empty where there is none."""
+    models = {one.source.title: one.source.model for one in scored.values() if one.source.model is not None}
+    if image is None or not models:
+        return {}
+    regressors = None
+    if all(role in scored and scored[role].source.model is not None for role in (DISTILLED, TEACHER)):
+        distilled, teacher = scored[DISTILLED].source, scored[TEACHER].source
+        regressors = trained_regressors(distilled.folder, distilled.model, teacher.model)
+    return picture_maps(models, image, regressors)
 
 
 def difference_json(scored: Mapping[str, Scored], comparison: Comparison, shown: Sequence[Hashable]) -> dict[str, Any]:

@@ -96,6 +96,7 @@ def test_tiny_detectors_with_data_and_logs_of_the_run(run, data, tmp_path):
     status, output, errors = run("visualize_diff", *arguments)
     assert (status, errors) == (0, "")
     expected = {"diff.png", "per_class_ap.png", "precision_recall.png", "training_curves.png", "changes.json"}
+    expected |= {"feature_maps.png"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*expected, "mine.txt"}
     changes = json.loads((tmp_path / "out" / "changes.json").read_text())
     assert changes["models"]["distilled"]["title"] == "distilled (ktan)"
