@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from detkt.config import load_config
 from detkt.distiller import Distiller
 from detkt.engine.checkpoint import load_checkpoint
+from detkt.errors import InputError
 from detkt.methods.ktan import KTAN
 from detkt.tasks.detection import named_outputs
 
@@ -39,8 +40,14 @@ def trained_regressors(run: Path, student: nn.Module, teacher: nn.Module) -> nn.
     if not {"ktan", "dln"} & set(config.method.split("+")):
         return None
     distiller = Distiller(copy.deepcopy(student), copy.deepcopy(teacher), config.method, settings)
-    distiller.load_state_dict(load_checkpoint(run / "last.pt")["distiller"])
-    return next(part.regressors for part in distiller.method.modules() if isinstance(part, KTAN))
+    prefix, part = next((name, part) for name, part in distiller.named_modules() if isinstance(part, KTAN))
+    prefix += ".regressors."
+    state = load_checkpoint(run / "last.pt").get("distiller", {})
+    try:
+        part.regressors.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    except RuntimeError:
+        raise InputError(f"{run / 'last.pt'} does not fit the run's config.yaml; remove it to do without it") from None
+    return part.regressors
 
 
 @torch.no_grad()
