@@ -96,6 +96,10 @@ class Config:
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     paper: dict[str, float] = field(default_factory=dict)
 
+    def method_settings(self) -> dict[str, Any] | None:
+        """The settings of ``method`` as :class:`detkt.Distiller` takes them: a section a method only for a sum."""
+        return self.methods if "+" in self.method else self.methods.get(self.method)
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply ``section.key=value`` overrides, and check every key, type and range.

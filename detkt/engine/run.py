@@ -185,7 +185,7 @@ def train_detector(
         student,
         teacher,
         config.method,
-        config.methods if "+" in config.method else config.methods.get(config.method),
+        config.method_settings(),
         dataset.classes,
         dataset.classes,
     )

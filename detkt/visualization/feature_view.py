@@ -36,10 +36,9 @@ def trained_regressors(run: Path, student: nn.Module, teacher: nn.Module) -> nn.
     if not (run / "last.pt").is_file() or not (run / "config.yaml").is_file():
         return None
     config = load_config(run / "config.yaml")
-    settings = config.methods if "+" in config.method else config.methods.get(config.method)
     if not {"ktan", "dln"} & set(config.method.split("+")):
         return None
-    distiller = Distiller(copy.deepcopy(student), copy.deepcopy(teacher), config.method, settings)
+    distiller = Distiller(copy.deepcopy(student), copy.deepcopy(teacher), config.method, config.method_settings())
     prefix, part = next((name, part) for name, part in distiller.named_modules() if isinstance(part, KTAN))
     prefix += ".regressors."
     state = load_checkpoint(run / "last.pt").get("distiller", {})
