@@ -16,15 +16,24 @@ from omegaconf.errors import OmegaConfBaseException
 from detkt import methods
 from detkt.errors import InputError, suggestion
 
+DETECTION_FORMATS = ("voc", "shapes")
+CLASSIFICATION_FORMATS = ("cifar10", "cifar100", "tcifar100", "mnist", "fashion-mnist", "imagenet", "folder")
+
 
 @dataclass
 class DataConfig:
     """Where pictures come from.
 
-    ``format``: ``voc`` (any VOC-format folder) or ``shapes`` (scenes drawn once into ``root``, see ``shapes``).
-    ``train``, ``test``: names of lists in ImageSets/Main, several joined by ``+``, each optionally ``YEAR:LIST``.
+    ``format``: for detectors ``voc`` (any VOC-format folder) or ``shapes`` (scenes drawn once into ``root``, see
+    ``shapes``); for classifiers one of :data:`CLASSIFICATION_FORMATS`.
+    ``train``, ``test``: names of lists in ImageSets/Main, several joined by ``+``, each optionally ``YEAR:LIST``; for
+    classifiers splits, of which a part can be held out: ``train[:-5000]``, ``train[-5000:]``.
     ``classes``: None takes VOC's names or, in a folder with names of its own, those found.
     ``flip``: probability; ``color``: strength of colour jitter in [0, 1]; ``scale``: range of random zoom.
+
+    Classifiers alone: ``image_size``: side of the square crop in pixels, 0: pictures as they are, kept decoded in
+    memory and cropped after zero padding of ``crop_padding`` pixels. ``mean``, ``std``: a channel, of pictures in
+    [0, 1]; empty: the data set's own.
     """
 
     format: str = "voc"
@@ -38,14 +47,19 @@ class DataConfig:
     color: float = 0.0
     scale: list[float] = field(default_factory=lambda: [1.0, 1.0])
     shapes: dict[str, Any] = field(default_factory=dict)
+    image_size: int = 0
+    crop_padding: int = 4
+    mean: list[float] = field(default_factory=list)
+    std: list[float] = field(default_factory=list)
 
 
 @dataclass
 class NetConfig:
-    """A detector.
+    """A detector or a classifier.
 
     ``weights``: ``imagenet``, a file of (partial) weights, or None; ``checkpoint``: a trained detkt model (folder or
-    .safetensors), whose architecture and classes must agree; ``options``: those of ``build_detector``.
+    .safetensors), whose architecture and classes must agree; ``options``: those of ``build_detector`` or
+    ``build_classifier``.
     """
 
     architecture: str = "fasterrcnn_resnet50_c4"
@@ -60,6 +74,8 @@ class TrainConfig:
 
     ``lr_per_image`` times the batch size is the learning rate. ``milestones``: shares of the student's updates after
     which it is multiplied by ``gamma``. ``warmup_steps``: linear, from a tenth. ``clip_norm``: 0 switches clipping off.
+    ``batch_size`` counts the pictures of an update: those of all processes of ``torchrun`` and of all ``accumulate``
+    parts that it is computed in. ``group_by_aspect``: batches of wide or of tall pictures, to waste less padding.
     """
 
     epochs: int = 14
@@ -75,6 +91,8 @@ class TrainConfig:
     device: str = "auto"
     precision: str = "fp32"
     workers: int = 2
+    accumulate: int = 1
+    group_by_aspect: bool = True
     log_every: int = 20
     checkpoint_every: int = 500
 
@@ -95,6 +113,11 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     paper: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def task(self) -> str:
+        """``detection`` or ``classification``, as the data have it."""
+        return "classification" if self.data.format in CLASSIFICATION_FORMATS else "detection"
 
     def method_settings(self) -> dict[str, Any] | None:
         """The settings of ``method`` as :class:`detkt.Distiller` takes them: a section a method only for a sum."""
@@ -207,7 +230,7 @@ def _merge(config: DictConfig, values: dict[str, Any], where: str, prefix: str =
 
 def _check(config: Config) -> None:
     train, data = config.train, config.data
-    positive = ("epochs", "batch_size", "lr_per_image", "gamma", "log_every", "checkpoint_every")
+    positive = ("epochs", "batch_size", "lr_per_image", "gamma", "log_every", "checkpoint_every", "accumulate")
     for key in positive:
         if not 0 < (value := getattr(train, key)) < math.inf:
             raise InputError(f"'train.{key}' is {value}: it must be greater than 0")
@@ -218,7 +241,11 @@ def _check(config: Config) -> None:
         raise InputError(f"'train.milestones' is {train.milestones}: each must be a share of the budget in (0, 1]")
     methods.choose(train.precision, ("fp32", "bf16", "fp16"), "precision")
     methods.choose(config.role, ("student", "teacher"), "role")
-    methods.choose(data.format, ("voc", "shapes"), "data.format")
+    methods.choose(data.format, DETECTION_FORMATS + CLASSIFICATION_FORMATS, "data.format")
+    if data.image_size < 0 or data.crop_padding < 0:
+        raise InputError("'data.image_size' and 'data.crop_padding' must be 0 or more")
+    if len(data.mean) != len(data.std) or not all(value > 0 for value in data.std):
+        raise InputError("'data.mean' and 'data.std' must hold one number a channel each, those of std greater than 0")
     if len(data.scale) != 2 or not 0 < data.scale[0] <= data.scale[1]:
         raise InputError(f"'data.scale' is {data.scale}: it must be [smallest, largest], both greater than 0")
     for name in config.methods:

@@ -12,17 +12,19 @@ from detkt import methods
 from detkt.engine.optimizers import build_player_optimizer
 from detkt.errors import InputError
 from detkt.methods.base import STUDENT, Stage, Update
-from detkt.tasks.detection import DetectionTask
+from detkt.tasks import build_task
 
 
 class Distiller(nn.Module):
     """Distils *teacher* into *student* with a method, in your own loop or detkt's trainer.
 
     Args:
-        student, teacher: any torchvision R-CNN detectors; the teacher is frozen here. None with ``method="none"``.
+        student, teacher: any torchvision R-CNN detectors, or two :class:`detkt.models.Classifier`s; the teacher is
+            frozen here. None with ``method="none"``.
         method: a name of ``detkt.methods.available()``, a sum ``"a+b"``, or a :class:`~detkt.methods.Method` of yours.
         settings: the method's settings, e.g. ``{"beta": 5.0}``; for a sum ``{"ktan": {...}, "kd": {...}}``.
         student_classes, teacher_classes: class names without background; compared by methods that use scores.
+        image_size: side, or height and width, of a classifier's pictures (default: 32 for CIFAR nets, else 224).
 
     Your loop trains ``trainable_parameters()`` on the returned losses; the method's other players (a discriminator,
     say) learn inside the call, with optimizers of their own at constant rates (detkt's trainer lets a discriminator's
@@ -48,6 +50,7 @@ class Distiller(nn.Module):
         settings: Mapping[str, Any] | None = None,
         student_classes: Iterable[str] = (),
         teacher_classes: Iterable[str] = (),
+        image_size: int | tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         if isinstance(method, type) or "+" not in method:
@@ -56,7 +59,7 @@ class Distiller(nn.Module):
         configs = methods.parse(method, settings)
         if teacher is None and any(cls.needs_teacher for cls in configs):
             raise InputError(f"method '{'+'.join(cls.name for cls in configs)}' needs a teacher")
-        self.task = DetectionTask(student, teacher, student_classes, teacher_classes)
+        self.task = build_task(student, teacher, student_classes, teacher_classes, image_size)
         device = next(student.parameters()).device
         self.student = student
         # Not a submodule: the teacher is no part of this module's state, mode or parameters.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -151,6 +152,114 @@ def test_models_are_compared_whatever_the_order_of_their_classes(evaluate, resul
     _, _, _, both = evaluate("--checkpoint", tiny_student, *flags)
     assert both["compare"]["per_class"] == alone["per_class"]
     assert set(both["per_class"]) == set(CLASSES) and both["checkpoint"] == str(tiny_student)
+
+
+# --- files of detections
+
+
+@pytest.fixture(scope="module")
+def bare_folder(voc_folder, tmp_path_factory):
+    """The data set without a single picture."""
+    root = tmp_path_factory.mktemp("bare")
+    for part in ("Annotations", "ImageSets"):
+        shutil.copytree(voc_folder / part, root / part)
+    (root / "JPEGImages").mkdir()
+    return root
+
+
+def numbers_of(section):
+    return {key: section[key] for key in (*MEANS, "coco", "per_class")}
+
+
+def test_detections_go_through_coco_files_and_score_the_same(evaluate, results, tmp_path):
+    """Folder -> COCO file -> folder -> COCO file with another data set's ids: the numbers stay, to the last bit."""
+    flags = ["--bootstrap", 0]
+    status, _, _, first = evaluate("--detections", results / "bad", "--save-detections", tmp_path / "a.json", *flags)
+    assert status == 0 and first["map_voc07"] > 0.2
+    _, _, _, second = evaluate("--detections", tmp_path / "a.json", "--save-detections", tmp_path / "b", *flags)
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {f"comp4_det_test_{name}.txt" for name in CLASSES}
+    names = sorted({entry["image_id"] for entry in json.loads((tmp_path / "a.json").read_text())})
+    dataset = {
+        "images": [{"id": 100 - k, "file_name": f"JPEGImages/{name}.jpg"} for k, name in enumerate(names)],
+        "categories": [{"id": 9 - k, "name": name} for k, name in enumerate(CLASSES)],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(dataset))
+    ids = ["--coco-annotations", tmp_path / "dataset.json"]
+    _, _, _, third = evaluate("--detections", tmp_path / "b", "--save-detections", tmp_path / "c.json", *ids, *flags)
+    entries = json.loads((tmp_path / "c.json").read_text())
+    assert {entry["category_id"] for entry in entries} == {7, 8, 9}
+    assert {entry["image_id"] for entry in entries} == {100 - k for k in range(len(names))}
+    _, _, _, fourth = evaluate("--detections", tmp_path / "c.json", *ids, *flags)
+    assert numbers_of(first) == numbers_of(second) == numbers_of(third) == numbers_of(fourth)
+    # A data set's ids without that data set are somebody else's.
+    status, _, error, _ = evaluate("--detections", tmp_path / "c.json", *flags)
+    assert status == 2 and error.count("\n") == 1
+    assert "c.json, entry 0 (the first is 0): image_id 100 is the number of no picture" in error
+
+
+def test_a_detector_is_saved_as_a_coco_file(evaluate, tiny_student, tmp_path):
+    flags = ["--save-detections", tmp_path / "new" / "found.json", "--bootstrap", 0]
+    _, _, _, direct = evaluate("--checkpoint", tiny_student, *flags)
+    _, _, _, again = evaluate("--detections", tmp_path / "new" / "found.json", "--bootstrap", 0)
+    assert len(json.loads((tmp_path / "new" / "found.json").read_text())) > 10
+    assert numbers_of(again) == numbers_of(direct)
+
+
+def test_files_are_compared_without_pictures(evaluate, results, bare_folder, tiny_student, tmp_path):
+    evaluate("--detections", results / "bad", "--save-detections", tmp_path / "bad.json", "--bootstrap", 0)
+    _, _, _, expected = evaluate("--detections", results / "good", "--compare", results / "bad", "--bootstrap", 20)
+    flags = ["--data-root", bare_folder, "--bootstrap", 20]
+    for first, second in (("good", results / "bad"), ("good", tmp_path / "bad.json")):
+        status, _, error, numbers = evaluate("--detections", results / first, "--compare", second, *flags)
+        assert (status, error) == (0, "")
+        assert numbers_of(numbers) == numbers_of(expected)
+        assert numbers["compare"]["difference"] == expected["compare"]["difference"]
+    # A detector has to look at the pictures, as --compare or by itself.
+    for source in (["--detections", results / "good", "--compare", tiny_student], ["--checkpoint", tiny_student]):
+        status, _, error, _ = evaluate(*source, *flags)
+        assert status == 2 and "no picture JPEGImages/" in error
+
+
+def test_category_ids_follow_the_classes_given(evaluate, dataset, tmp_path):
+    """A detector that finds every object, by numbers of a list of classes in an order of its own."""
+    order = ["star", "cross", "disc"]
+    entries = [
+        {"image_id": picture, "category_id": order.index(name) + 1, "bbox": [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]}
+        for picture, record in dataset.annotations().items()
+        for (x1, y1, x2, y2), name in zip(record["boxes"].tolist(), record["labels"], strict=True)
+    ]
+    (tmp_path / "all.json").write_text(json.dumps([entry | {"score": 1} for entry in entries]))
+    flags = ["--detections", tmp_path / "all.json", "--bootstrap", 0]
+    _, _, _, numbers = evaluate(*flags, "--classes", ",".join(order))
+    assert list(numbers["per_class"]) == order and numbers["map_voc07"] == numbers["map_coco"] == 1
+    assert evaluate(*flags)[3]["map_voc07"] < 0.5
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--coco-annotations {folder}/x.json", "--coco-annotations says what the ids of COCO result files (*.json)"),
+        ("--compare {folder}/no.json", "--compare: no file {folder}/no.json"),
+        ("--compare {folder}/dataset.json", "{folder}/dataset.json is a COCO data set, not its results"),
+        ("--save-detections {folder}/dataset.json/x", "{folder}/dataset.json is a file; choose another --save-detect"),
+        ("--save-detections {folder}/dataset.json/x.json", "is a file; choose another --save-detections"),
+        ("--save-detections {folder}/x.json --coco-annotations {folder}/no.json", "cannot read {folder}/no.json"),
+        ("--save-detections {folder}/x.json --coco-annotations {folder}/dataset.json", "is not among the 'images' of"),
+        ("--classes cross,disc", "unknown class; mend the file, or list it among the classes"),
+    ],
+)
+def test_what_is_wrong_with_files_is_told(evaluate, results, tmp_path, flags, message):
+    (tmp_path / "dataset.json").write_text('{"images": [], "categories": []}')
+    flags = flags.format(folder=tmp_path).split()
+    status, out, error, numbers = evaluate("--detections", results / "good", "--bootstrap", 0, *flags)
+    assert (status, out, numbers) == (2, "", None)
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message.format(folder=tmp_path) in error
+
+
+def test_a_checkpoint_has_its_own_classes(evaluate, tiny_student):
+    status, _, error, _ = evaluate("--checkpoint", tiny_student, "--classes", "a,b")
+    assert (status, error) == (2, "error: --classes is for --detections: a checkpoint knows its own\n")
 
 
 @pytest.mark.parametrize(

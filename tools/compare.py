@@ -10,13 +10,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from detkt.cli import Parser, run_tool
 from detkt.config import load_config
-from detkt.data import test_set
-from detkt.engine.comparison import collect, markdown_table, run_missing
-from detkt.engine.run import resolve_device, write_metrics
+from detkt.engine.comparison import collect, markdown_table, run_missing, teacher_scores
+from detkt.engine.jobs import job_of
 from detkt.errors import InputError
-from detkt.evaluation.detector import detect, score
 from detkt.methods import parse
-from detkt.models import load_model
 from detkt.paths import resolve
 from detkt.visualization.comparison_chart import comparison_figure
 from detkt.visualization.panels import save_figure
@@ -49,31 +46,13 @@ def main(arguments=None):
     rows = collect(config, methods, seeds, root)
     if not rows:
         raise InputError(f"no finished run of {', '.join(methods)} below {root}; leave out --collect to train them")
-    teacher = teacher_metrics(config, root, arguments.quiet) if config.teacher.checkpoint else None
-    table = markdown_table(rows, config.paper, teacher)
+    teacher = teacher_scores(config, root, arguments.quiet)
+    measures = job_of(config).measures
+    table = markdown_table(rows, measures, config.paper, teacher)
     (root / "table.md").write_text(table + "\n")
     (root / "table.json").write_text(json.dumps({row.method: row.runs for row in rows}, indent=1) + "\n")
-    save_figure(comparison_figure(rows, teacher), root / "chart.png")
+    save_figure(comparison_figure(rows, *next(iter(measures.items())), teacher), root / "chart.png")
     print(table)
-
-
-def teacher_metrics(config, root, quiet):
-    """The teacher's scores on the same pictures; kept beside the runs, since they do not change."""
-    path = root / f"teacher-{config.name}.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    if (known.get("checkpoint"), known.get("split")) != (str(config.teacher.checkpoint), config.data.test):
-        device = resolve_device(config.train.device)
-        model, meta = load_model(resolve(config.teacher.checkpoint), device)
-        dataset = test_set(config.data, list(meta["classes"]))
-        detections, milliseconds = detect(model, dataset, device, quiet=quiet)
-        scores = score(detections, dataset.annotations(), dataset.classes)
-        extra = {
-            "milliseconds_per_picture": milliseconds,
-            "checkpoint": str(config.teacher.checkpoint),
-            "split": config.data.test,
-        }
-        write_metrics(path, {**scores, **extra})
-    return json.loads(path.read_text())
 
 
 if __name__ == "__main__":

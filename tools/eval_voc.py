@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Score a trained detector, or anybody's VOC result files, on a VOC-format data set; compare it with another."""
+"""Score a trained detector, or anybody's detections, on a VOC-format data set; compare it with another."""
 
 import argparse
 import sys
@@ -13,9 +13,10 @@ from detkt.data import test_set
 from detkt.engine.run import resolve_device, versions, write_metrics
 from detkt.errors import InputError
 from detkt.evaluation.bootstrap import bootstrap_difference, bootstrap_map
+from detkt.evaluation.coco_ids import coco_ids
+from detkt.evaluation.detection_files import check_writable, is_coco_file, read_detections, write_detections
 from detkt.evaluation.detector import detect, score
 from detkt.evaluation.table import comparison_table, intervals_table, metrics_table
-from detkt.evaluation.voc_results import read_results, write_results
 from detkt.models import load_model
 from detkt.paths import resolve
 from detkt.visualization.sources import open_sources, score_source
@@ -23,21 +24,38 @@ from detkt.visualization.sources import open_sources, score_source
 EXAMPLES = """examples:
   python tools/eval_voc.py --checkpoint runs/shapes-ktan-s0 --data-root data/shapes
   python tools/eval_voc.py --checkpoint runs/shapes-ktan-s0 --data-root data/shapes --compare runs/shapes-none-s0
-  python tools/eval_voc.py --detections results/VOC2007/Main --data-root data/VOCdevkit --json scores.json"""
+  python tools/eval_voc.py --detections results/VOC2007/Main --data-root data/VOCdevkit --json scores.json
+  python tools/eval_voc.py --detections results.json --coco-annotations pascal_test2007.json --data-root data/VOCdevkit
+
+detections are either a folder of VOC result files, *_det_<split>_<class>.txt, of lines "image score x1 y1 x2 y2" in
+1-based inclusive pixels, or a COCO result file (*.json), a list of {image_id, category_id, bbox, score}, bbox being
+x, y, width, height from 0. What its ids mean says the JSON of the COCO data set (--coco-annotations: the file_name of
+an image, the name of a category). Without it image_id is a picture's name (000012, 000012.jpg) or the number made of
+its digits (12), and category_id the place among the classes from 1 on (of VOC's 20: 1 is aeroplane, 20 tvmonitor),
+unless an entry names its class in category_name, as the files written here do."""
 
 
 def main(arguments=None):
     parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", metavar="CKPT", help="a run's folder or its model.safetensors")
-    source.add_argument("--detections", metavar="DIR", help="VOC result files (*_det_test_CLASS.txt) to score")
+    source.add_argument("--detections", metavar="DIR|FILE.json", help="VOC or COCO result files to score, see below")
     parser.add_argument("--data-root", required=True, help="VOC-format folder, or one that holds VOCdevkit/VOC<year>")
     parser.add_argument("--split", default="test", help="list in ImageSets/Main (default: test)")
     parser.add_argument("--year", default="2007", help="which VOC<year> below the root (default: 2007)")
     parser.add_argument(
+        "--classes",
+        metavar="NAME,NAME",
+        type=lambda names: names.split(","),
+        help="of the detections, in the order of their category ids (default: VOC's 20, or all that the split holds)",
+    )
+    parser.add_argument(
         "--compare",
         metavar="OTHER",
-        help="another run's folder, or folder of VOC result files, to score on the same pictures",
+        help="another run's folder, or other result files, to score on the same pictures",
+    )
+    parser.add_argument(
+        "--coco-annotations", metavar="FILE.json", help="COCO data set whose ids the COCO result files have"
     )
     parser.add_argument(
         "--bootstrap",
@@ -48,7 +66,9 @@ def main(arguments=None):
     )
     parser.add_argument("--seed", type=int, default=0, help="of the resamples (default: 0)")
     parser.add_argument("--json", metavar="FILE", help="write all numbers as JSON")
-    parser.add_argument("--save-detections", metavar="DIR", help="write the detections as VOC result files")
+    parser.add_argument(
+        "--save-detections", metavar="DIR|FILE.json", help="write the detections as VOC or as COCO result files"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--workers", type=int, default=0)
@@ -60,33 +80,42 @@ def main(arguments=None):
         raise InputError("--bootstrap and --seed must be 0 or more")
     if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
         raise InputError(f"--json {arguments.json}: there is no folder {Path(arguments.json).parent}")
+    if arguments.classes and arguments.checkpoint:
+        raise InputError("--classes is for --detections: a checkpoint knows its own")
+    files = [path for path in (arguments.detections, arguments.compare, arguments.save_detections) if path]
+    if arguments.coco_annotations and not any(map(is_coco_file, files)):
+        raise InputError("--coco-annotations says what the ids of COCO result files (*.json) mean, but none is given")
+    if arguments.save_detections:
+        check_writable(arguments.save_detections, "--save-detections")
 
     device = resolve_device(arguments.device)
     data = DataConfig(root=arguments.data_root, test=arguments.split, year=arguments.year)
     running = {"batch_size": arguments.batch_size, "workers": arguments.workers, "quiet": arguments.quiet}
     result = {"split": arguments.split}
+    # All is opened before any picture is looked at, so that a mistake is known at once.
+    other = open_sources({"--compare": resolve(arguments.compare)}, device)["--compare"] if arguments.compare else None
     if arguments.checkpoint:
         model, meta = load_model(resolve(arguments.checkpoint), device)
         dataset = test_set(data, list(meta["classes"]))
     else:
-        # Results of others are scored by the annotations alone, but for a model to compare with, which has to look.
-        dataset = test_set(data, pictures=bool(arguments.compare))
-    # Opened before any picture is looked at, so that a mistake is known at once.
-    other = open_other(arguments.compare, dataset.classes, device) if arguments.compare else None
+        # Detections are scored by the annotations alone, but for a model to compare with, which has to look.
+        dataset = test_set(data, arguments.classes, pictures=other is not None and other.model is not None)
+    check_classes(other, dataset.classes)
+    ids = coco_ids(dataset.ids, dataset.classes, arguments.coco_annotations)
     if arguments.checkpoint:
         detections, milliseconds = detect(model, dataset, device, **running)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         result |= {"checkpoint": arguments.checkpoint, "parameters": parameters}
         result["milliseconds_per_picture"] = milliseconds
     else:
-        detections = read_results(arguments.detections, dataset.classes)
+        detections = read_detections(arguments.detections, ids)
         result["detections"] = arguments.detections
     annotations, classes = dataset.annotations(), list(dataset.classes)
     result |= score(detections, annotations, classes)
     result["versions"] = versions(device)
     rivals = None
     if other is not None:
-        rivals = score_source(other, dataset, device, **running).detections
+        rivals = score_source(other, dataset, device, **running, coco_annotations=arguments.coco_annotations).detections
         result["compare"] = {"other": arguments.compare, **score(rivals, annotations, classes)}
         result["compare"]["difference"] = {
             key: {"value": result[key] - result["compare"][key]} for key in ("map_voc07", "map_area", "map_coco")
@@ -96,7 +125,7 @@ def main(arguments=None):
         result["bootstrap"] = {"pictures": len(dataset), **options}
         add_intervals(result, detections, rivals, annotations, classes=classes, **options)
     if arguments.save_detections:
-        write_results(arguments.save_detections, detections, classes, arguments.split)
+        write_detections(arguments.save_detections, detections, ids, arguments.split)
     if arguments.json:
         write_metrics(Path(arguments.json), result)
     if other is None:
@@ -108,15 +137,13 @@ def main(arguments=None):
         print(f"\n{intervals_table(result)}")
 
 
-def open_other(path, classes, device):
-    """The detector to compare with; InputError if it knows other classes than this one."""
-    other = open_sources({"--compare": resolve(path)}, device)["--compare"]
-    if other.meta is not None and set(other.meta["classes"]) != set(classes):
+def check_classes(other, classes):
+    """InputError if the detector to compare with knows other classes than this one."""
+    if other is not None and other.meta is not None and set(other.meta["classes"]) != set(classes):
         raise InputError(
-            f"--compare {path} knows the classes {', '.join(other.meta['classes'])}, not {', '.join(classes)}; "
+            f"--compare {other.path} knows the classes {', '.join(other.meta['classes'])}, not {', '.join(classes)}; "
             "compare detectors of the same classes"
         )
-    return other
 
 
 def add_intervals(result, detections, rivals, annotations, **options):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Detect objects in any pictures: the boxes drawn on them, and all detections as one JSON file."""
+"""Detect objects in any pictures: the boxes drawn on them, and all detections as a COCO result file."""
 
 import argparse
 import json
@@ -12,13 +12,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
 from detkt.cli import Parser, run_tool
+from detkt.data.boxes import voc_to_corners
 from detkt.data.images import read_image
 from detkt.engine.checkpoint import write_atomically
 from detkt.engine.run import resolve_device
 from detkt.errors import InputError
+from detkt.evaluation.coco_ids import coco_ids
+from detkt.evaluation.coco_results import write_coco_results
+from detkt.folders import make_folder
 from detkt.models import load_model
 from detkt.paths import resolve
-from detkt.visualization.difference import make_folder
 from detkt.visualization.drawing import class_styles, picture_figure
 from detkt.visualization.panels import Mark, save_figure
 from detkt.visualization.prediction import CONVENTION, detect_picture, drawn_paths, find_pictures
@@ -27,12 +30,15 @@ EXAMPLES = """examples:
   python tools/predict.py --checkpoint runs/demo holiday.jpg --output runs/holiday
   python tools/predict.py --checkpoint runs/demo data/shapes/JPEGImages --output runs/shapes-drawn --score 0.7
 
-A folder gives the pictures in it, but not in its subfolders. Written to the output folder: every picture with its boxes
-drawn (a JPEG for a JPEG, else a PNG; small ones enlarged), and detections.json: for each picture its size and its
-detections, boxes as x1, y1, x2, y2 in pixels of the upright picture, continuous corners counted from 0.
+A folder gives the pictures in it, but not in its subfolders. Written to the output folder:
+  every picture with its boxes drawn (a JPEG for a JPEG, else a PNG; small ones enlarged)
+  detections.json   COCO results, as eval_voc.py --detections reads them: a list of image_id (the picture's path as it
+                    was given), category_id, category_name, score, bbox (x, y, width, height in pixels of the upright
+                    picture, from 0)
+  pictures.json     the COCO data set to them: images (path, size, drawn file) and categories; what could not be read
 
-A file that is no picture, or is damaged, is passed over with a warning, and listed in detections.json; if none of them
-could be read the exit status is 2. A path that is not there is an error at once."""
+A file that is no picture, or is damaged, is passed over with a warning; if none of them could be read the exit status
+is 2. A path that is not there is an error at once."""
 
 
 def main(arguments=None):
@@ -54,7 +60,7 @@ def main(arguments=None):
     model, meta = load_model(resolve(arguments.checkpoint), device)
     make_folder(folder)
     styles = class_styles(meta["classes"])
-    entries, unreadable = [], []
+    detections, images, unreadable = {}, [], []
     pairs = list(zip(paths, drawn, strict=True))
     for path, target in tqdm(pairs, unit="picture", disable=arguments.quiet, file=sys.stderr):
         try:
@@ -63,34 +69,26 @@ def main(arguments=None):
             tqdm.write(f"warning: {error}; passed over", file=sys.stderr)
             unreadable.append(str(path))
             continue
-        found = detect_picture(model, image, meta["classes"], device, arguments.score)
-        marks = [Mark(one["box"], f"{one['label']} {one['score']:.2f}", styles[one["label"]]) for one in found]
-        save_figure(picture_figure(image, marks), target)
+        found = detections[str(path)] = detect_picture(model, image, meta["classes"], device, arguments.score)
+        rows = zip(voc_to_corners(found["boxes"]).tolist(), found["labels"], found["scores"], strict=True)
+        save_figure(picture_figure(image, [Mark(b, f"{name} {s:.2f}", styles[name]) for b, name, s in rows]), target)
         height, width = image.shape[:2]
-        entries.append(
-            {
-                "picture": str(path),
-                "width": width,
-                "height": height,
-                "drawn": target.name,
-                "detections": found,
-            }
-        )
-    if not entries:
+        images.append({"id": str(path), "file_name": str(path), "width": width, "height": height, "drawn": target.name})
+    if not images:
         raise InputError(f"none of the {len(paths)} files could be read as a picture; see the warnings")
-    result = {
-        "convention": CONVENTION,
-        "checkpoint": arguments.checkpoint,
-        "classes": meta["classes"],
-        "score_threshold": arguments.score,
-        "pictures": entries,
-        "unreadable": unreadable,
+    write_coco_results(folder / "detections.json", detections, coco_ids(list(detections), meta["classes"]))
+    info = {"checkpoint": arguments.checkpoint, "score_threshold": arguments.score}
+    content = {
+        "info": info | {"convention": CONVENTION, "unreadable": unreadable},
+        "images": images,
+        "annotations": [],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(meta["classes"], start=1)],
     }
-    content = json.dumps(result, indent=1) + "\n"
-    write_atomically(folder / "detections.json", lambda temporary: temporary.write_text(content, encoding="utf-8"))
-    count = sum(len(entry["detections"]) for entry in entries)
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(folder / "pictures.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    count = sum(len(found["labels"]) for found in detections.values())
     skipped = f", {len(unreadable)} passed over" if unreadable else ""
-    print(f"{count} detections in {len(entries)} pictures{skipped}; drawn, and listed in {folder / 'detections.json'}")
+    print(f"{count} detections in {len(images)} pictures{skipped}; drawn, and listed in {folder / 'detections.json'}")
 
 
 if __name__ == "__main__":

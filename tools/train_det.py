@@ -7,7 +7,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from detkt.cli import run_tool, training_config, training_parser
-from detkt.engine.run import train_detector
+from detkt.engine.jobs import require_task
+from detkt.engine.run import train
 
 DEFAULT_CONFIG = "configs/shapes.yaml"
 EXAMPLE = (
@@ -20,7 +21,8 @@ def main(arguments=None):
     parser = training_parser(__doc__, EXAMPLE, DEFAULT_CONFIG)
     arguments = parser.parse_intermixed_args(arguments)
     config, folder, resume = training_config(arguments, DEFAULT_CONFIG)
-    metrics = train_detector(config, folder, resume=resume, overwrite=arguments.overwrite, quiet=arguments.quiet)
+    require_task(config, "detection")
+    metrics = train(config, folder, resume=resume, overwrite=arguments.overwrite, quiet=arguments.quiet)
     print(
         f"{config.method} on {config.name}, seed {config.train.seed}: mAP {100 * metrics['map_voc07']:.1f} (VOC07), "
         f"{100 * metrics['map_area']:.1f} (area), {100 * metrics['map_coco']:.1f} (COCO) on {metrics['split']}; "

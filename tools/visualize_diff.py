@@ -9,8 +9,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from detkt.cli import Parser, run_tool
 from detkt.engine.run import resolve_device
+from detkt.folders import make_folder
 from detkt.paths import resolve
-from detkt.visualization.difference import make_folder, write_difference
+from detkt.visualization.difference import write_difference
 from detkt.visualization.matching import DISTILLED, STUDENT, TEACHER, check_choice, choose_pictures, compare
 from detkt.visualization.report import write_report
 from detkt.visualization.sources import (
@@ -29,7 +30,8 @@ EXAMPLES = """examples:
   python tools/visualize_diff.py --student results/before --distilled results/after --data-root data/VOCdevkit \\
       --output runs/compared --images 000004,000012
 
-a model is a run's folder, its model.safetensors, or a folder of VOC result files (*_det_test_CLASS.txt)
+a model is a run's folder, its model.safetensors, a folder of VOC result files (*_det_test_CLASS.txt), or a COCO result
+file (*.json; eval_voc.py --help says what its ids mean)
 
 written to the output folder, over those of an earlier comparison:
   diff.png              rows student, distilled, teacher; yellow: correct boxes gained, red: false boxes of the student
@@ -50,6 +52,9 @@ def main(arguments=None):
     parser.add_argument("--split", help="list in ImageSets/Main (default: data.test in B's config.yaml, or test)")
     parser.add_argument(
         "--year", help="which VOC<year> below the root (default: data.year in B's config.yaml, or 2007)"
+    )
+    parser.add_argument(
+        "--coco-annotations", metavar="FILE.json", help="COCO data set whose ids the COCO result files have"
     )
     parser.add_argument("--output", metavar="DIR", help="folder to write to (default: B/diff)")
     parser.add_argument(
@@ -79,7 +84,8 @@ def main(arguments=None):
     folder = Path(arguments.output) if arguments.output else run / "diff"
     make_folder(folder)
 
-    scored = {role: score_source(source, dataset, device, quiet=arguments.quiet) for role, source in sources.items()}
+    scoring = {"quiet": arguments.quiet, "coco_annotations": arguments.coco_annotations}
+    scored = {role: score_source(source, dataset, device, **scoring) for role, source in sources.items()}
     comparison = compare(
         **{role: one.detections for role, one in scored.items()},
         annotations=dataset.annotations(),

@@ -1,22 +1,35 @@
-"""Data sets: VOC-format folders and the embedded shapes."""
+"""Data sets by config: VOC-format folders, the embedded shapes, and those of the classifiers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from detkt.config import DataConfig
+from detkt.data.classification import ClassificationSet, classification_set
 from detkt.data.shapes import ShapesConfig, write_shapes
 from detkt.data.voc import VOCDetection
 from detkt.errors import InputError
 from detkt.paths import resolve
 from detkt.settings import typed_settings
 
-DEFAULT_ROOTS = {"voc": "data/VOCdevkit", "shapes": "data/shapes"}
+DEFAULT_ROOTS = {
+    "voc": "data/VOCdevkit",
+    "shapes": "data/shapes",
+    "cifar10": "data/cifar10",
+    "cifar100": "data/cifar100",
+    "tcifar100": "data/cifar100",
+    "mnist": "data/mnist",
+    "fashion-mnist": "data/fashion-mnist",
+    "imagenet": "data/imagenet",
+}
 
 
 def data_root(config: DataConfig, progress: Callable | None = None) -> Path:
     """The data set's folder; the shapes are drawn into theirs where it does not exist yet."""
+    if not config.root and config.format not in DEFAULT_ROOTS:
+        raise InputError(f"data.format={config.format} needs to know the folder: give --data-root DIR")
     root = resolve(config.root or DEFAULT_ROOTS[config.format])
     if config.format == "shapes":
         if any((root / name).is_dir() for name in ("VOCdevkit", "Annotations")) and not (root / "shapes.json").exists():
@@ -54,3 +67,9 @@ def test_set(config: DataConfig, classes: list[str] | None = None, pictures: boo
     return VOCDetection(
         data_root(config), config.test, config.year, classes=classes if classes else config.classes, pictures=pictures
     )
+
+
+def classification_data(config: DataConfig, train: bool, classes: list[str] | None = None) -> ClassificationSet:
+    """Pictures of ``config.train``, augmented, or of ``config.test`` as they are; *classes* are those known already."""
+    config = replace(config, root=str(data_root(config)))
+    return classification_set(config, config.train if train else config.test, train, classes or config.classes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -19,10 +19,38 @@ class EndlessBatches(Sampler):
 
     Each epoch is a new permutation, less a last incomplete batch (a data set smaller than one batch is one batch).
     A sample's seed depends on (seed, epoch, index) alone: augmentation is the same whichever worker does it.
+
+    Args:
+        length: pictures of the data set.
+        batch_size: pictures of an update.
+        seed: of the order and the augmentation.
+        start: the update to begin with.
+        groups: a number a picture; pictures of one group come together, but for what is left of each group at the end
+            of an epoch.
+        parts: in how many lists of equal length each batch is yielded, one after the other...
+        share: ... of which this process gets every ``share[1]``-th, beginning with number ``share[0]``.
+
+    Raises:
+        InputError: a batch cannot be shared out evenly.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, start: int = 0) -> None:
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        groups: Sequence[int] | None = None,
+        parts: int = 1,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
         self.length, self.batch_size, self.seed, self.start = length, min(batch_size, length), seed, start
+        self.groups, self.parts, self.share = groups, parts * share[1], share
+        if self.batch_size % self.parts:
+            raise InputError(
+                f"a batch of {self.batch_size} pictures cannot be shared evenly by {share[1]} process(es) in {parts} "
+                "part(s) each; choose another --batch-size or train.accumulate"
+            )
 
     @property
     def per_epoch(self) -> int:
@@ -32,11 +60,28 @@ class EndlessBatches(Sampler):
         epoch, first = divmod(self.start, self.per_epoch)
         while True:
             generator = torch.Generator().manual_seed((self.seed * _PRIME + epoch) % 2**63)
-            order = torch.randperm(self.length, generator=generator).tolist()
+            order = self._grouped(torch.randperm(self.length, generator=generator).tolist())
+            size = self.batch_size // self.parts
             for batch in range(first, self.per_epoch):
-                indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-                yield [(index, ((self.seed * _PRIME + epoch) * _PRIME + index) % 2**63) for index in indices]
+                for part in range(self.share[0], self.parts, self.share[1]):
+                    begin = batch * self.batch_size + part * size
+                    indices = order[begin : begin + size]
+                    yield [(index, ((self.seed * _PRIME + epoch) * _PRIME + index) % 2**63) for index in indices]
             epoch, first = epoch + 1, 0
+
+    def _grouped(self, order: list[int]) -> list[int]:
+        """*order* rearranged so that batches are of one group each, as soon as each is full; then the rest."""
+        if self.groups is None:
+            return order
+        grouped: list[int] = []
+        waiting: dict[int, list[int]] = {}
+        for index in order:
+            batch = waiting.setdefault(self.groups[index], [])
+            batch.append(index)
+            if len(batch) == self.batch_size:
+                grouped += batch
+                batch.clear()
+        return grouped + [index for group in sorted(waiting) for index in waiting[group]]
 
 
 def collate(samples: list[tuple[Tensor, dict[str, Tensor]]]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
@@ -50,18 +95,27 @@ def training_loader(dataset: Dataset, batches: EndlessBatches, workers: int, pin
     return _Loader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory)
 
 
-def evaluation_loader(dataset: Dataset, batch_size: int, workers: int) -> DataLoader:
-    """Every picture once, in order."""
-    return _Loader(dataset, batch_size=batch_size, num_workers=workers)
+def evaluation_loader(
+    dataset: Dataset, batch_size: int, workers: int, indices: Sequence[int] | None = None
+) -> DataLoader:
+    """Every picture once, in order, or those of *indices*."""
+    return _Loader(dataset, batch_size=batch_size, num_workers=workers, sampler=indices)
 
 
 class _Loader(DataLoader):
-    """Lists of pictures and targets; an InputError of a worker stays the one line it was, without torch's traceback."""
+    """Pictures and targets, as the data set's ``collate`` joins them (lists by default).
+
+    An InputError of a worker stays the one line it was, without torch's traceback.
+    """
 
     def __init__(self, dataset: Dataset, **options) -> None:
         # Each start draws a seed for the workers: from the global generator, it would make a resumed run differ.
         super().__init__(
-            dataset, collate_fn=collate, worker_init_fn=_start_worker, generator=torch.Generator(), **options
+            dataset,
+            collate_fn=getattr(dataset, "collate", collate),
+            worker_init_fn=_start_worker,
+            generator=torch.Generator(),
+            **options,
         )
 
     def __iter__(self) -> Iterator[tuple[list[Tensor], list[dict[str, Tensor]]]]:

@@ -109,6 +109,11 @@ class VOCDetection(Dataset):
             for sample, found in zip(self._samples, self._annotations, strict=True)
         }
 
+    @property
+    def aspect_groups(self) -> list[int]:
+        """0 for a wide or square picture, 1 for a tall one: batches of one kind are padded less."""
+        return [int(height > width) for width, height in self.sizes]
+
     def image_path(self, index: int) -> Path:
         """The picture's file."""
         return self._samples[index].image

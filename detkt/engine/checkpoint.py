@@ -16,7 +16,7 @@ import torch
 
 from detkt.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

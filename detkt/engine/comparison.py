@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from detkt.config import Config, load_config
-from detkt.engine.run import resolve_config, train_detector
+from detkt.engine.jobs import job_of
+from detkt.engine.run import resolve_config, resolve_device, train, write_metrics
 from detkt.errors import InputError
-
-MEASURES = {"map_voc07": "mAP VOC07", "map_area": "mAP area", "map_coco": "mAP COCO"}
+from detkt.models import load_model
+from detkt.paths import resolve
 
 
 @dataclass
@@ -56,7 +57,7 @@ def run_missing(config: Config, methods: Iterable[str], seeds: Sequence[int], ro
             checkpoint = folder / "last.pt"
             resume = checkpoint if checkpoint.exists() else None
             print(f"{method}, seed {seed}: {'going on' if resume else 'training'} in {folder}", flush=True)
-            train_detector(wanted, folder, resume=resume, overwrite=resume is None, quiet=quiet)
+            train(wanted, folder, resume=resume, overwrite=resume is None, quiet=quiet)
 
 
 def _check_same(wanted: Config, folder: Path) -> None:
@@ -72,27 +73,54 @@ def _check_same(wanted: Config, folder: Path) -> None:
 
 
 def collect(config: Config, methods: Iterable[str], seeds: Sequence[int], root: Path) -> list[Row]:
-    """The finished runs below *root*, a row a method, best mean first; methods without one are left out."""
+    """The finished runs below *root*, a row a method, best mean first; methods without one are left out.
+
+    Raises:
+        InputError: a run in the folder was made with other settings.
+    """
     rows = []
     for method in methods:
-        paths = [run_folder(root, config, method, seed) / "metrics.json" for seed in seeds]
-        runs = [json.loads(path.read_text()) for path in paths if path.exists()]
+        runs = []
+        for seed in seeds:
+            folder = run_folder(root, config, method, seed)
+            if (folder / "metrics.json").exists():
+                wanted = copy.deepcopy(config)
+                wanted.method, wanted.train.seed = method, seed
+                _check_same(wanted, folder)
+                runs.append(json.loads((folder / "metrics.json").read_text()))
         if runs:
             rows.append(Row(method, runs))
-    return sorted(rows, key=lambda row: row.mean("map_voc07"), reverse=True)
+    measure = next(iter(job_of(config).measures))
+    return sorted(rows, key=lambda row: row.mean(measure), reverse=True)
 
 
-def markdown_table(rows: Sequence[Row], paper: dict[str, float], teacher: dict[str, Any] | None = None) -> str:
+def teacher_scores(config: Config, root: Path, quiet: bool = False) -> dict[str, Any] | None:
+    """The trained teacher's scores on the same pictures, None without one; kept below *root*, as they do not change."""
+    if config.teacher.checkpoint is None:
+        return None
+    path, checkpoint = root / f"teacher-{config.name}.json", resolve(config.teacher.checkpoint)
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if (known.get("checkpoint"), known.get("split")) != (str(config.teacher.checkpoint), config.data.test):
+        job, device = job_of(config), resolve_device(config.train.device)
+        model, meta = load_model(checkpoint, device, job.task)
+        scores = job.evaluate(model, job.test_set(config, list(meta["classes"])), device, config.train, quiet)
+        write_metrics(path, {**scores, "checkpoint": str(config.teacher.checkpoint), "split": config.data.test})
+    return json.loads(path.read_text())
+
+
+def markdown_table(
+    rows: Sequence[Row], measures: dict[str, str], paper: dict[str, float], teacher: dict[str, Any] | None = None
+) -> str:
     """Mean ± standard deviation in percent, the budget, the wall time, and the paper's number where there is one."""
-    header = ["method", "seeds", *MEASURES.values(), "updates", "seconds", "paper"]
+    header = ["method", "seeds", *measures.values(), "updates", "seconds", "paper"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for row in rows:
         cells = [row.method, str(len(row.runs))]
-        cells += [_with_spread(row.mean(measure), row.spread(measure)) for measure in MEASURES]
+        cells += [_with_spread(row.mean(measure), row.spread(measure)) for measure in measures]
         cells += [f"{row.mean('updates'):.0f}", f"{row.mean('seconds'):.0f}", _paper(paper, row.method)]
         lines.append("| " + " | ".join(cells) + " |")
     if teacher is not None:
-        scores = [f"{100 * teacher[measure]:.1f}" for measure in MEASURES]
+        scores = [f"{100 * teacher[measure]:.1f}" for measure in measures]
         cells = ["teacher", "1", *scores, "–", "–", _paper(paper, "teacher")]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

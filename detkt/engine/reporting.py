@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from detkt.engine.checkpoint import write_atomically
+from detkt.engine.processes import Processes
 from detkt.errors import InputError
 
 
@@ -83,6 +84,18 @@ class Reporter:
             self._bar = None
 
 
+class NoReporter:
+    """What all processes but the first have for a :class:`Reporter`."""
+
+    def start_stage(self, name: str, done: int, total: int) -> None: ...
+
+    def advance(self) -> None: ...
+
+    def log(self, entry: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Window:
     """Means of the logged values since the last log line, summed on the device."""
 
@@ -103,13 +116,16 @@ class Window:
         self._images += images
         self._learning_rate = learning_rate
 
-    def flush(self) -> dict[str, float]:
+    def flush(self, processes: Processes | None = None) -> dict[str, float]:
+        """The means, over all *processes* too, and a fresh start."""
         if not self._steps:
             return {}
         names = list(self._sums)
-        means = (torch.stack([self._sums[name] for name in names]) / self._steps).tolist()
+        means = torch.stack([self._sums[name] for name in names]) / self._steps
+        means = (means if processes is None else processes.mean(means)).tolist()
         entry = {"lr": self._learning_rate} | dict(zip(names, means, strict=True))
-        entry["images_per_second"] = self._images / (time.perf_counter() - self._since)
+        images = self._images * (1 if processes is None else processes.count)
+        entry["images_per_second"] = images / (time.perf_counter() - self._since)
         self._reset()
         return entry
 

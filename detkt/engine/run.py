@@ -22,14 +22,15 @@ from tqdm import tqdm
 
 import detkt
 from detkt.config import Config, NetConfig, save_config
-from detkt.data import data_root, test_set, training_set
+from detkt.data import data_root
 from detkt.distiller import Distiller
 from detkt.engine.checkpoint import seed_everything, write_atomically
+from detkt.engine.jobs import Job, job_of
+from detkt.engine.processes import Processes
 from detkt.engine.trainer import Trainer
 from detkt.errors import InputError
-from detkt.evaluation.detector import detect, score
 from detkt.methods import method_class, parse
-from detkt.models import build_detector, default_options, load_model, save_model
+from detkt.models import load_model, save_model
 from detkt.paths import resolve
 
 
@@ -103,14 +104,14 @@ def resolve_config(config: Config) -> Config:
 
     Defaults may change from one version to the next; a run's own ``config.yaml`` must not change with them.
     """
-    config = copy.deepcopy(config)
+    config, job = copy.deepcopy(config), job_of(config)
     config.methods = {cls.name: asdict(settings) for cls, settings in parse(config.method, config.methods).items()}
     for net in (config.student, config.teacher):
-        net.options = default_options(net.architecture) | net.options
+        net.options = job.options(net)
     return config
 
 
-def build_net(net: NetConfig, role: str, classes: list[str]) -> nn.Module:
+def build_net(job: Job, net: NetConfig, role: str, classes: list[str]) -> nn.Module:
     """The network of *net*: its architecture with weights, or with a trained checkpoint of the same architecture.
 
     Raises:
@@ -118,9 +119,9 @@ def build_net(net: NetConfig, role: str, classes: list[str]) -> nn.Module:
             the data.
     """
     if net.checkpoint is None:
-        return build_detector(net.architecture, len(classes) + 1, net.weights, **net.options)
+        return job.build(net, classes)
     path = resolve(net.checkpoint)
-    model, meta = load_model(path)
+    model, meta = load_model(path, task=job.task)
     if meta["architecture"] != net.architecture:
         raise InputError(
             f"checkpoint {path} is a {meta['architecture']} but the {role} is to be a {net.architecture}; "
@@ -140,10 +141,10 @@ def build_net(net: NetConfig, role: str, classes: list[str]) -> nn.Module:
     return model
 
 
-def train_detector(
+def train(
     config: Config, folder: Path, *, resume: Path | None = None, overwrite: bool = False, quiet: bool = False
 ) -> dict[str, Any]:
-    """Train, evaluate, and return what was written to ``metrics.json``.
+    """Train a detector or a classifier, evaluate it, and return what was written to ``metrics.json``.
 
     Args:
         config: resolved settings; ``config.role`` says which of the two networks is trained.
@@ -158,6 +159,9 @@ def train_detector(
         Interrupted: Ctrl-C or SIGTERM during the training, once ``last.pt`` is written.
     """
     device = resolve_device(config.train.device)
+    processes = Processes(on_cpu=device.type == "cpu")
+    if processes.count > 1:
+        device = processes.device
     if config.train.precision == "fp16" and device.type != "cuda":
         raise InputError("precision fp16 needs a CUDA device; use --precision bf16 or fp32")
     with_teacher = any(method_class(name).needs_teacher for name in parse(config.method, config.methods))
@@ -169,16 +173,19 @@ def train_detector(
             "(train one with --role teacher --method none)"
         )
     goes_on = resume is not None and resume.parent.resolve() == folder.resolve()
-    check_folder(folder, may_hold_run=overwrite or goes_on)
+    if processes.is_main:
+        check_folder(folder, may_hold_run=overwrite or goes_on)
     seed_everything(config.train.seed)
     progress = None if quiet else partial(tqdm, desc="draw shapes", unit="picture", file=sys.stderr)
-    dataset = training_set(config.data, progress)
+    job = job_of(config)
+    with processes.main_first():
+        dataset = job.training_set(config, progress)
     # Read now, so that a damaged annotation of the test list is known before hours of training.
-    held_out = test_set(config.data, dataset.classes)
+    held_out = job.test_set(config, dataset.classes)
 
     net = config.teacher if config.role == "teacher" else config.student
-    student = build_net(net, config.role, dataset.classes).to(device)
-    teacher = build_net(config.teacher, "teacher", dataset.classes).to(device) if with_teacher else None
+    student = build_net(job, net, config.role, dataset.classes).to(device)
+    teacher = build_net(job, config.teacher, "teacher", dataset.classes).to(device) if with_teacher else None
     # Building draws random weights or none, depending on checkpoints: training starts from the seed either way.
     seed_everything(config.train.seed)
     distiller = Distiller(
@@ -188,6 +195,7 @@ def train_detector(
         config.method_settings(),
         dataset.classes,
         dataset.classes,
+        job.image_size(dataset),
     )
     if distiller.method.reads_student_head and net.checkpoint is None:
         log.warning(
@@ -195,17 +203,18 @@ def train_detector(
             "give --student-init CKPT (a run with --method none)",
             config.method,
         )
-    trainer = Trainer(distiller, dataset, config.train, folder, quiet)
+    if processes.rank > 0:
+        # The weights are the same in all processes, what they draw from here on is not.
+        seed_everything(config.train.seed + processes.rank * 1_000_003)
+    trainer = Trainer(distiller, dataset, config.train, folder, quiet, processes)
     if resume is not None:
         trainer.resume(resume)
-    open_folder(folder, resume)
-    write_atomically(folder / "config.yaml", lambda temporary: save_config(resolve_config(config), temporary))
+    if processes.is_main:
+        open_folder(folder, resume)
+        write_atomically(folder / "config.yaml", lambda temporary: save_config(resolve_config(config), temporary))
     trainer.fit()
 
-    save_model(student, folder, dataset.classes, {"method": config.method, "config": config.name})
-    detections, milliseconds = detect(
-        student, held_out, device, batch_size=config.train.batch_size, workers=config.train.workers, quiet=quiet
-    )
+    scores = job.evaluate(student, held_out, device, config.train, quiet, processes)
     metrics = {
         "method": config.method,
         "role": config.role,
@@ -213,16 +222,17 @@ def train_detector(
         "data_root": str(data_root(config.data)),
         "split": config.data.test,
         "seed": config.train.seed,
-        **score(detections, held_out.annotations(), dataset.classes),
+        **scores,
         "parameters": sum(p.numel() for p in student.parameters()),
         "updates": trainer.student_step,
         "seconds": trainer.seconds,
         "images_per_second": trainer.step * trainer.batch_size / trainer.seconds,
-        "milliseconds_per_picture": milliseconds,
         "versions": versions(device),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    write_metrics(folder / "metrics.json", metrics)
+    if processes.is_main:
+        save_model(student, folder, dataset.classes, {"method": config.method, "config": config.name})
+        write_metrics(folder / "metrics.json", metrics)
     return metrics
 
 

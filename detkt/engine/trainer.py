@@ -16,10 +16,17 @@ from torch import Tensor, nn
 from detkt.config import TrainConfig
 from detkt.data.loading import EndlessBatches, training_loader
 from detkt.distiller import Distiller
-from detkt.engine.checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
+from detkt.engine.checkpoint import (
+    load_checkpoint,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+    seed_everything,
+)
 from detkt.engine.guards import FiniteGuard, check_weights
 from detkt.engine.optimizers import build_player_optimizer, schedule_factor
-from detkt.engine.reporting import Reporter, Window
+from detkt.engine.processes import Processes
+from detkt.engine.reporting import NoReporter, Reporter, Window
 from detkt.errors import InputError
 from detkt.methods.base import STUDENT, Stage, Update
 
@@ -45,15 +52,26 @@ class Trainer:
         config: budget, optimizer, precision.
         folder: where ``last.pt`` and ``log.jsonl`` go.
         quiet: no progress bar.
+        processes: those that share the work; None: as ``torchrun`` has it.
 
     Raises:
-        InputError: the method's stages do not fit into the student's budget.
+        InputError: a batch cannot be shared out evenly among processes and parts, or the method's stages do not fit
+            into the student's budget.
     """
 
-    def __init__(self, distiller: Distiller, dataset, config: TrainConfig, folder: Path, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        distiller: Distiller,
+        dataset,
+        config: TrainConfig,
+        folder: Path,
+        quiet: bool = False,
+        processes: Processes | None = None,
+    ) -> None:
         self.distiller, self.dataset, self.config, self.folder, self.quiet = distiller, dataset, config, folder, quiet
         self.device = next(distiller.student.parameters()).device
-        batches = EndlessBatches(len(dataset), config.batch_size, config.seed)
+        self.processes = processes or Processes(self.device.type == "cpu")
+        batches = self._batches()
         self.batch_size, self.per_epoch = batches.batch_size, batches.per_epoch
         self.learning_rate = config.lr_per_image * self.batch_size
         self.student_steps = config.epochs * self.per_epoch
@@ -73,6 +91,14 @@ class Trainer:
         self.seconds = 0.0
         self._window = Window()
         self._stop_signal: int | None = None
+
+    def _batches(self, start: int = 0) -> EndlessBatches:
+        config, processes = self.config, self.processes
+        groups = getattr(self.dataset, "aspect_groups", None) if config.group_by_aspect else None
+        share = (processes.rank, processes.count)
+        return EndlessBatches(
+            len(self.dataset), config.batch_size, config.seed, start, groups, config.accumulate, share
+        )
 
     def _student_optimizer(self) -> torch.optim.Optimizer:
         config = self.config
@@ -101,19 +127,27 @@ class Trainer:
             for key in ("stage_index", "stage_step", "step", "student_step", "seconds"):
                 setattr(self, key, state[key])
             self._window.load_state_dict(state["window"], self.device)
-            restore_random_state(state["random"])
+            self._restore_random_states(state["random"])
         except InputError:
             raise
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"checkpoint {path} is of another model or method: {reason}") from None
 
+    def _restore_random_states(self, states: list[dict[str, Any]]) -> None:
+        """Each process's own; with another number of processes, the first goes on and the others start anew."""
+        rank, count = self.processes.rank, self.processes.count
+        if rank == 0 or count == len(states):
+            restore_random_state(states[rank])
+        else:
+            seed_everything(self.config.seed + (self.step * count + rank) * 1_000_003)
+
     def _pictures(self) -> int:
         """A fingerprint of the data set: in another one, the order of the pictures would not go on."""
         return zlib.crc32("\n".join(self.dataset.ids).encode())
 
     def save(self) -> None:
-        """Write ``last.pt``: all players, optimizers, counters, random state.
+        """Write ``last.pt``: all players, optimizers, counters, random states. All processes call it, the first writes.
 
         Raises:
             InputError: a loss or a weight is not finite (the checkpoint before stays), or the disk is full.
@@ -125,14 +159,15 @@ class Trainer:
             "distiller": weights,
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "scalers": {name: scaler.state_dict() for name, scaler in self.scalers.items()},
-            "random": random_state(),
+            "random": self.processes.gather(random_state()),
             "window": self._window.state_dict(),
             "pictures": self._pictures(),
         }
         for key in ("stage_index", "stage_step", "step", "student_step"):
             state[key] = getattr(self, key)
         state["seconds"] = self._elapsed()
-        save_checkpoint(self.folder / "last.pt", state)
+        if self.processes.is_main:
+            save_checkpoint(self.folder / "last.pt", state)
 
     def fit(self) -> None:
         """Train to the end of the last stage.
@@ -143,17 +178,19 @@ class Trainer:
         """
         self.guard = FiniteGuard()
         self._started = time.perf_counter()
-        self.reporter = Reporter(self.folder, self.step or None, self.quiet)
-        batches = EndlessBatches(len(self.dataset), self.config.batch_size, self.config.seed, start=self.step)
+        main = self.processes.is_main
+        self.reporter = Reporter(self.folder, self.step or None, self.quiet) if main else NoReporter()
+        batches = self._batches(start=self.step)
         loader = iter(training_loader(self.dataset, batches, self.config.workers, self.device.type == "cuda"))
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             while self.stage_index < len(self.lengths):
                 self._run_stage(loader)
+                self.processes.average_buffers(self.distiller)
                 self.stage_index, self.stage_step = self.stage_index + 1, 0
                 self.save()
-            if self._stop_signal is not None:
-                raise Interrupted(self._stop_signal)
+            if (number := self._agreed_stop()) is not None:
+                raise Interrupted(number)
         except RuntimeError as error:
             reason = str(error).splitlines()[0] if str(error) else ""
             if not reason.startswith("DataLoader worker"):
@@ -170,42 +207,59 @@ class Trainer:
         self.reporter.start_stage(stage.name, self.stage_step, length)
         self.distiller.train()
         while self.stage_step < length:
-            images, targets = self._next_batch(loader)
-            self._train_step(stage, images, targets)
+            self._train_step(stage, loader)
             self.stage_step += 1
             self.step += 1
             self.student_step += stage.trains_student
             self.reporter.advance()
             if self.step % self.config.log_every == 0 or self.stage_step == length:
                 self._log(stage)
-            if self._stop_signal is not None:
+            alone = self.processes.count == 1
+            if (alone or self.step % self.config.log_every == 0) and (number := self._agreed_stop()) is not None:
                 self.save()
-                raise Interrupted(self._stop_signal)
+                raise Interrupted(number)
             if self.step % self.config.checkpoint_every == 0:
                 self.save()
 
-    def _train_step(self, stage: Stage, images: list[Tensor], targets: list[dict[str, Tensor]]) -> None:
-        learning_rate = self._set_learning_rate()
-        updates = self.distiller.updates(stage, images, targets)
-        logged: dict[str, Tensor] = {}
-        while True:
-            with self._autocast():
-                update = next(updates, None)
-            if update is None:
-                break
-            self._guard(update)
-            self._apply(update)
-            logged |= {**update.losses, **update.metrics}
-            if update.player == STUDENT:
-                logged["loss"] = update.total.detach()
-        self._window.add(logged, len(images), learning_rate)
+    def _agreed_stop(self) -> int | None:
+        """The signal any process was stopped by: all of them have to stop at the same step."""
+        return self.processes.any(self._stop_signal or 0) or None
 
-    def _apply(self, update: Update) -> None:
+    def _train_step(self, stage: Stage, loader: Iterator) -> None:
+        """One update of each player, from ``accumulate`` parts of a batch.
+
+        All players step with the last part: of several parts, the student of the earlier ones meets a discriminator
+        that has not stepped yet.
+        """
+        learning_rate, parts = self._set_learning_rate(), self.config.accumulate
+        for part in range(parts):
+            # The task moves them to the device; the targets are kept here to name the pictures of a loss that fails.
+            images, self._host_targets = next(loader)
+            updates = self.distiller.updates(stage, images, self._host_targets)
+            logged: dict[str, Tensor] = {}
+            while True:
+                with self._autocast():
+                    update = next(updates, None)
+                if update is None:
+                    break
+                self._guard(update)
+                self._apply(update, first=part == 0, last=part == parts - 1)
+                logged |= {**update.losses, **update.metrics}
+                if update.player == STUDENT:
+                    logged["loss"] = update.total.detach()
+            self._window.add(logged, len(images), learning_rate)
+
+    def _apply(self, update: Update, first: bool = True, last: bool = True) -> None:
+        """Add to the gradients of the update's player, begun anew with the *first* part; step with the *last*."""
         optimizer, scaler = self.optimizers[update.player], self.scalers[update.player]
         parameters = self.parameters[update.player]
-        optimizer.zero_grad(set_to_none=True)
+        if first:
+            optimizer.zero_grad(set_to_none=True)
         # Restricting the inputs keeps every other player's gradients untouched, and uncomputed.
-        scaler.scale(update.total).backward(inputs=parameters)
+        scaler.scale(update.total / self.config.accumulate).backward(inputs=parameters)
+        if not last:
+            return
+        self.processes.average_gradients(parameters)
         if self.clip_norms[update.player]:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(parameters, self.clip_norms[update.player])
@@ -213,13 +267,8 @@ class Trainer:
         scaler.update()
 
     def _guard(self, update: Update) -> None:
-        pictures = [self.dataset.ids[int(target["image_id"])] for target in self._host_targets]
+        pictures = [self.dataset.ids[index] for index in self.distiller.task.pictures(self._host_targets)]
         self.guard.add(self.step + 1, pictures, update.losses)
-
-    def _next_batch(self, loader: Iterator) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-        # The task moves them to the device; the targets are kept here to name the pictures of a loss that fails.
-        images, self._host_targets = next(loader)
-        return images, self._host_targets
 
     def _set_learning_rate(self) -> float:
         config = self.config
@@ -242,7 +291,7 @@ class Trainer:
     def _log(self, stage: Stage) -> None:
         self.guard.check()
         entry = {"stage": stage.name, "step": self.step, "epoch": round(self.step / self.per_epoch, 3)}
-        self.reporter.log({**entry, **self._window.flush()})
+        self.reporter.log({**entry, **self._window.flush(self.processes)})
 
     def _elapsed(self) -> float:
         now = time.perf_counter()

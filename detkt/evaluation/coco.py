@@ -23,7 +23,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detkt.evaluation.voc import Records, check_labels, flatten_annotations, flatten_detections, number_labels
+from detkt.data.boxes import voc_to_corners
+from detkt.evaluation.records import Records, check_labels, flatten_annotations, flatten_detections, number_labels
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,9 @@ class _OrdinaryIoU(COCOeval):
 
 
 def _xywh(box: np.ndarray) -> list[float]:
-    x1, y1, x2, y2 = box.tolist()
-    return [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
+    x1, y1, x2, y2 = voc_to_corners(box).tolist()
+    # Rounded once, so that x + width is x2 again.
+    return [x1, y1, x2 - x1, y2 - y1]
 
 
 def _index(dataset: dict) -> COCO:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,8 @@ from tqdm import tqdm
 from detkt.data.boxes import corners_to_voc
 from detkt.data.loading import evaluation_loader
 from detkt.data.voc import VOCDetection
+from detkt.engine.processes import Processes
+from detkt.engine.timing import clock
 from detkt.evaluation import voc
 from detkt.evaluation.coco import evaluate_coco
 
@@ -29,20 +30,23 @@ def detect(
     batch_size: int = 8,
     workers: int = 0,
     quiet: bool = False,
+    processes: Processes | None = None,
 ) -> tuple[Detections, float]:
     """Detections of *model* on every picture, in VOC's convention, and the mean milliseconds a picture takes.
 
-    The time is that of the model alone (transform, network, post-processing), not of reading pictures.
+    The time is that of the model alone (transform, network, post-processing), not of reading pictures. Several
+    *processes* take every n-th picture each and all get the whole.
     """
     model.eval()
     detections: Detections = {}
     seconds = 0.0
-    loader = evaluation_loader(dataset, batch_size, workers)
-    for images, targets in tqdm(loader, desc="detect", unit="batch", disable=quiet, file=sys.stderr):
+    rank, count = (processes.rank, processes.count) if processes else (0, 1)
+    loader = evaluation_loader(dataset, batch_size, workers, range(rank, len(dataset), count))
+    for images, targets in tqdm(loader, desc="detect", unit="batch", disable=quiet or rank > 0, file=sys.stderr):
         images = [image.to(device) for image in images]
-        started = _now(device)
+        started = clock(device)
         outputs = model(images)
-        seconds += _now(device) - started
+        seconds += clock(device) - started
         for target, output in zip(targets, outputs, strict=True):
             labels = output["labels"].cpu().numpy()
             detections[dataset.ids[int(target["image_id"])]] = {
@@ -50,6 +54,11 @@ def detect(
                 "scores": output["scores"].cpu().numpy().astype(np.float64),
                 "labels": [dataset.classes[label - 1] for label in labels],
             }
+    if processes and count > 1:
+        shares = processes.gather((detections, seconds))
+        detections = {name: found for share, _ in shares for name, found in share.items()}
+        detections = {name: detections[name] for name in dataset.ids}
+        seconds = sum(part for _, part in shares)
     return detections, 1000 * seconds / max(1, len(dataset))
 
 
@@ -73,9 +82,3 @@ def score(detections: Detections, annotations: dict[str, dict[str, Any]], classe
             for name in classes
         },
     }
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -27,9 +27,9 @@ def write_results(
 ) -> list[Path]:
     """Write ``comp4_det_<split>_<class>.txt`` for every class, an empty one where it has no detection.
 
-    *detections* as in `detkt.evaluation.voc`. Scores are written with all their digits, so that no two become
-    equal; boxes with two decimals. Returns the files' paths. Raises InputError for a detection of another
-    class, a picture whose id holds white space, and a folder that cannot be written.
+    *detections* as in `detkt.evaluation.records`. All numbers are written with all their digits, so that what is
+    read again scores the same. Returns the files' paths. Raises InputError for a detection of another class, a
+    picture whose id holds white space, and a folder that cannot be written.
     """
     names = [str(name) for name in classes]
     pictures = tuple(detections)
@@ -43,7 +43,7 @@ def write_results(
     for number, picture, score, box in zip(
         numbers, found.pictures, found.values.tolist(), found.boxes.tolist(), strict=True
     ):
-        lines[names[number]].append(f"{pictures[picture]} {score!r} " + " ".join(f"{side:.2f}" for side in box))
+        lines[names[number]].append(" ".join([str(pictures[picture]), *map(repr, (score, *box))]))
     folder = Path(folder)
     paths = [folder / f"comp4_det_{split}_{name}.txt" for name in lines]
     try:

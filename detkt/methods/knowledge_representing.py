@@ -35,8 +35,8 @@ says: of the parameters. As in its Eq. 9, a map stands for the parameters that m
 
 Two optimizers alternate in each iteration (Algorithm 1): that of a (player ``aggregation``: SGD, learning rate 0.1,
 momentum 0.9, weight decay 10^-5), then the student's, to which reg and theta belong (the paper: 0.01, of the training
-configuration here), with K held fixed. The paper divides both rates by 10 at 30k and 48k iterations; here the student's
-schedule alone decays. Several student layers count by their mean. Padding is cut out of all means.
+configuration here), with K held fixed. The paper divides both rates by 10 at 30k and 48k iterations; here both follow
+the training configuration's schedule. Several student layers count by their mean. Padding is cut out of all means.
 
 ``layers`` lists STUDENT=TEACHER: the last of m neighbouring layers of the teacher, counted back by the number its name
 ends in (``layer3=layer3.22`` with m = 3 reads layer3.20, layer3.21, layer3.22), or the layers themselves joined by a
@@ -183,7 +183,7 @@ class KRDense(Method):
     def players(self) -> dict[str, Player]:
         lr = self.config.aggregation_lr
         return {
-            "aggregation": Player((self.aggregators,), "sgd", lr, weight_decay=1e-5),
+            "aggregation": Player((self.aggregators,), "sgd", lr, weight_decay=1e-5, scheduled=True),
             STUDENT: Player((self.regressors,)),
         }
 

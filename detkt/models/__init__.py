@@ -1,12 +1,15 @@
-"""Detectors by name, and their weights: partial loading, saving, rebuilding."""
+"""Detectors and classifiers by name, and their weights: partial loading, saving, rebuilding."""
 
+from detkt.models.classifier import Classifier, build_classifier
 from detkt.models.faster_rcnn import build_detector
 from detkt.models.options import available_detectors, default_options
 from detkt.models.weights import LoadReport, load_model, load_weights, save_model
 
 __all__ = [
+    "Classifier",
     "LoadReport",
     "available_detectors",
+    "build_classifier",
     "build_detector",
     "default_options",
     "load_model",

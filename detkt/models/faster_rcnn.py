@@ -84,7 +84,7 @@ def build_detector(name: str, num_classes: int, weights: str | Path | None = Non
             or "batch", see :func:`detkt.models.backbones.resnet_stages`.
 
     Returns:
-        The model. ``model.detkt`` holds "architecture", "num_classes" and "options" (all of them, resolved),
+        The model. ``model.detkt`` holds "task", "architecture", "num_classes" and "options" (all of them, resolved),
         which rebuild it: ``build_detector(m["architecture"], m["num_classes"], **m["options"])``.
 
     Raises:
@@ -95,7 +95,12 @@ def build_detector(name: str, num_classes: int, weights: str | Path | None = Non
         raise InputError(f"{name}: num_classes counts the background and must be 2 or more, got {num_classes!r}")
     resolved = resolve_options(architecture, options)
     model = _assemble(architecture, int(num_classes), resolved)
-    model.detkt = {"architecture": name, "num_classes": int(num_classes), "options": resolved}
+    model.detkt = {
+        "task": "detection",
+        "architecture": name,
+        "num_classes": int(num_classes),
+        "options": resolved,
+    }
     if weights is not None:
         if weights == "imagenet":
             report = load_imagenet(model, architecture.classifier)

@@ -91,28 +91,32 @@ def save_model(
     """Write ``model.safetensors`` and ``model.json`` to *folder*, each under a temporary name first.
 
     Args:
-        model: built by :func:`detkt.models.build_detector`.
+        model: built by :func:`detkt.models.build_detector` or :func:`detkt.models.build_classifier`.
         folder: created where it is not there; a model in it is replaced.
-        classes: names without the background.
+        classes: names; a detector's without the background.
         extra: anything for JSON, kept under "extra".
 
     Raises:
         InputError: *classes* does not fit the model, or the folder cannot be written.
     """
     described = model.detkt
+    task = described["task"]
     meta = {
         "format": FORMAT,
-        "task": "detection",
+        "task": task,
         "architecture": described["architecture"],
         "options": described["options"],
         "classes": list(classes),
     }
     if extra is not None:
         meta["extra"] = extra
-    if len(set(classes)) != described["num_classes"] - 1 or len(set(classes)) != len(classes):
+    known, what = described["num_classes"], "classes"
+    if task == "detection":
+        known, what = known - 1, "classes besides the background"
+    if len(set(classes)) != known or len(set(classes)) != len(classes):
         raise InputError(
-            f"cannot save the model: it has {described['num_classes'] - 1} classes besides the background, "
-            f"the class list has {len(classes)} names, {len(set(classes))} of them different"
+            f"cannot save the model: it has {known} {what}, the class list has {len(classes)} names, "
+            f"{len(set(classes))} of them different"
         )
     description = json.dumps(meta, indent=2) + "\n"
     # Cloned, because safetensors refuses tensors that share memory; names without wrappers' prefixes.
@@ -126,22 +130,23 @@ def save_model(
     write_atomically(folder / META_FILE, lambda path: path.write_text(description, encoding="utf-8"))
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any]]:
-    """Rebuild a saved detector. Nothing is downloaded.
+def load_model(
+    path: str | Path, device: str | torch.device = "cpu", task: str | None = "detection"
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Rebuild a saved network. Nothing is downloaded.
 
     Args:
         path: a folder that :func:`save_model` wrote, or the ``model.safetensors`` in it.
         device: where the model goes.
+        task: ``detection`` or ``classification``, what the network is needed for; None takes either.
 
     Returns:
-        The model, in evaluation mode, and what ``model.json`` says: "architecture", "options", "classes" and,
+        The model, in evaluation mode, and what ``model.json`` says: "task", "architecture", "options", "classes" and,
         where :func:`save_model` was given it, "extra".
 
     Raises:
-        InputError: a file is missing or damaged, or the two files do not belong together.
+        InputError: a file is missing or damaged, the two files do not belong together, or it is for another task.
     """
-    from detkt.models.faster_rcnn import build_detector  # which itself loads weights
-
     path = Path(path)
     if path.is_file() and path.name not in (WEIGHTS_FILE, META_FILE):
         raise InputError(
@@ -149,12 +154,12 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn
         )
     folder = path.parent if path.name in (WEIGHTS_FILE, META_FILE) else path
     meta = _read_meta(folder)
+    if task not in (None, meta["task"]):
+        raise InputError(f"{folder / META_FILE}: 'task' is {meta['task']!r}, needed is a model for {task!r}")
     state = read_tensors(folder / WEIGHTS_FILE)
-    name, num_classes = meta["architecture"], len(meta["classes"]) + 1
+    name = meta["architecture"]
     try:
-        # Resolved here, so that only options of the net reach build_detector, not its other arguments.
-        options = resolve_options(parse_name(name), meta["options"])
-        model = build_detector(name, num_classes, **options)
+        model = _build(meta)
     except InputError as error:
         raise InputError(f"{folder / META_FILE}: {error}") from error
     _check_belongs(state, model, name, folder)
@@ -163,6 +168,21 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device '{device}': this machine has no CUDA device that torch can use; use 'cpu'")
     return model.to(device).eval(), meta
+
+
+def _build(meta: dict[str, Any]) -> nn.Module:
+    """The network that ``model.json`` describes, with random weights."""
+    # These two load weights themselves.
+    from detkt.models.classifier import build_classifier
+    from detkt.models.faster_rcnn import build_detector
+
+    name, num_classes = meta["architecture"], len(meta["classes"])
+    # Only options of the net may reach the builders, not their other arguments.
+    if "weights" in meta["options"]:
+        raise InputError("there is no option 'weights'")
+    if meta["task"] == "classification":
+        return build_classifier(name, num_classes, **meta["options"])
+    return build_detector(name, num_classes + 1, **resolve_options(parse_name(name), meta["options"]))
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
@@ -177,8 +197,8 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not JSON ({first_line(error)})") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise InputError(f"{path}: not a model description of format {FORMAT}")
-    if meta.get("task") != "detection":
-        raise InputError(f"{path}: 'task' is {meta.get('task')!r}, needed is a model for 'detection'")
+    if meta.get("task") not in ("detection", "classification"):
+        raise InputError(f"{path}: 'task' is {meta.get('task')!r}, it must be 'detection' or 'classification'")
     for key, kind in (("architecture", str), ("options", dict), ("classes", list)):
         if not isinstance(meta.get(key), kind):
             raise InputError(f"{path}: '{key}' is missing or not a {kind.__name__}")

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from detkt.errors import InputError, suggestion
-from detkt.knowledge import Knowledge, Spec
+from detkt.knowledge import FeatureSpec, Knowledge, Spec
 from detkt.methods.base import Heads
 
 
@@ -26,6 +26,10 @@ class Task(Protocol):
 
     def run(self, inputs: Any, targets: Any, needs: frozenset[str]) -> tuple[Knowledge | None, Knowledge | None, Heads]:
         """The passes in *needs* (see Stage) on one batch: student's and teacher's knowledge, and the heads."""
+        ...
+
+    def pictures(self, targets: Any) -> list[int]:
+        """Indices of a batch's pictures in the data set, to name those of a loss that fails."""
         ...
 
 
@@ -60,3 +64,23 @@ class LayerRecorder:
             yield self._recorded
         finally:
             self._recorded = None
+
+
+def map_specs(maps: dict[str, Tensor], role: str) -> dict[str, FeatureSpec]:
+    """Shapes of probed maps by name; InputError for a layer that gives no map."""
+    for name, feature in maps.items():
+        if not isinstance(feature, Tensor) or feature.dim() != 4:
+            raise InputError(f"layer '{name}' of the {role}'s backbone gives no map (N, C, H, W); name another")
+    return {name: FeatureSpec(m.shape[1], m.shape[2], m.shape[3], bool((m >= 0).all())) for name, m in maps.items()}
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """*module* in evaluation mode, each part of it as it was afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode

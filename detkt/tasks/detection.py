@@ -18,8 +18,8 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
 
 from detkt.errors import InputError
-from detkt.knowledge import FeatureSpec, Knowledge, Spec
-from detkt.tasks.base import LayerRecorder
+from detkt.knowledge import Knowledge, Spec
+from detkt.tasks.base import LayerRecorder, evaluating, map_specs
 
 Targets = list[dict[str, Tensor]]
 
@@ -164,17 +164,13 @@ class DetectionTask:
         short, divisor = transform.min_size[-1], transform.size_divisible
         height, width = (-(-side // divisor) * divisor for side in (short, short * 5 // 4))
         picture = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device)
-        with torch.no_grad(), _evaluating(model.backbone):
+        with torch.no_grad(), evaluating(model.backbone):
             maps = detector.features((picture - 0.5) * 4)
-        for name, feature in maps.items():
-            if not isinstance(feature, Tensor) or feature.dim() != 4:
-                raise InputError(
-                    f"layer '{name}' of the {detector.role}'s backbone gives no map (N, C, H, W); name another"
-                )
-        features = {
-            name: FeatureSpec(m.shape[1], m.shape[2], m.shape[3], bool((m >= 0).all())) for name, m in maps.items()
-        }
-        return Spec(features, detector.num_classes, self._classes[detector.role])
+        return Spec(map_specs(maps, detector.role), detector.num_classes, self._classes[detector.role])
+
+    def pictures(self, targets: Targets) -> list[int]:
+        """Indices of a batch's pictures in the data set."""
+        return [int(target["image_id"]) for target in targets]
 
     def run(
         self, images: list[Tensor], targets: Targets, needs: frozenset[str]
@@ -241,20 +237,9 @@ class DetectionHeads:
 @contextmanager
 def _scoring(model: GeneralizedRCNN) -> Iterator[None]:
     """RPN and RoI heads compute losses while the layers inside them (batch norm, dropout) stay in eval mode."""
-    with _evaluating(model.rpn), _evaluating(model.roi_heads):
+    with evaluating(model.rpn), evaluating(model.roi_heads):
         model.rpn.training = model.roi_heads.training = True
         yield
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def _moved(value: Any, device: torch.device) -> Any:

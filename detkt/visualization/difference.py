@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from detkt.data.voc import VOCDetection
 from detkt.engine.checkpoint import write_atomically
-from detkt.errors import InputError
 from detkt.visualization.curves import (
     per_class_ap_figure,
     precision_recall_figure,
@@ -30,16 +28,6 @@ from detkt.visualization.sources import Scored
 from detkt.visualization.tables import change_tables, picture_records
 
 FORMAT = 1
-
-
-def make_folder(folder: Path) -> None:
-    """Make *folder* where it is not there. InputError: it cannot be made or written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the output folder {folder}: {error.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"the output folder {folder} is not writable; choose another --output")
 
 
 def read_logs(scored: Mapping[str, Scored]) -> dict[str, list[dict[str, Any]]]:

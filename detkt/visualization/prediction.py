@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from detkt.data.boxes import corners_to_voc
 from detkt.data.voc_folder import IMAGE_SUFFIXES
 from detkt.errors import InputError
 
 CONVENTION = (
-    "box: x1, y1, x2, y2 in pixels of the upright picture (EXIF orientation applied), continuous corners counted from "
-    "0 at its left upper edge: the width is x2 - x1. VOC's 1-based inclusive pixels are x1 + 1, y1 + 1, x2, y2."
+    "bbox: x, y, width, height in pixels of the upright picture (EXIF orientation applied), continuous, counted from 0 "
+    "at its left upper edge. VOC's 1-based inclusive pixels are x + 1, y + 1, x + width, y + height."
 )
 
 
@@ -42,17 +43,17 @@ def find_pictures(paths: Iterable[Path]) -> list[Path]:
 @torch.inference_mode()
 def detect_picture(
     model: nn.Module, image: np.ndarray, classes: Sequence[str], device: torch.device, score_threshold: float
-) -> list[dict[str, Any]]:
-    """Detections in *image* (H, W, 3) uint8 by descending score: "label", "score" and "box" (see `CONVENTION`)."""
+) -> dict[str, Any]:
+    """Detections in *image* (H, W, 3) uint8 by descending score, a record as in `detkt.evaluation.records`."""
     tensor = torch.from_numpy(image).permute(2, 0, 1).to(device).float().div(255)
-    output = model([tensor])[0]
-    rows = zip(output["boxes"].tolist(), output["labels"].tolist(), output["scores"].tolist(), strict=True)
-    found = [
-        {"label": classes[label - 1], "score": score, "box": box}
-        for box, label, score in rows
-        if score >= score_threshold
-    ]
-    return sorted(found, key=lambda one: -one["score"])
+    output = {key: values.cpu().numpy() for key, values in model([tensor])[0].items()}
+    order = np.argsort(-output["scores"], kind="stable")
+    order = order[output["scores"][order] >= score_threshold]
+    return {
+        "boxes": corners_to_voc(output["boxes"][order].astype(np.float64)),
+        "scores": output["scores"][order].astype(np.float64),
+        "labels": [classes[label - 1] for label in output["labels"][order]],
+    }
 
 
 def drawn_paths(pictures: Sequence[Path], folder: Path) -> list[Path]:

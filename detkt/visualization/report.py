@@ -30,6 +30,7 @@ from detkt.data.voc import VOCDetection
 from detkt.engine.checkpoint import write_atomically
 from detkt.errors import InputError
 from detkt.evaluation import voc
+from detkt.folders import make_folder
 from detkt.visualization.judging import ERRORS, Judged, Verdict, box_overlaps
 from detkt.visualization.matching import DISTILLED, STUDENT, Comparison, PictureChanges, compare
 from detkt.visualization.sources import Scored
@@ -76,12 +77,9 @@ def write_report(
 
     Raises InputError: the folder cannot be written to.
     """
-    try:
-        (folder / "pictures").mkdir(parents=True, exist_ok=True)
-        for old in (folder / "pictures").glob("[0-9]*.jpg"):
-            old.unlink()
-    except OSError as error:
-        raise InputError(f"cannot make the report in {folder}: {error.strerror}") from None
+    make_folder(folder / "pictures")
+    for old in (folder / "pictures").glob("[0-9]*.jpg"):
+        old.unlink()
     for number in tqdm(range(len(dataset)), desc="report", unit="picture", disable=quiet, file=sys.stderr):
         _write_picture(dataset, number, folder / _picture_file(number))
     data = report_data(scored, comparison, dataset)

@@ -1,4 +1,4 @@
-"""The models that are compared: trained detectors, or folders of VOC result files."""
+"""The models that are compared: trained detectors, or files of detections."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from detkt.data import test_set
 from detkt.data.voc import VOCDetection
 from detkt.errors import InputError
 from detkt.evaluation import voc
+from detkt.evaluation.coco_ids import coco_ids
+from detkt.evaluation.detection_files import is_coco_file, read_detections
 from detkt.evaluation.detector import Detections, detect
 from detkt.evaluation.table import percent
-from detkt.evaluation.voc_results import read_results
 from detkt.models import load_model
 from detkt.models.weights import META_FILE, WEIGHTS_FILE
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One model to compare, opened: *model* and *meta* (its ``model.json``) are None for a folder of result files."""
+    """One model to compare, opened: *model* and *meta* (its ``model.json``) are None for files of detections."""
 
     role: str
     path: Path
@@ -60,9 +61,10 @@ class Scored:
 
 
 def open_sources(paths: Mapping[str, Path], device: torch.device) -> dict[str, Source]:
-    """Role -> source for each of *paths*: a run's folder, its ``model.safetensors``, or a folder of result files.
+    """Role -> source for each of *paths*: a run's folder, its ``model.safetensors``, a folder of VOC result files, or a
+    COCO result file (``*.json``).
 
-    Raises InputError: neither of these, a damaged model, models of different classes.
+    Raises InputError: none of these, a damaged model, models of different classes.
     """
     sources = {role: _open(role, path, device) for role, path in paths.items()}
     models = [source for source in sources.values() if source.meta is not None]
@@ -109,11 +111,15 @@ def score_source(
     batch_size: int = 8,
     workers: int = 0,
     quiet: bool = False,
+    coco_annotations: str | None = None,
 ) -> Scored:
-    """Run the model over *dataset*, or read the result files, and score the detections."""
+    """Run the model over *dataset*, or read its detections, and score them.
+
+    coco_annotations: the COCO data set that the ids of a COCO result file are of, see `detkt.evaluation.coco_ids`.
+    """
     parameters = milliseconds = None
     if source.model is None:
-        detections = read_results(source.path, dataset.classes)
+        detections = read_detections(source.path, coco_ids(dataset.ids, dataset.classes, coco_annotations))
     else:
         parameters = sum(parameter.numel() for parameter in source.model.parameters())
         # The same pictures, but labels are numbered in the model's own order of the classes.
@@ -144,11 +150,15 @@ def models_table(scored: Mapping[str, Scored]) -> str:
 
 
 def _open(role: str, path: Path, device: torch.device) -> Source:
+    if is_coco_file(path):
+        if not path.is_file():
+            raise InputError(f"{role}: no file {path}")
+        return Source(role, path, None, None)
     if path.is_file() or (path / META_FILE).exists() or (path / WEIGHTS_FILE).exists():
         return Source(role, path, *load_model(path, device))
     if any(path.glob("*_det_*_*.txt")):
         return Source(role, path, None, None)
     wanted = f"a trained model ({META_FILE}, {WEIGHTS_FILE}) or VOC result files (*_det_<split>_<class>.txt)"
     if not path.is_dir():
-        raise InputError(f"{role}: no folder {path}; give one that holds {wanted}")
+        raise InputError(f"{role}: no folder {path}; give one that holds {wanted}, or a COCO result file (*.json)")
     raise InputError(f"{role}: {path} does not hold {wanted}; give a folder that does")

@@ -131,3 +131,36 @@ def test_collate_keeps_sizes():
     images, targets = collate([(torch.zeros(3, 4, 5), {"a": 1}), (torch.zeros(3, 6, 2), {"a": 2})])
     assert [tuple(image.shape) for image in images] == [(3, 4, 5), (3, 6, 2)]
     assert targets == [{"a": 1}, {"a": 2}]
+
+
+def test_pictures_of_one_group_come_together():
+    """Of 13 pictures in two groups every batch of 4 but the last holds one group, and none is lost or repeated."""
+    groups = [index % 3 == 0 for index in range(13)]  # 5 in one group, 8 in the other
+    for seed in range(5):
+        sampler = EndlessBatches(13, 4, seed, groups=groups)
+        epoch = [[index for index, _ in batch] for batch in islice(sampler, sampler.per_epoch)]
+        assert sorted({len(batch) for batch in epoch}) == [4]
+        assert len({index for batch in epoch for index in batch}) == 12
+        assert all(len({groups[index] for index in batch}) == 1 for batch in epoch)
+    assert take(3, 13, 4, 0, groups=groups) != take(3, 13, 4, 1, groups=groups)
+
+
+def test_one_group_changes_no_order():
+    assert take(7, 10, 4, 2, groups=[1] * 10) == take(7, 10, 4, 2)
+
+
+def test_what_is_left_of_the_groups_is_mixed():
+    """3 + 3 pictures in batches of 2: one full batch of each group, and one of the two that remain."""
+    epoch = take(3, 6, 2, 0, groups=[0, 0, 0, 1, 1, 1])
+    kinds = [sorted({index // 3 for index, _ in batch}) for batch in epoch]
+    assert sorted(kinds) == [[0], [0, 1], [1]]
+
+
+def test_processes_and_parts_share_each_batch():
+    """2 processes with 2 parts each: together they see the pictures, and the seeds, that one process sees."""
+    whole = take(4, 16, 8, 3, start=1)
+    shares = [take(8, 16, 8, 3, start=1, parts=2, share=(rank, 2)) for rank in range(2)]
+    for number, batch in enumerate(whole):
+        pieces = [share[2 * number + part] for part in range(2) for share in shares]
+        assert [len(piece) for piece in pieces] == [2] * 4
+        assert sorted(sample for piece in pieces for sample in piece) == sorted(batch)

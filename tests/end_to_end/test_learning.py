@@ -6,7 +6,7 @@ import pytest
 
 from detkt.config import Config, DataConfig, NetConfig, TrainConfig
 from detkt.data.shapes import ShapesConfig, write_shapes
-from detkt.engine.run import train_detector
+from detkt.engine.run import train
 
 # One large disc or cross a picture, nothing else in it. After 360 updates the mAP (VOC07) is 0.54 with seed 0 and
 # 0.52 with seed 1, after none it is below 0.05.
@@ -49,7 +49,7 @@ def test_a_detector_learns_from_scratch(tmp_path):
         student=NetConfig("fasterrcnn_resnet10x0.25_c4", options=NET),
         train=TrainConfig(epochs=12, batch_size=8, lr_per_image=0.005, warmup_steps=30, workers=0, device="cpu"),
     )
-    metrics = train_detector(config, tmp_path / "run", quiet=True)
+    metrics = train(config, tmp_path / "run", quiet=True)
     assert metrics["updates"] == 360
     assert metrics["map_voc07"] > 0.35
     assert min(values["voc07"] for values in metrics["per_class"].values()) > 0.2

@@ -12,7 +12,7 @@ import torch
 
 from detkt.config import load_config
 from detkt.engine import run
-from detkt.engine.run import RUN_FILES, resolve_config, resolve_device, train_detector, write_metrics
+from detkt.engine.run import RUN_FILES, resolve_config, resolve_device, train, write_metrics
 from detkt.engine.trainer import Trainer
 from detkt.errors import InputError
 from detkt.evaluation.table import metrics_table
@@ -28,10 +28,10 @@ def no_training(monkeypatch):
 
 @pytest.fixture(scope="module")
 def finished(tiny_file, tmp_path_factory):
-    """A finished run with a teacher, its config and what train_detector returned."""
+    """A finished run with a teacher, its config and what train returned."""
     folder = tmp_path_factory.mktemp("runs") / "deep" / "run"
     config = load_config(tiny_file, ["method=ktan", "train.seed=3"])
-    return folder, config, train_detector(config, folder, quiet=True)
+    return folder, config, train(config, folder, quiet=True)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -108,16 +108,16 @@ def test_the_log_holds_a_line_a_logged_step(finished):
 
 def test_the_seed_decides(finished, tiny_config, tmp_path):
     folder, config, metrics = finished
-    same = train_detector(config, tmp_path / "same", quiet=True)
+    same = train(config, tmp_path / "same", quiet=True)
     assert (tmp_path / "same" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     assert same["map_area"] == metrics["map_area"]
-    train_detector(tiny_config("method=ktan", "train.seed=4"), tmp_path / "other", quiet=True)
+    train(tiny_config("method=ktan", "train.seed=4"), tmp_path / "other", quiet=True)
     assert (tmp_path / "other" / "model.safetensors").read_bytes() != (folder / "model.safetensors").read_bytes()
 
 
 def test_a_teacher_is_trained_from_its_own_section(tiny_config, tmp_path, tiny_teacher):
     config = tiny_config("role=teacher", "teacher.checkpoint=null", "train.epochs=1")
-    metrics = train_detector(config, tmp_path / "run", quiet=True)
+    metrics = train(config, tmp_path / "run", quiet=True)
     assert load_model(tmp_path / "run")[1]["architecture"] == config.teacher.architecture
     teacher = load_model(tiny_teacher)[0]
     assert metrics["parameters"] == sum(parameter.numel() for parameter in teacher.parameters())
@@ -128,7 +128,7 @@ def test_a_checkpoint_is_where_training_starts(tiny_config, tmp_path, tiny_stude
     monkeypatch.setattr(Trainer, "fit", lambda self: starts.append(self.distiller.student.state_dict()) or 1 / 0)
     config = tiny_config(f"student.checkpoint={tiny_student}")
     with pytest.raises(ZeroDivisionError):
-        train_detector(config, tmp_path / "run", quiet=True)
+        train(config, tmp_path / "run", quiet=True)
     for name, value in load_model(tiny_student)[0].state_dict().items():
         assert torch.equal(starts[0][name], value)
 
@@ -161,7 +161,7 @@ def test_the_table_shows_percent_and_a_dash_for_none():
 def test_a_folder_with_any_file_of_a_run_is_refused_and_left_alone(name, tiny_config, tmp_path, no_training):
     (tmp_path / name).write_text("of another run")
     with pytest.raises(InputError, match=rf"holds a run already \({name}\); go on with --resume, replace"):
-        train_detector(tiny_config(), tmp_path, quiet=True)
+        train(tiny_config(), tmp_path, quiet=True)
     assert contents(tmp_path) == {name: b"of another run"}
 
 
@@ -171,7 +171,7 @@ def test_overwrite_replaces_the_run_and_no_other_file(tiny_config, tmp_path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.png").write_text("old")
     config = tiny_config("train.epochs=1")
-    train_detector(config, tmp_path, overwrite=True, quiet=True)
+    train(config, tmp_path, overwrite=True, quiet=True)
     assert (tmp_path / "notes.txt").read_text() == "old"
     assert (tmp_path / "pictures" / "a.png").read_text() == "old"
     assert not (tmp_path / "events.out.tfevents.1.old").exists()
@@ -181,7 +181,7 @@ def test_overwrite_replaces_the_run_and_no_other_file(tiny_config, tmp_path):
 
 def test_a_folder_with_other_files_is_not_taken(tiny_config, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    train_detector(tiny_config("train.epochs=1"), tmp_path, quiet=True)
+    train(tiny_config("train.epochs=1"), tmp_path, quiet=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -194,24 +194,24 @@ def test_a_run_that_cannot_start_removes_nothing(wrong, tiny_config, tmp_path, n
     for name, content in old.items():
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError):
-        train_detector(tiny_config("method=ktan", wrong), tmp_path, overwrite=True, quiet=True)
+        train(tiny_config("method=ktan", wrong), tmp_path, overwrite=True, quiet=True)
     assert contents(tmp_path) == old
     with pytest.raises(InputError):
-        train_detector(tiny_config("method=ktan", wrong), tmp_path / "new", quiet=True)
+        train(tiny_config("method=ktan", wrong), tmp_path / "new", quiet=True)
     assert not (tmp_path / "new").exists()
 
 
 def test_a_resumed_run_stays_out_of_another_runs_folder(finished, tiny_config, tmp_path, no_training):
     (tmp_path / "last.pt").write_text("of another run")
     with pytest.raises(InputError, match="holds a run already"):
-        train_detector(finished[1], tmp_path, resume=finished[0] / "last.pt", quiet=True)
+        train(finished[1], tmp_path, resume=finished[0] / "last.pt", quiet=True)
     assert contents(tmp_path) == {"last.pt": b"of another run"}
 
 
 def test_a_run_resumed_into_a_new_folder_takes_its_log_along(finished, tmp_path):
     folder, config, metrics = finished
     before = contents(folder)
-    again = train_detector(config, tmp_path / "copy", resume=folder / "last.pt", quiet=True)
+    again = train(config, tmp_path / "copy", resume=folder / "last.pt", quiet=True)
     assert (tmp_path / "copy" / "log.jsonl").read_bytes() == before["log.jsonl"]
     assert (tmp_path / "copy" / "model.safetensors").read_bytes() == before["model.safetensors"]
     assert again["map_voc07"] == metrics["map_voc07"]
@@ -225,7 +225,7 @@ def test_a_folder_below_a_file_is_refused(tiny_config, tmp_path, no_training):
     (tmp_path / "file").write_text("mine")
     for folder in (tmp_path / "file", tmp_path / "file" / "run" / "deep"):
         with pytest.raises(InputError, match=r"output folder .* cannot be made: .*file is a file"):
-            train_detector(tiny_config(), folder, quiet=True)
+            train(tiny_config(), folder, quiet=True)
     assert contents(tmp_path) == {"file": b"mine"}
 
 
@@ -234,7 +234,7 @@ def test_a_folder_that_is_not_writable_is_refused(tiny_config, tmp_path, no_trai
     monkeypatch.setattr(os, "access", lambda path, mode: not (Path(path) == tmp_path and mode & os.W_OK))
     for folder in (tmp_path, tmp_path / "new" / "run"):
         with pytest.raises(InputError, match="output folder .* is not writable; choose another --output"):
-            train_detector(tiny_config(), folder, quiet=True)
+            train(tiny_config(), folder, quiet=True)
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tiny_config, tmp_path, no_training, monkeypatch):
@@ -243,7 +243,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tiny_config, tmp_path, no_train
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
     with pytest.raises(InputError, match="cannot make the output folder .*: Read-only file system"):
-        train_detector(tiny_config(), tmp_path / "run", quiet=True)
+        train(tiny_config(), tmp_path / "run", quiet=True)
 
 
 def test_a_disk_that_is_full_from_the_start_is_named(tiny_config, tmp_path, monkeypatch, no_training):
@@ -252,7 +252,7 @@ def test_a_disk_that_is_full_from_the_start_is_named(tiny_config, tmp_path, monk
 
     monkeypatch.setattr(Path, "write_text", write_text)
     with pytest.raises(InputError, match=r"cannot write .*config\.yaml: No space left on device"):
-        train_detector(tiny_config(), tmp_path / "run", quiet=True)
+        train(tiny_config(), tmp_path / "run", quiet=True)
     assert os.listdir(tmp_path / "run") == []
 
 
@@ -262,7 +262,7 @@ def test_a_disk_that_is_full_from_the_start_is_named(tiny_config, tmp_path, monk
 def start(config, folder):
     """The message with which the run is refused before it leaves anything."""
     with pytest.raises(InputError) as refused:
-        train_detector(config, folder / "run", quiet=True)
+        train(config, folder / "run", quiet=True)
     assert not (folder / "run").exists()
     assert "\n" not in str(refused.value)
     return str(refused.value)

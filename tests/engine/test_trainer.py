@@ -15,7 +15,7 @@ from detkt.data import training_set
 from detkt.distiller import Distiller
 from detkt.engine.checkpoint import load_checkpoint
 from detkt.engine.optimizers import build_player_optimizer, schedule_factor
-from detkt.engine.run import train_detector
+from detkt.engine.run import train
 from detkt.engine.trainer import Interrupted, Trainer
 from detkt.errors import InputError
 from detkt.methods.base import STUDENT, Method, Player, Stage, Update
@@ -86,7 +86,7 @@ def uninterrupted(tiny_file, tmp_path_factory):
     def run(method):
         if method not in folders:
             folders[method] = tmp_path_factory.mktemp(method) / "run"
-            train_detector(load_config(tiny_file, [f"method={method}"]), folders[method], quiet=True)
+            train(load_config(tiny_file, [f"method={method}"]), folders[method], quiet=True)
         return folders[method]
 
     return run
@@ -98,14 +98,14 @@ def stop_and_go_on(config, folder, stops, at_step):
     for step, number in stops:
         at_step(step - done, lambda number=number: os.kill(os.getpid(), number))
         with pytest.raises(Interrupted) as stopped:
-            train_detector(config, folder, resume=resume, quiet=True)
+            train(config, folder, resume=resume, quiet=True)
         assert stopped.value.signal == number
         done, resume = step, folder / "last.pt"
         state = load_checkpoint(resume)
         assert state["step"] == step, "the step is finished before the run stops"
         assert not (folder / "metrics.json").exists()
     at_step(0, None)
-    train_detector(config, folder, resume=resume, quiet=True)
+    train(config, folder, resume=resume, quiet=True)
 
 
 STOPS = {

@@ -8,7 +8,7 @@ import torch
 
 from detkt import data
 from detkt.config import load_config
-from detkt.engine.run import train_detector
+from detkt.engine.run import train
 from detkt.models import load_model
 from detkt.visualization.feature_view import REGRESSED, picture_maps, trained_regressors
 
@@ -17,7 +17,7 @@ from detkt.visualization.feature_view import REGRESSED, picture_maps, trained_re
 def run(tiny_file, tmp_path_factory):
     config = load_config(tiny_file, ["method=ktan"])
     folder = tmp_path_factory.mktemp("features") / "run"
-    train_detector(config, folder, quiet=True)
+    train(config, folder, quiet=True)
     return folder, config
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
 
 from detkt.errors import InputError
+from detkt.evaluation.coco_ids import coco_ids
+from detkt.evaluation.coco_results import read_coco_results
 from detkt.models import build_detector, load_model, save_model
 from detkt.visualization.prediction import detect_picture, drawn_paths, find_pictures
 
@@ -59,27 +64,34 @@ def test_folder_is_drawn_and_listed(run, checkpoint, pictures, tmp_path):
         "--quiet",
     )
     assert (status, errors) == (0, "")
-    assert {path.name for path in out.iterdir()} == {"a.jpg", "a.png", "detections.json"}
-    result = json.loads((out / "detections.json").read_text())
-    assert "counted from 0" in result["convention"]
-    assert result["classes"] == ["cat", "dog"]
-    first, second = result["pictures"]
-    assert (first["picture"], first["drawn"]) == (str(pictures / "a.jpg"), "a.jpg")
-    assert (first["width"], first["height"]) == (90, 60) == (second["width"], second["height"])
+    assert {path.name for path in out.iterdir()} == {"a.jpg", "a.png", "detections.json", "pictures.json"}
+    dataset = json.loads((out / "pictures.json").read_text())
+    assert "counted from 0" in dataset["info"]["convention"]
+    assert (dataset["info"]["score_threshold"], dataset["info"]["unreadable"]) == (0.2, [])
+    assert dataset["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    names = [str(pictures / "a.jpg"), str(pictures / "a.png")]
+    assert [image["id"] for image in dataset["images"]] == [image["file_name"] for image in dataset["images"]] == names
+    assert [image["drawn"] for image in dataset["images"]] == ["a.jpg", "a.png"]
+    assert all((image["width"], image["height"]) == (90, 60) for image in dataset["images"])
     with Image.open(out / "a.png") as drawn:
         assert drawn.size == (640, 427)
-    found = [one for entry in result["pictures"] for one in entry["detections"]]
+    found = json.loads((out / "detections.json").read_text())
     assert len(found) > 0
     assert output.startswith(f"{len(found)} detections in 2 pictures;")
-    for entry in result["pictures"]:
-        scores = [one["score"] for one in entry["detections"]]
+    for name in names:
+        scores = [one["score"] for one in found if one["image_id"] == name]
         assert scores == sorted(scores, reverse=True)
-        assert all(score >= 0.2 for score in scores)
-        for one in entry["detections"]:
-            x1, y1, x2, y2 = one["box"]
-            assert 0 <= x1 < x2 <= 90
-            assert 0 <= y1 < y2 <= 60
-            assert one["label"] in ("cat", "dog")
+    for one in found:
+        assert one["image_id"] in names and one["score"] >= 0.2
+        assert one["category_name"] == {1: "cat", 2: "dog"}[one["category_id"]]
+        x, y, width, height = one["bbox"]
+        assert 0 <= x < x + width <= 90
+        assert 0 <= y < y + height <= 60
+    # As pycocotools and eval_voc.py read them.
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert len(COCO(str(out / "pictures.json")).loadRes(str(out / "detections.json")).anns) == len(found)
+    plain = read_coco_results(out / "detections.json", coco_ids(["a"], ["dog", "cat"]))
+    assert plain["a"]["labels"] == [one["category_name"] for one in found], "named classes need no order"
 
 
 def test_detections_are_the_models(checkpoint, pictures):
@@ -88,11 +100,13 @@ def test_detections_are_the_models(checkpoint, pictures):
     found = detect_picture(model, image, ["cat", "dog"], torch.device("cpu"), 0.0)
     with torch.inference_mode():
         expected = model([torch.from_numpy(image).permute(2, 0, 1) / 255])[0]
-    assert [one["box"] for one in found] == expected["boxes"].tolist()
-    assert [1 + ["cat", "dog"].index(one["label"]) for one in found] == expected["labels"].tolist()
-    threshold = found[len(found) // 2]["score"]
+    assert len(found["labels"]) > 5
+    assert (found["boxes"] - [1, 1, 0, 0]).tolist() == expected["boxes"].tolist()
+    assert [1 + ["cat", "dog"].index(name) for name in found["labels"]] == expected["labels"].tolist()
+    threshold = found["scores"][len(found["scores"]) // 2]
     above = detect_picture(model, image, ["cat", "dog"], torch.device("cpu"), threshold)
-    assert above == [one for one in found if one["score"] >= threshold]
+    assert above["scores"].tolist() == [score for score in found["scores"] if score >= threshold]
+    assert above["boxes"].tolist() == found["boxes"][: len(above["boxes"])].tolist()
 
 
 def test_unreadable_files_are_passed_over_unless_all_are(run, checkpoint, pictures, tmp_path):
@@ -105,9 +119,9 @@ def test_unreadable_files_are_passed_over_unless_all_are(run, checkpoint, pictur
     assert [line.split(":")[0] for line in warnings] == ["warning", "warning"]
     assert str(bad) in warnings[0]
     assert "2 passed over" in output
-    result = json.loads((tmp_path / "out" / "detections.json").read_text())
-    assert result["unreadable"] == [str(bad), str(pictures / "notes.txt")]
-    assert len(result["pictures"]) == 1
+    dataset = json.loads((tmp_path / "out" / "pictures.json").read_text())
+    assert dataset["info"]["unreadable"] == [str(bad), str(pictures / "notes.txt")]
+    assert [image["file_name"] for image in dataset["images"]] == [str(pictures / "a.png")]
     status, output, errors = run(*base, bad)
     assert (status, output) == (2, "")
     assert errors.splitlines()[-1].startswith("error: none of the 1 files could be read")

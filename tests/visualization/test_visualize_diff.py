@@ -134,7 +134,7 @@ def test_wrong_input_is_one_line_and_status_2(run, data, results, tmp_path):
         ({"--pictures": 0}, "number of pictures is 0"),
         ({"--pictures": "many"}, "invalid int value"),
         ({"--score": "nan"}, "the score threshold is nan"),
-        ({"--output": tmp_path / "file"}, "cannot make the output folder"),
+        ({"--output": tmp_path / "file"}, "cannot be made"),
         ({"--student": model, "--distilled": other}, "knows the classes cat, cow"),
         ({"--student": model}, "unknown class"),
         ({"--device": "gpu"}, "unknown device"),

@@ -1,0 +1,158 @@
+"""What training a detector and training a classifier do differently: data, networks, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from detkt.config import Config, NetConfig, TrainConfig
+from detkt.data import classification_data, test_set, training_set
+from detkt.engine.processes import Processes
+from detkt.errors import InputError
+from detkt.evaluation.accuracy import classify
+from detkt.evaluation.detector import detect, score
+from detkt.models import build_classifier, build_detector, default_options
+
+
+class Job(Protocol):
+    """A task as :func:`detkt.engine.run.train` sees it."""
+
+    task: str
+    measures: ClassVar[dict[str, str]]  # key of metrics.json -> column title, the one that counts first
+
+    def training_set(self, config: Config, progress: Callable | None) -> Dataset:
+        """The pictures to learn from; ``ids`` names them, ``classes`` is the class list."""
+        ...
+
+    def test_set(self, config: Config, classes: list[str]) -> Dataset:
+        """The held-out pictures."""
+        ...
+
+    def build(self, net: NetConfig, classes: list[str]) -> nn.Module:
+        """The network of *net*, without its checkpoint."""
+        ...
+
+    def options(self, net: NetConfig) -> dict[str, Any]:
+        """Every option of *net*, defaults written out."""
+        ...
+
+    def image_size(self, dataset: Dataset) -> tuple[int, int] | None:
+        """Height and width of the pictures to probe the networks with; None where a network knows its own."""
+        ...
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        held_out: Dataset,
+        device: torch.device,
+        train: TrainConfig,
+        quiet: bool = False,
+        processes: Processes | None = None,
+    ) -> dict[str, Any]:
+        """The scores of ``metrics.json``; all *processes* share the work and get them."""
+        ...
+
+
+class DetectionJob:
+    """Detectors on VOC-format folders."""
+
+    task = "detection"
+    measures = {"map_voc07": "mAP VOC07", "map_area": "mAP area", "map_coco": "mAP COCO"}
+
+    def training_set(self, config: Config, progress: Callable | None = None) -> Dataset:
+        return training_set(config.data, progress)
+
+    def test_set(self, config: Config, classes: list[str]) -> Dataset:
+        return test_set(config.data, classes)
+
+    def build(self, net: NetConfig, classes: list[str]) -> nn.Module:
+        return build_detector(net.architecture, len(classes) + 1, net.weights, **net.options)
+
+    def options(self, net: NetConfig) -> dict[str, Any]:
+        return default_options(net.architecture) | net.options
+
+    def image_size(self, dataset: Dataset) -> None:
+        return None
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        held_out: Dataset,
+        device: torch.device,
+        train: TrainConfig,
+        quiet: bool = False,
+        processes: Processes | None = None,
+    ) -> dict[str, Any]:
+        detections, milliseconds = detect(
+            model,
+            held_out,
+            device,
+            batch_size=train.batch_size,
+            workers=train.workers,
+            quiet=quiet,
+            processes=processes,
+        )
+        scores = score(detections, held_out.annotations(), held_out.classes)
+        return {**scores, "milliseconds_per_picture": milliseconds}
+
+
+class ClassificationJob:
+    """Classifiers on CIFAR, MNIST, ImageNet and image folders."""
+
+    task = "classification"
+    measures = {"top1": "top-1", "top5": "top-5"}
+
+    def training_set(self, config: Config, progress: Callable | None = None) -> Dataset:
+        return classification_data(config.data, train=True)
+
+    def test_set(self, config: Config, classes: list[str]) -> Dataset:
+        return classification_data(config.data, train=False, classes=classes)
+
+    def build(self, net: NetConfig, classes: list[str]) -> nn.Module:
+        return build_classifier(net.architecture, len(classes), net.weights, **net.options)
+
+    def options(self, net: NetConfig) -> dict[str, Any]:
+        return net.options
+
+    def image_size(self, dataset: Dataset) -> tuple[int, int]:
+        return dataset.image_size
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        held_out: Dataset,
+        device: torch.device,
+        train: TrainConfig,
+        quiet: bool = False,
+        processes: Processes | None = None,
+    ) -> dict[str, Any]:
+        return classify(
+            model,
+            held_out,
+            device,
+            batch_size=train.batch_size,
+            workers=train.workers,
+            quiet=quiet,
+            processes=processes,
+        )
+
+
+_JOBS: dict[str, Job] = {job.task: job for job in (DetectionJob(), ClassificationJob())}
+
+
+def job_of(config: Config) -> Job:
+    """The job that the config's data ask for."""
+    return _JOBS[config.task]
+
+
+def require_task(config: Config, task: str) -> None:
+    """InputError where *config* is of the other tool."""
+    if config.task != task:
+        other = {"detection": "train_det.py", "classification": "train_cls.py"}[config.task]
+        raise InputError(
+            f"data.format={config.data.format} is for {config.task}: use tools/{other}, or another --config"
+        )

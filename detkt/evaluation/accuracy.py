@@ -1,0 +1,73 @@
+"""Top-1 and top-5 accuracy of a classifier."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from detkt.data.loading import evaluation_loader
+from detkt.engine.processes import Processes
+from detkt.engine.timing import clock
+
+
+def top_k_hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Whether the true class is among the *k* highest scores: bool (N,) of logits (N, K) and labels (N,).
+
+    Of equal scores the lower class comes first; a row with a NaN is a miss. With k >= K every other row is a hit.
+    """
+    own = logits.gather(1, labels[:, None])
+    earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+    before = (logits > own) | ((logits == own) & earlier)
+    return (before.sum(dim=1) < k) & ~logits.isnan().any(dim=1)
+
+
+@torch.inference_mode()
+def classify(
+    model: nn.Module,
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    batch_size: int = 128,
+    workers: int = 0,
+    quiet: bool = False,
+    processes: Processes | None = None,
+) -> dict[str, Any]:
+    """Accuracies of *model*, as shares: ``top1``, ``top5``, top-1 by class, and mean milliseconds a picture.
+
+    A class without pictures has None. The time is that of the model alone, not of reading pictures. Several
+    *processes* take every n-th picture each and all get the whole.
+    """
+    model.eval()
+    labels, first, fifth, seconds = [], [], [], 0.0
+    rank, count = (processes.rank, processes.count) if processes else (0, 1)
+    loader = evaluation_loader(dataset, batch_size, workers, range(rank, len(dataset), count))
+    for images, targets in tqdm(loader, desc="classify", unit="batch", disable=quiet or rank > 0, file=sys.stderr):
+        images = images.to(device)
+        started = clock(device)
+        logits = model(images)
+        seconds += clock(device) - started
+        logits, truth = logits.float().cpu(), targets["labels"]
+        labels.append(truth)
+        first.append(top_k_hits(logits, truth, 1))
+        fifth.append(top_k_hits(logits, truth, 5))
+    if processes and count > 1:
+        shares = processes.gather((labels, first, fifth, seconds))
+        labels, first, fifth = ([part for share in shares for part in share[i]] for i in range(3))
+        seconds = sum(share[3] for share in shares)
+    labels, first, fifth = torch.cat(labels), torch.cat(first), torch.cat(fifth)
+    counts = torch.bincount(labels, minlength=len(dataset.classes))
+    right = torch.bincount(labels[first], minlength=len(dataset.classes))
+    return {
+        "top1": first.double().mean().item(),
+        "top5": fifth.double().mean().item(),
+        "per_class": {
+            name: hits / count if count else None
+            for name, hits, count in zip(dataset.classes, right.tolist(), counts.tolist(), strict=True)
+        },
+        "milliseconds_per_picture": 1000 * seconds / len(dataset),
+    }

@@ -1,0 +1,33 @@
+#!/usr/bin/env python
+"""Train an image classifier: a teacher, a plain student, or a student distilled from a teacher."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from detkt.cli import run_tool, training_config, training_parser
+from detkt.engine.jobs import require_task
+from detkt.engine.run import train
+
+DEFAULT_CONFIG = "configs/fashion_tiny.yaml"
+EXAMPLE = (
+    "python tools/train_cls.py --method kd --config configs/cifar10_resnet56_resnet20.yaml --teacher runs/resnet56"
+)
+
+
+def main(arguments=None):
+    parser = training_parser(__doc__, EXAMPLE, DEFAULT_CONFIG)
+    arguments = parser.parse_intermixed_args(arguments)
+    config, folder, resume = training_config(arguments, DEFAULT_CONFIG)
+    require_task(config, "classification")
+    metrics = train(config, folder, resume=resume, overwrite=arguments.overwrite, quiet=arguments.quiet)
+    print(
+        f"{config.method} on {config.name}, seed {config.train.seed}: top-1 {100 * metrics['top1']:.2f} %, "
+        f"top-5 {100 * metrics['top5']:.2f} % on {metrics['split']}; "
+        f"{metrics['updates']} updates in {metrics['seconds']:.0f} s; model in {folder}"
+    )
+
+
+if __name__ == "__main__":
+    run_tool(main)
