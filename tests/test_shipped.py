@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+import detkt
 from detkt.config import load_config
 from detkt.data import shapes_config
 from detkt.data.shapes import write_shapes
@@ -16,7 +18,8 @@ from detkt.data.voc import VOCDetection
 from detkt.engine.run import resolve_config
 from detkt.evaluation import voc
 from detkt.evaluation.detector import detect
-from detkt.models import load_model
+from detkt.models import build_classifier, build_detector, load_model
+from detkt.models.classifier import parse_classifier, resolve_classifier_options
 from detkt.models.options import parse_name, resolve_options
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -53,12 +56,33 @@ def test_the_teacher_is_better_than_the_student_and_that_than_its_start(tmp_path
 def test_a_config_names_what_exists(path):
     config = load_config(path)
     for net in (config.student, config.teacher):
-        resolve_options(parse_name(net.architecture), net.options)
+        if config.task == "classification":
+            resolve_classifier_options(parse_classifier(net.architecture), net.options)
+        else:
+            resolve_options(parse_name(net.architecture), net.options)
         if net.checkpoint:
             assert (PROJECT / net.checkpoint / "model.json").is_file()
     resolved = resolve_config(config)
     assert resolved.methods["ktan"]["beta"] > 0
-    assert resolved.student.options["rpn_nms_thresh"] == 0.7
+    if config.task == "detection":
+        assert resolved.student.options["rpn_nms_thresh"] == 0.7
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_method_with_a_section_or_a_published_number_can_be_built(path):
+    """The layers a config names are there, in nets of its architectures; nothing is trained or downloaded."""
+    config = load_config(path)
+    if config.task == "detection":
+        build = partial(build_detector, num_classes=4)
+    else:
+        build = partial(build_classifier, num_classes=10)
+    if "1001" in config.teacher.architecture:
+        config.teacher.architecture = "cifar_preact_resnet110"  # the same stages
+    config.student.options.pop("transform_input", None)
+    student, teacher = (build(net.architecture, **net.options) for net in (config.student, config.teacher))
+    for method in {*config.methods, *config.paper} - {"teacher"}:
+        config.method = method
+        detkt.Distiller(student, teacher, method, config.method_settings())
 
 
 @pytest.mark.parametrize("command", readme_commands())

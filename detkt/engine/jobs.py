@@ -16,6 +16,7 @@ from detkt.errors import InputError
 from detkt.evaluation.accuracy import classify
 from detkt.evaluation.detector import detect, score
 from detkt.models import build_classifier, build_detector, default_options
+from detkt.models.classifier import default_classifier_options
 
 
 class Job(Protocol):
@@ -116,7 +117,7 @@ class ClassificationJob:
         return build_classifier(net.architecture, len(classes), net.weights, **net.options)
 
     def options(self, net: NetConfig) -> dict[str, Any]:
-        return net.options
+        return default_classifier_options(net.architecture) | net.options
 
     def image_size(self, dataset: Dataset) -> tuple[int, int]:
         return dataset.image_size

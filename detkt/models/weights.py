@@ -173,15 +173,14 @@ def load_model(
 def _build(meta: dict[str, Any]) -> nn.Module:
     """The network that ``model.json`` describes, with random weights."""
     # These two load weights themselves.
-    from detkt.models.classifier import build_classifier
+    from detkt.models.classifier import build_classifier, parse_classifier, resolve_classifier_options
     from detkt.models.faster_rcnn import build_detector
 
     name, num_classes = meta["architecture"], len(meta["classes"])
-    # Only options of the net may reach the builders, not their other arguments.
-    if "weights" in meta["options"]:
-        raise InputError("there is no option 'weights'")
+    # Resolved here, so that only options of the net reach the builders, not their other arguments.
     if meta["task"] == "classification":
-        return build_classifier(name, num_classes, **meta["options"])
+        options = resolve_classifier_options(parse_classifier(name), meta["options"])
+        return build_classifier(name, num_classes, **options)
     return build_detector(name, num_classes + 1, **resolve_options(parse_name(name), meta["options"]))
 
 

@@ -44,7 +44,7 @@ def parameters(model: nn.Module) -> int:
         ("cifar_wrn46_4", 10, 10_499_290),
         ("cifar_wrn16_1", 10, 175_066),
         ("cifar_wrn16_2", 10, 691_674),
-        # Nine tenths of VGG-13 are its last three convolutions; FT prints 9.4M.
+        # FT prints 9.4M.
         ("cifar_vgg13", 10, 9_413_066),
         # Zhang et al. count 1,649,402: biases (1,712) instead of scale and shift (2 x 1,712).
         ("cifar_inception_bn", 10, 1_649_402 + 1_712),
@@ -262,6 +262,17 @@ def test_checkpointing_computes_a_block_again_on_the_way_back(checkpointed, runs
     assert seen == ["layer1", "layer2", "layer3"]
     logits.sum().backward()
     assert sorted(seen) == sorted(["layer1", "layer2", "layer3"] * runs)
+
+
+def test_checkpointing_bears_two_ways_back():
+    torch.manual_seed(0)
+    model = build_classifier("cifar_preact_resnet20", 4, checkpoint_activations=True)
+    loss = model(torch.randn(2, 3, 16, 16)).square().sum()
+    first = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+    second = torch.autograd.grad(loss, list(model.parameters()))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    counted = {norm.num_batches_tracked.item() for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)}
+    assert counted == {1}
 
 
 def test_checkpointed_stage_without_gradients_is_plain():
