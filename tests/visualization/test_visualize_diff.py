@@ -11,6 +11,8 @@ from comparison_records import found, objects, write_voc_folder
 from PIL import Image
 
 from detkt.config import Config, DataConfig, NetConfig, save_config
+from detkt.evaluation.coco_ids import coco_ids
+from detkt.evaluation.detection_files import write_detections
 from detkt.evaluation.voc_results import write_results
 from detkt.models import build_detector, save_model
 
@@ -81,6 +83,28 @@ def test_result_files(run, data, results, tmp_path):
     pixels = np.asarray(Image.open(folder / "diff.png").convert("RGB")).reshape(-1, 3)
     for color in ((255, 213, 0), (255, 42, 42)):
         assert (pixels == color).all(axis=1).sum() > 500
+
+
+def test_coco_files_are_models_too(run, data, results, tmp_path):
+    """The same detections as a COCO file with the ids of a data set of its own give the same picture of the change."""
+    student, distilled = results
+    dataset = {
+        "images": [{"id": 10 - number, "file_name": f"{name}.png"} for number, name in enumerate(TRUTH)],
+        "categories": [{"id": 5, "name": "dog"}, {"id": 4, "name": "cat"}],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(dataset))
+    file = tmp_path / "found" / "distilled.json"
+    write_detections(file, DISTILLED, coco_ids(list(TRUTH), CLASSES, tmp_path / "dataset.json"), "test")
+    base = ["--student", student, "--data-root", data, "--quiet"]
+    assert run("visualize_diff", *base, "--distilled", distilled)[0] == 0
+    ids = ["--coco-annotations", tmp_path / "dataset.json"]
+    status, output, errors = run("visualize_diff", *base, "--distilled", file, *ids)
+    assert (status, errors) == (0, "")
+    changes = [json.loads((folder / "diff" / "changes.json").read_text()) for folder in (distilled, file.parent)]
+    assert changes[0]["tables"] == changes[1]["tables"] and changes[0]["pictures"] == changes[1]["pictures"]
+    assert changes[0]["tables"]["total"]["gained"] == 1
+    status, _, errors = run("visualize_diff", *base, "--distilled", file)
+    assert status == 2 and "image_id 10 is the number of no picture" in errors
 
 
 def test_tiny_detectors_with_data_and_logs_of_the_run(run, data, tmp_path):
