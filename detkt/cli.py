@@ -20,6 +20,7 @@ from detkt.paths import resolve
 
 def run_tool(main: Callable[[list[str] | None], None]) -> None:
     """Call *main* and exit: 0 done; 2 bad input, with one line ``error: ...``; 128 + signal when stopped."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # until now the tools just ended, see there
     # What the package tells while it works, such as which of a file's weights were loaded.
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("detkt").setLevel(logging.INFO)
@@ -68,8 +69,12 @@ def training_parser(description: str, example: str, default_config: str) -> Pars
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"))
     parser.add_argument("--workers", type=int, help="processes that load pictures")
     parser.add_argument(
+        "--cache-teacher", metavar="DIR", help="keep the teacher's maps on disk, so that steps cost the student alone"
+    )
+    parser.add_argument(
         "--resume", metavar="CKPT", nargs="?", const="", help="go on with a run (default CKPT: OUTPUT/last.pt)"
     )
+    parser.add_argument("--keep", type=int, metavar="N", help="how many checkpoints to keep (default: 1, last.pt)")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="any setting of the config")
@@ -87,9 +92,11 @@ _FLAGS = {
     "device": "train.device",
     "precision": "train.precision",
     "workers": "train.workers",
+    "keep": "train.keep",
+    "cache_teacher": "train.cache_teacher",
 }
 # What may differ between a run and its continuation without changing what is learnt.
-_RUNTIME = {"data_root", "device", "workers", "quiet", "output", "resume"}
+_RUNTIME = {"data_root", "device", "workers", "keep", "quiet", "output", "resume"}
 
 
 def training_config(arguments: argparse.Namespace, default_config: str) -> tuple[Config, Path, Path | None]:

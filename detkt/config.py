@@ -27,9 +27,11 @@ class DataConfig:
     ``format``: for detectors ``voc`` (any VOC-format folder) or ``shapes`` (scenes drawn once into ``root``, see
     ``shapes``); for classifiers one of :data:`CLASSIFICATION_FORMATS`.
     ``train``, ``test``: names of lists in ImageSets/Main, several joined by ``+``, each optionally ``YEAR:LIST``; for
-    classifiers splits, of which a part can be held out: ``train[:-5000]``, ``train[-5000:]``.
+    classifiers splits, of which a part can be held out: ``train[:-5000]``, ``train[-5000:]``. ``val``: another list, by
+    which the best model of a run is chosen; None: its last model is its only one.
     ``classes``: None takes VOC's names or, in a folder with names of its own, those found.
     ``flip``: probability; ``color``: strength of colour jitter in [0, 1]; ``scale``: range of random zoom.
+    ``cache``: a folder for training pictures decoded and reduced to the detector's size, once; for detectors.
 
     Classifiers alone: ``image_size``: side of the square crop in pixels, 0: pictures as they are, kept decoded in
     memory and cropped after zero padding of ``crop_padding`` pixels. ``mean``, ``std``: a channel, of pictures in
@@ -41,11 +43,13 @@ class DataConfig:
     year: str = "2007"
     train: str = "trainval"
     test: str = "test"
+    val: str | None = None
     classes: list[str] | None = None
     keep_difficult: bool = False
     flip: float = 0.5
     color: float = 0.0
     scale: list[float] = field(default_factory=lambda: [1.0, 1.0])
+    cache: str | None = None
     shapes: dict[str, Any] = field(default_factory=dict)
     image_size: int = 0
     crop_padding: int = 4
@@ -76,6 +80,9 @@ class TrainConfig:
     which it is multiplied by ``gamma``. ``warmup_steps``: linear, from a tenth. ``clip_norm``: 0 switches clipping off.
     ``batch_size`` counts the pictures of an update: those of all processes of ``torchrun`` and of all ``accumulate``
     parts that it is computed in. ``group_by_aspect``: batches of wide or of tall pictures, to waste less padding.
+    ``keep``: how many checkpoints, ``last.pt`` and those before it as ``checkpoint-<step>.pt``.
+    ``cache_teacher``: a folder for the teacher's maps of the training pictures, so that no step runs the teacher's
+    backbone; with no augmentation but flips (:mod:`detkt.engine.teacher_cache`); unused where there is no teacher.
     """
 
     epochs: int = 14
@@ -93,8 +100,10 @@ class TrainConfig:
     workers: int = 2
     accumulate: int = 1
     group_by_aspect: bool = True
+    cache_teacher: str | None = None
     log_every: int = 20
     checkpoint_every: int = 500
+    keep: int = 1
 
 
 @dataclass
@@ -230,7 +239,7 @@ def _merge(config: DictConfig, values: dict[str, Any], where: str, prefix: str =
 
 def _check(config: Config) -> None:
     train, data = config.train, config.data
-    positive = ("epochs", "batch_size", "lr_per_image", "gamma", "log_every", "checkpoint_every", "accumulate")
+    positive = ("epochs", "batch_size", "lr_per_image", "gamma", "log_every", "checkpoint_every", "keep", "accumulate")
     for key in positive:
         if not 0 < (value := getattr(train, key)) < math.inf:
             raise InputError(f"'train.{key}' is {value}: it must be greater than 0")
@@ -242,6 +251,8 @@ def _check(config: Config) -> None:
     methods.choose(train.precision, ("fp32", "bf16", "fp16"), "precision")
     methods.choose(config.role, ("student", "teacher"), "role")
     methods.choose(data.format, DETECTION_FORMATS + CLASSIFICATION_FORMATS, "data.format")
+    if data.cache is not None and config.task == "classification":
+        raise InputError("'data.cache' is for detectors: small pictures are kept decoded in memory; leave it out")
     if data.image_size < 0 or data.crop_padding < 0:
         raise InputError("'data.image_size' and 'data.crop_padding' must be 0 or more")
     if len(data.mean) != len(data.std) or not all(value > 0 for value in data.std):

@@ -1,17 +1,19 @@
-"""Detectors, a batch, a data set and a config so small that a training step takes hundredths of a second."""
+"""Networks, a batch, data sets and configs so small that a training step takes hundredths of a second."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from detkt.config import load_config
 from detkt.data.shapes import ShapesConfig, write_shapes
-from detkt.models import build_detector, save_model
+from detkt.models import build_classifier, build_detector, save_model
 
 TINY_CLASSES = ("cross", "disc", "star")
 TINY_OPTIONS = {
@@ -146,3 +148,46 @@ def tool():
         return module
 
     return load
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory) -> Path:
+    """Pictures of 16 x 16 pixels in folders of two classes: 16 to train on ("train"), 6 each in "val" and "test"."""
+    root = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 3), ("test", 3)):
+        for shade, name in ((70, "dark"), (180, "light")):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = np.clip(random.normal(shade, 40, (16, 16, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier_file(tmp_path_factory, photo_folder) -> Path:
+    """A config file of a classifying pair: 2 epochs of 4 batches of 4 pictures, KTAN's stages 3 + 3 + 5 steps."""
+    folder = tmp_path_factory.mktemp("classifiers")
+    torch.manual_seed(1)
+    save_model(build_classifier("cifar_resnet14x0.5", 2), folder / "teacher", ["dark", "light"])
+    content = {
+        "data": {"format": "folder", "root": str(photo_folder), "train": "train", "test": "test", "crop_padding": 1},
+        "method": "none",
+        "student": {"architecture": "cifar_resnet8x0.25"},
+        "teacher": {"architecture": "cifar_resnet14x0.5", "checkpoint": str(folder / "teacher")},
+        "train": {
+            "epochs": 2,
+            "batch_size": 4,
+            "warmup_steps": 2,
+            "workers": 0,
+            "device": "cpu",
+            "log_every": 4,
+        },
+        "methods": {
+            "ktan": {"regressor_steps": 3, "warmup_steps": 3, "discriminator_width": 8},
+            "dln": {"regressor_steps": 3},
+        },
+    }
+    path = folder / "tiny-classifier.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path

@@ -299,7 +299,7 @@ def test_train_prints_its_result(tool, finished, capsys):
     tool("train_det").main(["--output", str(finished), "--resume", "--quiet"])
     scores = [f"{100 * metrics[key]:.1f}" for key in ("map_voc07", "map_area", "map_coco")]
     assert capsys.readouterr().out.startswith(
-        f"none on tiny, seed 5: mAP {scores[0]} (VOC07), {scores[1]} (area), {scores[2]} (COCO) on test; 4 updates in "
+        f"none on tiny, seed 5: mAP VOC07 {scores[0]}, mAP area {scores[1]}, mAP COCO {scores[2]} on test; 4 updates"
     )
 
 

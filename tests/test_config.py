@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 
 from detkt.config import Config, load_config, save_config
 from detkt.errors import InputError
 from detkt.methods import method_config
-from detkt.models.options import parse_name, resolve_options
-
-SHIPPED = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -110,20 +106,6 @@ def test_sections_of_methods_and_presets(written):
     settings = method_config("ktan", config.methods["ktan"])
     assert (settings.alpha, settings.beta, settings.normalize, settings.patch) == (0.25, 0.5, False, False)
     assert method_config("ktan").beta != 0.5
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_configs_load_and_name_nets_that_exist(path):
-    config = load_config(path)
-    assert config.name == path.stem
-    for net in (config.student, config.teacher):
-        architecture = parse_name(net.architecture)
-        assert set(net.options) <= set(resolve_options(architecture, net.options))
-        assert net.weights != "imagenet" or architecture.classifier
-
-
-def test_there_are_shipped_configs():
-    assert "shapes" in [path.stem for path in SHIPPED]
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ def test_the_teacher_is_better_than_the_student_and_that_than_its_start(tmp_path
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_names_what_exists(path):
     config = load_config(path)
+    assert config.name == path.stem
     for net in (config.student, config.teacher):
         if config.task == "classification":
             resolve_classifier_options(parse_classifier(net.architecture), net.options)

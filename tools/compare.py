@@ -3,13 +3,18 @@
 
 import argparse
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports, which take seconds
 
 from detkt.cli import Parser, run_tool
 from detkt.config import load_config
+from detkt.engine.checkpoint import write_atomically
 from detkt.engine.comparison import collect, markdown_table, run_missing, teacher_scores
 from detkt.engine.jobs import job_of
 from detkt.errors import InputError
@@ -49,8 +54,9 @@ def main(arguments=None):
     teacher = teacher_scores(config, root, arguments.quiet)
     measures = job_of(config).measures
     table = markdown_table(rows, measures, config.paper, teacher)
-    (root / "table.md").write_text(table + "\n")
-    (root / "table.json").write_text(json.dumps({row.method: row.runs for row in rows}, indent=1) + "\n")
+    numbers = json.dumps({row.method: row.runs for row in rows}, indent=1)
+    for name, text in (("table.md", table), ("table.json", numbers)):
+        write_atomically(root / name, lambda temporary, text=text: temporary.write_text(text + "\n"))
     save_figure(comparison_figure(rows, *next(iter(measures.items())), teacher), root / "chart.png")
     print(table)
 

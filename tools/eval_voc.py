@@ -2,10 +2,14 @@
 """Score a trained detector, or anybody's detections, on a VOC-format data set; compare it with another."""
 
 import argparse
+import os
+import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports, which take seconds
 
 from detkt.cli import Parser, run_tool
 from detkt.config import DataConfig

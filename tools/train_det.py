@@ -1,13 +1,17 @@
 #!/usr/bin/env python
 """Train a detector: a teacher, a plain student, or a student distilled from a teacher."""
 
+import os
+import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports, which take seconds
 
 from detkt.cli import run_tool, training_config, training_parser
-from detkt.engine.jobs import require_task
+from detkt.engine.jobs import job_of, require_task
 from detkt.engine.run import train
 
 DEFAULT_CONFIG = "configs/shapes.yaml"
@@ -24,8 +28,8 @@ def main(arguments=None):
     require_task(config, "detection")
     metrics = train(config, folder, resume=resume, overwrite=arguments.overwrite, quiet=arguments.quiet)
     print(
-        f"{config.method} on {config.name}, seed {config.train.seed}: mAP {100 * metrics['map_voc07']:.1f} (VOC07), "
-        f"{100 * metrics['map_area']:.1f} (area), {100 * metrics['map_coco']:.1f} (COCO) on {metrics['split']}; "
+        f"{config.method} on {config.name}, seed {config.train.seed}: "
+        f"{job_of(config).summary(metrics)} on {metrics['split']}; "
         f"{metrics['updates']} updates in {metrics['seconds']:.0f} s; model in {folder}"
     )
 

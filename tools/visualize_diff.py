@@ -2,24 +2,30 @@
 """Show what distillation changed: pictures (KTAN's Fig. 2), diagrams and tables of student, distilled and teacher."""
 
 import argparse
+import os
+import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports, which take seconds
 
 from detkt.cli import Parser, run_tool
 from detkt.engine.run import resolve_device
-from detkt.folders import make_folder
+from detkt.folders import check_folder, make_folder
 from detkt.paths import resolve
 from detkt.visualization.difference import write_difference
 from detkt.visualization.matching import DISTILLED, STUDENT, TEACHER, check_choice, choose_pictures, compare
 from detkt.visualization.report import write_report
 from detkt.visualization.sources import (
     comparison_data,
+    gain_text,
     models_table,
     open_dataset,
     open_sources,
     score_source,
+    student_gain,
 )
 from detkt.visualization.tables import change_tables, tables_text
 
@@ -34,11 +40,12 @@ a model is a run's folder, its model.safetensors, a folder of VOC result files (
 file (*.json; eval_voc.py --help says what its ids mean)
 
 written to the output folder, over those of an earlier comparison:
-  diff.png              rows student, distilled, teacher; yellow: correct boxes gained, red: false boxes of the student
+  diff.png              rows student, distilled, teacher; yellow: correct boxes gained, red: false boxes of the student,
+                        blue: correct boxes lost, pink: new false boxes
   per_class_ap.png      AP of every class
   precision_recall.png  precision over recall of every class
   training_curves.png   of the runs that have a log.jsonl
-  feature_maps.png      backbone maps on the first picture; with the teacher's as KTAN and DLN regress it (from last.pt)
+  feature_maps.png      backbone maps on the first picture, and what the method of B compares of them (from its last.pt)
   changes.json          all counts; objects gained and lost, errors removed and new, picture by picture
   report/index.html     with --html: all pictures with filters, tables, a slider for the score; opens from disk"""
 
@@ -82,7 +89,7 @@ def main(arguments=None):
     choice = {"class_name": arguments.class_name, "images": images}
     check_choice(dataset.ids, dataset.classes, arguments.pictures, **choice)
     folder = Path(arguments.output) if arguments.output else run / "diff"
-    make_folder(folder)
+    check_folder(folder)
 
     scoring = {"quiet": arguments.quiet, "coco_annotations": arguments.coco_annotations}
     scored = {role: score_source(source, dataset, device, **scoring) for role, source in sources.items()}
@@ -93,15 +100,18 @@ def main(arguments=None):
         classes=dataset.classes,
     )
     shown = choose_pictures(comparison, arguments.pictures, **choice)
-    written = write_difference(folder, scored, comparison, dataset, shown)
+    gain = student_gain(scored, dataset)
+    make_folder(folder)
+    written = write_difference(folder, scored, comparison, dataset, shown, gain)
     print(f"{len(dataset)} pictures of {data.test}, detections with a score of at least {arguments.score:g}:")
     print(tables_text(change_tables(comparison)))
     print(f"\nwritten to {folder}: {', '.join(path.name for path in written)}")
     if arguments.html:
-        page = write_report(folder / "report", scored, comparison, dataset, data.test, quiet=arguments.quiet)
+        page = write_report(folder / "report", scored, comparison, dataset, data.test, gain, quiet=arguments.quiet)
         print(f"open {page} in a browser")
     print()
     print(models_table(scored))
+    print(gain_text(gain))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from detkt.data.voc import VOCDetection
 from detkt.errors import InputError
 from detkt.paths import resolve
 from detkt.settings import typed_settings
+
+log = logging.getLogger(__name__)
 
 DEFAULT_ROOTS = {
     "voc": "data/VOCdevkit",
@@ -37,6 +40,13 @@ def data_root(config: DataConfig, progress: Callable | None = None) -> Path:
                 f"{root} is a VOC-format folder, but the config says data.format=shapes; give a --config for it, or "
                 "data.format=voc and a pair that fits"
             )
+        if not root.exists():
+            if config.root and not root.absolute().parent.is_dir():
+                raise InputError(
+                    f"{root}: no such folder, nor the one it would be in: the config draws its shapes there; give "
+                    "another --data-root, or a --config for pictures of your own"
+                )
+            log.info("drawing the shapes into %s, which is not there yet", root)
         write_shapes(root, shapes_config(config), progress)
     return root
 

@@ -27,18 +27,23 @@ def uniform_draws(seeds: Sequence[int], count: int) -> Tensor:
     return torch.from_numpy((states >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
+def flips(seeds: Sequence[int], probability: float) -> Tensor:
+    """Which pictures `crop_and_flip` mirrors: bool (N), by each one's seed."""
+    return uniform_draws(seeds, 1)[:, 0] < probability
+
+
 def crop_and_flip(images: Tensor, seeds: Sequence[int], padding: int, flip: float) -> Tensor:
     """Random crop after zero padding, then a random horizontal flip (He et al. 2016, section 4.2).
 
     images: (N, C, H, W) of any type, as they are before normalisation, so that the padding is black; one of *seeds*
     (N) each. padding: pixels on every side; the crop's place is uniform. flip: probability. Returns a new (N, C, H, W).
     """
-    flips, tops, lefts = uniform_draws(seeds, 3).unbind(dim=1)
+    _, tops, lefts = uniform_draws(seeds, 3).unbind(dim=1)
     height, width = images.shape[-2:]
     windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
     places = 2 * padding + 1
     cropped = windows[torch.arange(len(images)), :, (tops * places).long(), (lefts * places).long()]
-    flipped = flips < flip
+    flipped = flips(seeds, flip)
     cropped[flipped] = cropped[flipped].flip(-1)
     return cropped
 

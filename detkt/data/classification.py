@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detkt.config import DataConfig
-from detkt.data.batch_transforms import crop_and_flip, distort, normalise
+from detkt.data.batch_transforms import crop_and_flip, distort, flips, normalise
 from detkt.data.image_folder import PhotoTransforms, check_pictures, list_pictures, read_equal_pictures
 from detkt.data.images import read_image
 from detkt.data.raw_files import read_cifar, read_mnist
@@ -85,14 +87,19 @@ class Pictures(Protocol):
         """(N, C, H, W), pixels 0 … 255 of any type; augmented by *seeds*, as they are if None."""
         ...
 
+    def flipped(self, seeds: Sequence[int]) -> Tensor | None:
+        """Which pictures of a batch are mirrored, bool (N); None: that is not told."""
+        ...
+
 
 class ClassificationSet(Dataset):
     """Pictures with a class each, served in whole batches.
 
     ``dataset.__getitems__(samples)``, which torch's DataLoader calls once a batch, is ``(images, targets)``: images
-    float32 (N, C, H, W), normalised; targets "labels" int64 (N,) from 0 and "image_id" int64 (N,), the indices into
-    `ids`. A sample is an index or a pair (index, sample seed >= 0). A training set augments each picture as a pure
-    function of its seed, whichever batch it comes in (a plain index is its own seed); an evaluation set does not.
+    float32 (N, C, H, W), normalised; targets "labels" int64 (N,) from 0, "image_id" int64 (N,), the indices into `ids`,
+    and "flipped" bool (N,), but for photos that are decoded when needed, which are cropped besides. A sample is an
+    index or a pair (index, sample seed >= 0). A training set augments each picture as a pure function of its seed,
+    whichever batch it comes in (a plain index is its own seed); an evaluation set does not.
     ``dataset[sample]`` is one picture (C, H, W) with scalar targets. A DataLoader needs ``collate_fn=dataset.collate``.
 
     Attributes: ``ids``, a name a picture; ``classes``; ``labels`` int64 (n,); ``image_size`` (height, width);
@@ -123,11 +130,31 @@ class ClassificationSet(Dataset):
         seeds = [index if seed is None else seed for index, (_, seed) in zip(indices, pairs, strict=True)]
         images = self._pictures.batch(indices, seeds if self.train else None)
         numbers = torch.tensor(indices)
-        return normalise(images, self.mean, self.std), {"labels": self.labels[numbers], "image_id": numbers}
+        targets = {"labels": self.labels[numbers], "image_id": numbers}
+        flipped = self._pictures.flipped(seeds) if self.train else torch.zeros(len(indices), dtype=torch.bool)
+        if flipped is not None:
+            targets["flipped"] = flipped
+        return normalise(images, self.mean, self.std), targets
 
     def __getitem__(self, sample: int | tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]]:
         images, targets = self.__getitems__([sample])
         return images[0], {name: values[0] for name, values in targets.items()}
+
+    @property
+    def picture_sizes(self) -> list[tuple[int, int]]:
+        """(width, height) of each picture."""
+        return [self.image_size[::-1]] * len(self)
+
+    def plain(self) -> ClassificationSet:
+        """The same pictures without augmentation."""
+        dataset = copy.copy(self)
+        dataset.train = False
+        return dataset
+
+    def fingerprint(self) -> str:
+        """A hash of the pictures, which must be kept in memory, their names and their normalisation."""
+        parts = [self._pictures.fingerprint(), *self.ids, str(self.mean.tolist()), str(self.std.tolist())]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     @staticmethod
     def collate(batch: tuple[Tensor, dict[str, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -146,6 +173,14 @@ class MemoryPictures:
         images = self._pictures[torch.tensor(indices)]
         return images if seeds is None else crop_and_flip(images, seeds, self._padding, self._flip)
 
+    def flipped(self, seeds: Sequence[int]) -> Tensor:
+        return flips(seeds, self._flip)
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(str((self._pictures.dtype, self._pictures.shape)).encode())
+        digest.update(self._pictures.contiguous().numpy())
+        return digest.hexdigest()
+
 
 class FilePictures:
     """Photos decoded when asked for, and made *transforms*' size; raises InputError for one that cannot be read."""
@@ -161,6 +196,9 @@ class FilePictures:
                 for index, seed in zip(indices, seeds or indices, strict=True)
             ]
         )
+
+    def flipped(self, seeds: Sequence[int]) -> None:
+        return None
 
 
 def classification_set(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ def collate(samples: list[tuple[Tensor, dict[str, Tensor]]]) -> tuple[list[Tenso
     return list(images), list(targets)
 
 
-def training_loader(dataset: Dataset, batches: EndlessBatches, workers: int, pin_memory: bool) -> DataLoader:
+def training_loader(dataset: Dataset, batches: Iterable[list], workers: int, pin_memory: bool) -> DataLoader:
     """Endless loader over *batches*."""
     return _Loader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory)
 
@@ -120,6 +121,20 @@ class _Loader(DataLoader):
 
     def __iter__(self) -> Iterator[tuple[list[Tensor], list[dict[str, Tensor]]]]:
         return _in_one_line(super().__iter__())
+
+
+@contextmanager
+def dead_workers_in_one_line() -> Iterator[None]:
+    """An InputError for torch's complaint, which it may raise anywhere, that a process loading pictures died."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        if not reason.startswith("DataLoader worker"):
+            raise
+        raise InputError(
+            f"a process that loads pictures died: {reason.rstrip('. ')}; free memory or use --workers 0"
+        ) from None
 
 
 def _in_one_line(batches: Iterator) -> Iterator:

@@ -34,7 +34,8 @@ class TrainTransforms:
 
     Calling ``transforms(image, boxes, labels, rng_seed)`` with image uint8 (H, W, 3), boxes (n, 4) 0-based corners,
     labels (n,) and a seed >= 0 gives the same three, where boxes are float64, inside the new picture and at least a
-    pixel wide and high. The result depends on the arguments alone, not on earlier calls nor on the process.
+    pixel wide and high, and whether the picture was flipped. The result depends on the arguments alone, not on earlier
+    calls nor on the process.
 
     Raises InputError for settings out of range.
     """
@@ -65,11 +66,11 @@ class TrainTransforms:
             steps.append(RandomZoom(scale=tuple(scale), min_visibility=visible))
         if color > 0:
             steps.append(A.ColorJitter(brightness=color, contrast=color, saturation=color, hue=color / 4, p=1))
-        self._pipeline = A.Compose(steps, bbox_params=boxes)
+        self._pipeline = A.Compose(steps, bbox_params=boxes, save_applied_params=True)
 
     def __call__(
         self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, rng_seed: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
         boxes, labels = np.asarray(boxes, dtype=np.float64).reshape(-1, 4), np.asarray(labels)
         # Compose.set_random_seed would give every step a generator of the same seed, and so the same draws.
         self._pipeline.set_random_state(np.random.default_rng(rng_seed), random.Random(rng_seed))
@@ -78,8 +79,9 @@ class TrainTransforms:
         height, width = result["image"].shape[:2]
         kept = np.asarray(result["labels"], dtype=np.int64)
         moved = np.asarray(result["bboxes"], dtype=np.float64).reshape(-1, 4)
+        flipped = any(name == "HorizontalFlip" for name, _ in result["applied_transforms"])
         # A thousandth of a pixel is well above the noise of float32 and well below what matters.
-        return result["image"], np.clip(moved.round(3), 0, (width, height) * 2), labels[kept]
+        return result["image"], np.clip(moved.round(3), 0, (width, height) * 2), labels[kept], flipped
 
 
 class RandomZoom(A.DualTransform):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from torch.utils.data import Dataset
 from detkt.data.annotations import locate_object, parse_annotation
 from detkt.data.boxes import voc_to_corners
 from detkt.data.images import read_image, read_image_size
+from detkt.data.picture_cache import PictureCache
 from detkt.data.voc_folder import find_samples, shorten
 from detkt.errors import InputError, suggestion
 
@@ -26,8 +30,8 @@ VOC_CLASSES = (
 )
 # fmt: on
 
-# image (H, W, 3) uint8, boxes (n, 4) float64 corners, labels (n,) int64, seed -> the same three
-Transforms = Callable[[np.ndarray, np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray, np.ndarray]]
+# image (H, W, 3) uint8, boxes (n, 4) float64 corners, labels (n,) int64, seed -> the same three, whether flipped
+Transforms = Callable[[np.ndarray, np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray, np.ndarray, bool]]
 
 
 class VOCDetection(Dataset):
@@ -45,12 +49,15 @@ class VOCDetection(Dataset):
         Names found besides VOC's that look like misspellings of them are an error, not new classes.
     pictures: False needs none of them to be there, to score detections by `annotations` alone.
     transforms: called with (image uint8 (H, W, 3), boxes float64 (n, 4) corners, labels int64 (n,), seed), returns
-        the changed image, boxes and labels; see `detkt.data.transforms.TrainTransforms`.
+        the changed image, boxes and labels, and whether the picture was flipped; see
+        `detkt.data.transforms.TrainTransforms`.
 
     ``dataset[i]`` is ``(image, target)``: image float32 (3, H, W) in [0, 1], RGB; target "boxes" float32 (n, 4)
-    0-based corners, "labels" int64 (n,) from 1, "image_id" int64 scalar, the index into `ids`; n may be 0. The index
-    may be a pair (i, sample seed); the seed goes to the transforms, which draw from nothing else. A plain index is
-    its own seed: then a picture is changed in the same way each time it is read.
+    0-based corners, "labels" int64 (n,) from 1, "image_id" int64 scalar, the index into `ids`, "flipped" bool scalar;
+    n may be 0. The index may be a pair (i, sample seed); the seed goes to the transforms, which draw from nothing else.
+    A plain index is its own seed: then a picture is changed in the same way each time it is read.
+
+    Where the attribute ``picture_cache`` is set, pictures come from it, reduced, with their boxes.
 
     Everything that can be known without decoding is checked here, once: raises InputError, naming the file, for a
     missing folder, list, picture or annotation, a faulty annotation (see `parse_annotation`), a class that *classes*
@@ -69,6 +76,7 @@ class VOCDetection(Dataset):
         pictures: bool = True,
     ) -> None:
         self.keep_difficult, self.transforms = keep_difficult, transforms
+        self.picture_cache: PictureCache | None = None
         self._samples = find_samples(Path(root), split, str(year), pictures)
         self._annotations = [parse_annotation(sample.xml) for sample in self._samples]
         self.ids = [sample.id for sample in self._samples]
@@ -85,16 +93,21 @@ class VOCDetection(Dataset):
         index, seed = index if isinstance(index, tuple) else (index, None)
         index = range(len(self))[index]  # negative ones count from the end, as in a list
         sample, annotation = self._samples[index], self._annotations[index]
-        image = read_image(sample.image, self.sizes[index])
-        self._check_size(index, image.shape[1::-1])
         kept = np.full(len(annotation.boxes), True) if self.keep_difficult else ~annotation.difficult
         boxes, labels = voc_to_corners(annotation.boxes[kept]), self._labels[index][kept]
+        if self.picture_cache is None:
+            image = self._decode(index)
+        else:
+            image = self.picture_cache.read(sample.image, self.sizes[index], partial(self._decode, index))
+            boxes = boxes * (np.array(self.picture_cache.size(*self.sizes[index])) / self.sizes[index])[[0, 1, 0, 1]]
+        flipped = False
         if self.transforms is not None:
-            image, boxes, labels = self.transforms(image, boxes, labels, index if seed is None else seed)
+            image, boxes, labels, flipped = self.transforms(image, boxes, labels, index if seed is None else seed)
         target = {
             "boxes": torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4),
             "labels": torch.as_tensor(labels, dtype=torch.int64),
             "image_id": torch.tensor(index),
+            "flipped": torch.tensor(bool(flipped)),
         }
         return torch.from_numpy(image).permute(2, 0, 1).contiguous().float().div_(255), target
 
@@ -110,6 +123,31 @@ class VOCDetection(Dataset):
         }
 
     @property
+    def picture_sizes(self) -> list[tuple[int, int]]:
+        """(width, height) of the pictures as they come, before `transforms`: `sizes`, or those of `picture_cache`."""
+        return self.sizes if self.picture_cache is None else [self.picture_cache.size(*size) for size in self.sizes]
+
+    def plain(self) -> VOCDetection:
+        """The same pictures without `transforms`."""
+        dataset = copy.copy(self)
+        dataset.transforms = None
+        return dataset
+
+    def fingerprint(self) -> str:
+        """A hash of the pictures' names, sizes in pixels and bytes, and times of change; of no pixel.
+
+        Raises InputError for a picture that is gone.
+        """
+        digest = hashlib.sha256()
+        for sample, size in zip(self._samples, self.picture_sizes, strict=True):
+            try:
+                found = sample.image.stat()
+            except OSError as error:
+                raise InputError(f"{sample.image}: cannot read the picture: {error.strerror}") from None
+            digest.update(repr((sample.id, size, found.st_size, found.st_mtime_ns)).encode())
+        return digest.hexdigest()
+
+    @property
     def aspect_groups(self) -> list[int]:
         """0 for a wide or square picture, 1 for a tall one: batches of one kind are padded less."""
         return [int(height > width) for width, height in self.sizes]
@@ -117,6 +155,11 @@ class VOCDetection(Dataset):
     def image_path(self, index: int) -> Path:
         """The picture's file."""
         return self._samples[index].image
+
+    def _decode(self, index: int) -> np.ndarray:
+        image = read_image(self._samples[index].image, self.sizes[index])
+        self._check_size(index, image.shape[1::-1])
+        return image
 
     def _default_classes(self) -> list[str]:
         found = {name for annotation in self._annotations for name in annotation.names}

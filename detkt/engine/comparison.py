@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +11,9 @@ from typing import Any
 
 from detkt.config import Config, load_config
 from detkt.engine.jobs import job_of
-from detkt.engine.run import resolve_config, resolve_device, train, write_metrics
+from detkt.engine.run import build_net, resolve_config, resolve_device, train, write_metrics
 from detkt.errors import InputError
-from detkt.models import load_model
-from detkt.paths import resolve
+from detkt.evaluation.coco_ids import load_json
 
 
 @dataclass
@@ -87,25 +85,46 @@ def collect(config: Config, methods: Iterable[str], seeds: Sequence[int], root: 
                 wanted = copy.deepcopy(config)
                 wanted.method, wanted.train.seed = method, seed
                 _check_same(wanted, folder)
-                runs.append(json.loads((folder / "metrics.json").read_text()))
+                runs.append(_read_scores(folder / "metrics.json", [*job_of(config).measures, "updates", "seconds"]))
         if runs:
             rows.append(Row(method, runs))
     measure = next(iter(job_of(config).measures))
     return sorted(rows, key=lambda row: row.mean(measure), reverse=True)
 
 
+def _read_scores(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """The ``metrics.json`` at *path*; InputError where it is damaged or holds no numbers under *keys*."""
+    scores = load_json(path)
+    for key in keys:
+        if not isinstance(scores, dict) or not isinstance(scores.get(key), int | float):
+            raise InputError(f"{path} holds no number under '{key}'; remove the file, and the run will be scored anew")
+    return scores
+
+
+def _known_scores(path: Path) -> dict[str, Any]:
+    """What was kept at *path*; nothing where it is not there, or damaged."""
+    try:
+        known = load_json(path)
+    except InputError:
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
 def teacher_scores(config: Config, root: Path, quiet: bool = False) -> dict[str, Any] | None:
     """The trained teacher's scores on the same pictures, None without one; kept below *root*, as they do not change."""
-    if config.teacher.checkpoint is None:
+    job, net = job_of(config), config.teacher
+    if not job.has_trained(net):
         return None
-    path, checkpoint = root / f"teacher-{config.name}.json", resolve(config.teacher.checkpoint)
-    known = json.loads(path.read_text()) if path.exists() else {}
-    if (known.get("checkpoint"), known.get("split")) != (str(config.teacher.checkpoint), config.data.test):
-        job, device = job_of(config), resolve_device(config.train.device)
-        model, meta = load_model(checkpoint, device, job.task)
-        scores = job.evaluate(model, job.test_set(config, list(meta["classes"])), device, config.train, quiet)
-        write_metrics(path, {**scores, "checkpoint": str(config.teacher.checkpoint), "split": config.data.test})
-    return json.loads(path.read_text())
+    path = root / f"teacher-{config.name}.json"
+    source = {"checkpoint": str(net.checkpoint or net.weights), "split": config.data.test}
+    known = _known_scores(path)
+    if {key: known.get(key) for key in source} != source:
+        device = resolve_device(config.train.device)
+        held_out = job.test_set(config, config.data.classes)
+        model = build_net(job, net, "teacher", held_out.classes).to(device)
+        write_metrics(path, {**job.evaluate(model, held_out, device, config.train, quiet), **source})
+        known = _known_scores(path)
+    return known
 
 
 def markdown_table(

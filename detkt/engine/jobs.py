@@ -37,8 +37,16 @@ class Job(Protocol):
         """The network of *net*, without its checkpoint."""
         ...
 
+    def has_trained(self, net: NetConfig) -> bool:
+        """Whether *net* comes with weights that make it a teacher."""
+        ...
+
     def options(self, net: NetConfig) -> dict[str, Any]:
         """Every option of *net*, defaults written out."""
+        ...
+
+    def summary(self, scores: dict[str, Any]) -> str:
+        """The scores that count, in words."""
         ...
 
     def image_size(self, dataset: Dataset) -> tuple[int, int] | None:
@@ -72,6 +80,12 @@ class DetectionJob:
 
     def build(self, net: NetConfig, classes: list[str]) -> nn.Module:
         return build_detector(net.architecture, len(classes) + 1, net.weights, **net.options)
+
+    def has_trained(self, net: NetConfig) -> bool:
+        return net.checkpoint is not None
+
+    def summary(self, scores: dict[str, Any]) -> str:
+        return ", ".join(f"{title} {100 * scores[measure]:.1f}" for measure, title in self.measures.items())
 
     def options(self, net: NetConfig) -> dict[str, Any]:
         return default_options(net.architecture) | net.options
@@ -115,6 +129,13 @@ class ClassificationJob:
 
     def build(self, net: NetConfig, classes: list[str]) -> nn.Module:
         return build_classifier(net.architecture, len(classes), net.weights, **net.options)
+
+    def has_trained(self, net: NetConfig) -> bool:
+        # Published weights of a classifier are whole; a detector's "imagenet" is but its backbone.
+        return net.checkpoint is not None or net.weights is not None
+
+    def summary(self, scores: dict[str, Any]) -> str:
+        return ", ".join(f"{title} {100 * scores[measure]:.2f} %" for measure, title in self.measures.items())
 
     def options(self, net: NetConfig) -> dict[str, Any]:
         return default_classifier_options(net.architecture) | net.options

@@ -57,7 +57,9 @@ class Reporter:
             self._bar.update()
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Write one line of ``log.jsonl``; numbers only in TensorBoard and the bar."""
+        """Write one line of ``log.jsonl``; numbers only in TensorBoard and the bar. A "warning" is shown as well."""
+        if "warning" in entry:
+            tqdm.write(f"warning: step {entry['step']}: {entry['warning']}", file=sys.stderr)
         try:
             self._file.write(json.dumps(entry) + "\n")
             self._file.flush()

@@ -18,16 +18,21 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 import detkt
+from detkt import folders
 from detkt.config import Config, NetConfig, save_config
 from detkt.data import data_root
+from detkt.data.picture_cache import PictureCache
 from detkt.distiller import Distiller
-from detkt.engine.checkpoint import seed_everything, write_atomically
+from detkt.engine.checkpoint import LAST, older_checkpoints, seed_everything, write_atomically
 from detkt.engine.jobs import Job, job_of
 from detkt.engine.processes import Processes
+from detkt.engine.teacher_cache import open_teacher_cache
 from detkt.engine.trainer import Trainer
+from detkt.engine.validation import Validation
 from detkt.errors import InputError
 from detkt.methods import method_class, parse
 from detkt.models import load_model, save_model
@@ -54,6 +59,7 @@ def resolve_device(name: str) -> torch.device:
 log = logging.getLogger(__name__)
 
 RUN_FILES = ("config.yaml", "log.jsonl", "metrics.json", "last.pt", "model.safetensors", "model.json")
+BEST = "best"  # the folder of the best model, where there is a list to choose it by
 
 
 def check_folder(folder: Path, *, may_hold_run: bool) -> None:
@@ -62,13 +68,7 @@ def check_folder(folder: Path, *, may_hold_run: bool) -> None:
     Raises:
         InputError: taken by another run, not a folder, or not writable.
     """
-    present = folder
-    while not os.path.exists(present):
-        present = present.parent
-    if not present.is_dir():
-        raise InputError(f"the output folder {folder} cannot be made: {present} is a file")
-    if not os.access(present, os.W_OK | os.X_OK):
-        raise InputError(f"the output folder {folder} is not writable; choose another --output")
+    folders.check_folder(folder)
     leftovers = _run_files(folder)
     if leftovers and not may_hold_run:
         raise InputError(
@@ -80,23 +80,29 @@ def check_folder(folder: Path, *, may_hold_run: bool) -> None:
 def open_folder(folder: Path, resume: Path | None) -> None:
     """Make the run's folder; a run in it that is not resumed is removed, and no other file.
 
-    A run that is resumed from another folder's checkpoint takes its log along.
+    A run that is resumed from another folder's checkpoint takes that, its log and its best model along.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if resume is None or resume.parent.resolve() != folder.resolve():
             for path in _run_files(folder):
                 path.unlink()
-            if resume is not None and (lines := resume.parent / "log.jsonl").is_file():
-                shutil.copyfile(lines, folder / lines.name)
+            if resume is not None:
+                for path in (resume.parent / "log.jsonl", *resume.parent.glob(f"{BEST}/model.*")):
+                    if path.is_file():
+                        copied = folder / path.relative_to(resume.parent)
+                        copied.parent.mkdir(exist_ok=True)
+                        shutil.copyfile(path, copied)
+                write_atomically(folder / LAST, lambda temporary: shutil.copyfile(resume, temporary))
     except OSError as error:
         raise InputError(f"cannot make the output folder {folder}: {error.strerror}; choose another --output") from None
 
 
 def _run_files(folder: Path) -> list[Path]:
     """What a run wrote to *folder*."""
-    boards = sorted(folder.glob("events.out.tfevents.*"))
-    return [folder / name for name in RUN_FILES if os.path.lexists(folder / name)] + boards
+    names = [*RUN_FILES, f"{BEST}/model.safetensors", f"{BEST}/model.json"]
+    others = [*older_checkpoints(folder), *folder.glob("events.out.tfevents.*")]
+    return [folder / name for name in names if os.path.lexists(folder / name)] + sorted(others)
 
 
 def resolve_config(config: Config) -> Config:
@@ -121,6 +127,8 @@ def build_net(job: Job, net: NetConfig, role: str, classes: list[str]) -> nn.Mod
     if net.checkpoint is None:
         return job.build(net, classes)
     path = resolve(net.checkpoint)
+    if net.weights is not None:
+        log.warning("%s.weights=%s is not used: the checkpoint %s holds all weights", role, net.weights, path)
     model, meta = load_model(path, task=job.task)
     if meta["architecture"] != net.architecture:
         raise InputError(
@@ -149,7 +157,7 @@ def train(
     Args:
         config: resolved settings; ``config.role`` says which of the two networks is trained.
         folder: output folder (``config.yaml``, ``log.jsonl``, ``last.pt``, ``model.safetensors``, ``model.json``,
-            ``metrics.json``).
+            ``metrics.json``; with ``data.val`` the best model in ``best/``, with ``train.keep`` older checkpoints).
         resume: a ``last.pt`` to go on from.
         overwrite: replace a run that is in *folder* (once the new one is ready to start).
         quiet: no progress bars.
@@ -167,7 +175,8 @@ def train(
     with_teacher = any(method_class(name).needs_teacher for name in parse(config.method, config.methods))
     if with_teacher and config.role == "teacher":
         raise InputError(f"--role teacher trains on ground truth: use --method none, not {config.method}")
-    if with_teacher and config.teacher.checkpoint is None:
+    job = job_of(config)
+    if with_teacher and not job.has_trained(config.teacher):
         raise InputError(
             f"method '{config.method}' needs a trained teacher: give --teacher CKPT "
             "(train one with --role teacher --method none)"
@@ -177,15 +186,22 @@ def train(
         check_folder(folder, may_hold_run=overwrite or goes_on)
     seed_everything(config.train.seed)
     progress = None if quiet else partial(tqdm, desc="draw shapes", unit="picture", file=sys.stderr)
-    job = job_of(config)
     with processes.main_first():
         dataset = job.training_set(config, progress)
     # Read now, so that a damaged annotation of the test list is known before hours of training.
     held_out = job.test_set(config, dataset.classes)
+    to_validate = _validation_set(config, job, dataset, held_out)
 
     net = config.teacher if config.role == "teacher" else config.student
     student = build_net(job, net, config.role, dataset.classes).to(device)
     teacher = build_net(job, config.teacher, "teacher", dataset.classes).to(device) if with_teacher else None
+    if config.data.cache is not None:
+        size = max(student.transform.min_size), student.transform.max_size
+        dataset.picture_cache = PictureCache(Path(config.data.cache).expanduser(), *size)
+    if teacher is not None and config.teacher.checkpoint is None:
+        # Published weights: how good they are on these pictures is known only from here on.
+        scores = job.evaluate(teacher, held_out, device, config.train, quiet, processes)
+        log.info("teacher: %s on %s", job.summary(scores), config.data.test)
     # Building draws random weights or none, depending on checkpoints: training starts from the seed either way.
     seed_everything(config.train.seed)
     distiller = Distiller(
@@ -206,9 +222,23 @@ def train(
     if processes.rank > 0:
         # The weights are the same in all processes, what they draw from here on is not.
         seed_everything(config.train.seed + processes.rank * 1_000_003)
-    trainer = Trainer(distiller, dataset, config.train, folder, quiet, processes)
+    description = {"method": config.method, "config": config.name}
+    validation = None
+    if to_validate is not None:
+
+        def keep(record: dict[str, Any]) -> None:
+            if processes.is_main:
+                save_model(student, folder / BEST, dataset.classes, description | {"validation": record})
+
+        score = partial(job.evaluate, student, to_validate, device, config.train, True, processes)
+        validation = Validation(score, list(job.measures), keep)
+    trainer = Trainer(distiller, dataset, config.train, folder, quiet, processes, validation)
     if resume is not None:
         trainer.resume(resume)
+    if config.train.cache_teacher is not None and teacher is not None:
+        with processes.main_first():
+            cache = open_teacher_cache(config, distiller, dataset, Path(config.train.cache_teacher), quiet)
+        distiller.task.teacher_cache = cache
     if processes.is_main:
         open_folder(folder, resume)
         write_atomically(folder / "config.yaml", lambda temporary: save_config(resolve_config(config), temporary))
@@ -230,10 +260,28 @@ def train(
         "versions": versions(device),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+    if validation is not None:
+        metrics["best"] = {"model": BEST, "split": config.data.val, **validation.best}
     if processes.is_main:
-        save_model(student, folder, dataset.classes, {"method": config.method, "config": config.name})
+        save_model(student, folder, dataset.classes, description)
         write_metrics(folder / "metrics.json", metrics)
     return metrics
+
+
+def _validation_set(config: Config, job: Job, trained_on: Dataset, tested_on: Dataset) -> Dataset | None:
+    """The pictures of ``data.val``, None without. InputError where the choice of a model by them would mean nothing."""
+    if config.data.val is None:
+        return None
+    own = copy.deepcopy(config)
+    own.data.test = config.data.val
+    found = job.test_set(own, trained_on.classes)
+    for other, part in ((trained_on, "train"), (tested_on, "test")):
+        if shared := set(found.ids) & set(other.ids):
+            raise InputError(
+                f"data.val={own.data.test} and data.{part}={getattr(config.data, part)} share {len(shared)} pictures, "
+                f"such as {min(shared)}: a model chosen by them would look better than it is; give a list of others"
+            )
+    return found
 
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:

@@ -8,25 +8,30 @@ import zlib
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from detkt.config import TrainConfig
-from detkt.data.loading import EndlessBatches, training_loader
+from detkt.data.loading import EndlessBatches, dead_workers_in_one_line, training_loader
 from detkt.distiller import Distiller
 from detkt.engine.checkpoint import (
+    LAST,
+    keep_last,
     load_checkpoint,
+    prune,
     random_state,
     restore_random_state,
     save_checkpoint,
     seed_everything,
 )
-from detkt.engine.guards import FiniteGuard, check_weights
+from detkt.engine.guards import FiniteGuard, SkippedUpdates, Watcher, check_weights
 from detkt.engine.optimizers import build_player_optimizer, schedule_factor
 from detkt.engine.processes import Processes
 from detkt.engine.reporting import NoReporter, Reporter, Window
+from detkt.engine.validation import Validation
 from detkt.errors import InputError
 from detkt.methods.base import STUDENT, Stage, Update
 
@@ -53,6 +58,7 @@ class Trainer:
         folder: where ``last.pt`` and ``log.jsonl`` go.
         quiet: no progress bar.
         processes: those that share the work; None: as ``torchrun`` has it.
+        validation: after every epoch of the student's budget; None: none.
 
     Raises:
         InputError: a batch cannot be shared out evenly among processes and parts, or the method's stages do not fit
@@ -67,8 +73,10 @@ class Trainer:
         folder: Path,
         quiet: bool = False,
         processes: Processes | None = None,
+        validation: Validation | None = None,
     ) -> None:
         self.distiller, self.dataset, self.config, self.folder, self.quiet = distiller, dataset, config, folder, quiet
+        self.validation = validation
         self.device = next(distiller.student.parameters()).device
         self.processes = processes or Processes(self.device.type == "cpu")
         batches = self._batches()
@@ -90,7 +98,11 @@ class Trainer:
         self.stage_index = self.stage_step = self.step = self.student_step = 0
         self.seconds = 0.0
         self._window = Window()
+        self._watcher = Watcher(distiller.method.watches())
+        self._skipped = SkippedUpdates()
+        self._last_step: int | None = None  # of the last.pt in the folder, where it is of this run
         self._stop_signal: int | None = None
+        self._may_stop_at_once = False
 
     def _batches(self, start: int = 0) -> EndlessBatches:
         config, processes = self.config, self.processes
@@ -127,12 +139,18 @@ class Trainer:
             for key in ("stage_index", "stage_step", "step", "student_step", "seconds"):
                 setattr(self, key, state[key])
             self._window.load_state_dict(state["window"], self.device)
+            self._watcher.load_state_dict(state["watcher"])
+            if self.validation is not None:
+                self.validation.load_state_dict(state["validation"])
             self._restore_random_states(state["random"])
         except InputError:
             raise
         except (KeyError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"checkpoint {path} is of another model or method: {reason}") from None
+            # torch heads its list of differences with a line that says nothing.
+            reason = next((line.strip() for line in str(error).splitlines() if not line.endswith(":")), str(error))
+            raise InputError(f"checkpoint {path} is of another model or method: {shorten(reason, 160)}") from None
+        if path.resolve() == (self.folder / LAST).resolve():
+            self._last_step = self.step
 
     def _restore_random_states(self, states: list[dict[str, Any]]) -> None:
         """Each process's own; with another number of processes, the first goes on and the others start anew."""
@@ -149,6 +167,8 @@ class Trainer:
     def save(self) -> None:
         """Write ``last.pt``: all players, optimizers, counters, random states. All processes call it, the first writes.
 
+        Of the checkpoints before it, ``keep`` - 1 stay, as ``checkpoint-<step>.pt``.
+
         Raises:
             InputError: a loss or a weight is not finite (the checkpoint before stays), or the disk is full.
         """
@@ -161,42 +181,48 @@ class Trainer:
             "scalers": {name: scaler.state_dict() for name, scaler in self.scalers.items()},
             "random": self.processes.gather(random_state()),
             "window": self._window.state_dict(),
+            "watcher": self._watcher.state_dict(),
             "pictures": self._pictures(),
         }
         for key in ("stage_index", "stage_step", "step", "student_step"):
             state[key] = getattr(self, key)
         state["seconds"] = self._elapsed()
+        if self.validation is not None:
+            state["validation"] = self.validation.state_dict()
         if self.processes.is_main:
-            save_checkpoint(self.folder / "last.pt", state)
+            if self.config.keep > 1 and self._last_step not in (None, self.step):
+                keep_last(self.folder, self._last_step)
+            save_checkpoint(self.folder / LAST, state)
+            prune(self.folder, self.step, self.config.keep)
+        self._last_step = self.step
 
     def fit(self) -> None:
         """Train to the end of the last stage.
 
         Raises:
             Interrupted: after Ctrl-C or SIGTERM, once ``last.pt`` is written.
-            InputError: a loss became NaN or infinite, the disk is full, a data worker died.
+            InputError: a loss or a gradient became NaN or infinite, the disk is full, a data worker died.
         """
         self.guard = FiniteGuard()
         self._started = time.perf_counter()
         main = self.processes.is_main
-        self.reporter = Reporter(self.folder, self.step or None, self.quiet) if main else NoReporter()
+        # Where the validation is still due, a line of its step is of a process that was killed after it.
+        logged = self.step - self._validation_is_due()
+        self.reporter = Reporter(self.folder, logged if self.step else None, self.quiet) if main else NoReporter()
         batches = self._batches(start=self.step)
         loader = iter(training_loader(self.dataset, batches, self.config.workers, self.device.type == "cuda"))
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            while self.stage_index < len(self.lengths):
-                self._run_stage(loader)
-                self.processes.average_buffers(self.distiller)
-                self.stage_index, self.stage_step = self.stage_index + 1, 0
-                self.save()
+            with dead_workers_in_one_line():
+                while self.stage_index < len(self.lengths):
+                    self._run_stage(loader)
+                    self.processes.average_buffers(self.distiller)
+                    self.stage_index, self.stage_step = self.stage_index + 1, 0
+                    self.save()
             if (number := self._agreed_stop()) is not None:
                 raise Interrupted(number)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0] if str(error) else ""
-            if not reason.startswith("DataLoader worker"):
-                raise
-            raise InputError(f"{reason}: a process that loads pictures died; free memory or use --workers 0") from None
         finally:
+            loader.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
             self.reporter.close()
@@ -206,20 +232,47 @@ class Trainer:
         stage, length = self.distiller.stages[self.stage_index], self.lengths[self.stage_index]
         self.reporter.start_stage(stage.name, self.stage_step, length)
         self.distiller.train()
+        if self._validation_is_due():
+            self._validate(stage)
         while self.stage_step < length:
             self._train_step(stage, loader)
             self.stage_step += 1
             self.step += 1
             self.student_step += stage.trains_student
             self.reporter.advance()
-            if self.step % self.config.log_every == 0 or self.stage_step == length:
-                self._log(stage)
+            if self._validation_is_due():
+                self._validate(stage)
+            elif self.step % self.config.log_every == 0 or self.stage_step == length:
+                self.reporter.log(self._entry(stage))
             alone = self.processes.count == 1
             if (alone or self.step % self.config.log_every == 0) and (number := self._agreed_stop()) is not None:
                 self.save()
                 raise Interrupted(number)
             if self.step % self.config.checkpoint_every == 0:
                 self.save()
+
+    def _validation_is_due(self) -> bool:
+        """Whether the student has ended an epoch on which it has not been scored."""
+        return self.validation is not None and self.student_step == (self.validation.epochs + 1) * self.per_epoch
+
+    def _validate(self, stage: Stage) -> None:
+        """Score the student. All is saved before, so that a stop need not wait; random states stay as they are."""
+        self.processes.average_buffers(self.distiller)
+        self.save()
+        if (number := self._agreed_stop()) is not None:
+            raise Interrupted(number)
+        states, entry = random_state(), self._entry(stage)
+        self._may_stop_at_once = self.processes.count == 1
+        try:
+            scores = self.validation.run(self.step)
+        finally:
+            self._may_stop_at_once = False
+        restore_random_state(states)
+        self.distiller.train()
+        # Scoring counts neither for the run's seconds nor for the next line's speed.
+        self._started, self._window = time.perf_counter(), Window()
+        self.reporter.log({**entry, **scores})
+        self.save()
 
     def _agreed_stop(self) -> int | None:
         """The signal any process was stopped by: all of them have to stop at the same step."""
@@ -232,17 +285,19 @@ class Trainer:
         that has not stepped yet.
         """
         learning_rate, parts = self._set_learning_rate(), self.config.accumulate
+        self._pictures_seen: list[str] = []
         for part in range(parts):
-            # The task moves them to the device; the targets are kept here to name the pictures of a loss that fails.
-            images, self._host_targets = next(loader)
-            updates = self.distiller.updates(stage, images, self._host_targets)
+            images, targets = next(loader)
+            pictures = [self.dataset.ids[index] for index in self.distiller.task.pictures(targets)]
+            self._pictures_seen += pictures
+            updates = self.distiller.updates(stage, images, targets)
             logged: dict[str, Tensor] = {}
             while True:
                 with self._autocast():
                     update = next(updates, None)
                 if update is None:
                     break
-                self._guard(update)
+                self.guard.add_losses(self.step + 1, pictures, update.losses)
                 self._apply(update, first=part == 0, last=part == parts - 1)
                 logged |= {**update.losses, **update.metrics}
                 if update.player == STUDENT:
@@ -260,15 +315,17 @@ class Trainer:
         if not last:
             return
         self.processes.average_gradients(parameters)
-        if self.clip_norms[update.player]:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(parameters, self.clip_norms[update.player])
+        scaler.unscale_(optimizer)
+        if clip_norm := self.clip_norms[update.player]:
+            norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
+        else:
+            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if scaler.is_enabled():
+            self._skipped.add(update.player, norm)
+        else:
+            self.guard.add_gradient(self.step + 1, self._pictures_seen, update.player, norm)
         scaler.step(optimizer)
         scaler.update()
-
-    def _guard(self, update: Update) -> None:
-        pictures = [self.dataset.ids[index] for index in self.distiller.task.pictures(self._host_targets)]
-        self.guard.add(self.step + 1, pictures, update.losses)
 
     def _set_learning_rate(self) -> float:
         config = self.config
@@ -288,10 +345,13 @@ class Trainer:
         dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float16
         return torch.autocast(self.device.type, dtype)
 
-    def _log(self, stage: Stage) -> None:
+    def _entry(self, stage: Stage) -> dict[str, Any]:
+        """What to log of the steps since the last line."""
         self.guard.check()
         entry = {"stage": stage.name, "step": self.step, "epoch": round(self.step / self.per_epoch, 3)}
-        self.reporter.log({**entry, **self._window.flush(self.processes)})
+        means = self._window.flush(self.processes)
+        warnings = self._watcher.warnings(self.step, means) + self._skipped.warnings()
+        return {**entry, **means, **({"warning": "; ".join(warnings)} if warnings else {})}
 
     def _elapsed(self) -> float:
         now = time.perf_counter()
@@ -301,6 +361,8 @@ class Trainer:
     def _on_signal(self, number: int, frame) -> None:
         if self._stop_signal is not None:
             raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step to end
+        if self._may_stop_at_once:
+            raise Interrupted(number)
         self._stop_signal = number
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from detkt.data.loading import evaluation_loader
+from detkt.data.loading import dead_workers_in_one_line, evaluation_loader
 from detkt.engine.processes import Processes
 from detkt.engine.timing import clock
 
@@ -26,6 +26,7 @@ def top_k_hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     return (before.sum(dim=1) < k) & ~logits.isnan().any(dim=1)
 
 
+@dead_workers_in_one_line()
 @torch.inference_mode()
 def classify(
     model: nn.Module,

@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from detkt.data.boxes import corners_to_voc
-from detkt.data.loading import evaluation_loader
+from detkt.data.loading import dead_workers_in_one_line, evaluation_loader
 from detkt.data.voc import VOCDetection
 from detkt.engine.processes import Processes
 from detkt.engine.timing import clock
@@ -21,6 +21,7 @@ from detkt.evaluation.coco import evaluate_coco
 Detections = dict[str, dict[str, Any]]
 
 
+@dead_workers_in_one_line()
 @torch.inference_mode()
 def detect(
     model: nn.Module,

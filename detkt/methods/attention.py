@@ -29,7 +29,7 @@ from torch import Tensor
 from detkt.errors import InputError
 from detkt.knowledge import Knowledge, Spec
 from detkt.methods.adapters import full_precision, to_common_size
-from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Stage, Update
+from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Stage, Update, view_title
 
 
 def attention_map(feature: Tensor, p: float = 2, mask: Tensor | None = None) -> Tensor:
@@ -98,6 +98,20 @@ class AttentionTransfer(Method):
             loss = attention_loss(ours, theirs, self.config.p, student.mask(ours), teacher.mask(theirs))
             terms.append(self._weight(ours, theirs) / 2 * loss)
         yield Update(STUDENT, {**student.losses, self.name: torch.stack(terms).sum()})
+
+    def views(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
+        views = {}
+        for pair in self.pairs():
+            ours, theirs = student.features[pair.student], teacher.features[pair.teacher]
+            *pooled, mask = to_common_size(ours, theirs, student.mask(ours), teacher.mask(theirs))
+            attended = [attention_map(x, self.config.p, mask).unflatten(1, (1, *x.shape[-2:])) for x in pooled]
+            views |= {
+                view_title("teacher", pair.teacher): theirs,
+                view_title("teacher, attention", pair.teacher): attended[1],
+                view_title("student, attention", pair.student): attended[0],
+                view_title("student", pair.student): ours,
+            }
+        return views
 
     def _weight(self, student: Tensor, teacher: Tensor) -> float:
         if not self.config.per_cell:

@@ -7,7 +7,7 @@ folder that defines a subclass of :class:`Method` with a ``name``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -29,8 +29,8 @@ class Stage:
     Attributes:
         name: as shown in the progress bar and the log.
         needs: the passes to run: ``student`` (forward of the student with its task losses; the stage then
-            counts towards the student's budget of updates), ``student.logits``, ``teacher.features``,
-            ``teacher.logits``.
+            counts towards the student's budget of updates), ``student.features`` (its backbone alone, in
+            whichever mode it is), ``student.logits``, ``teacher.features``, ``teacher.logits``.
         players: who learns.
         steps: how many batches; None: until the student's budget is used up (the last stage).
     """
@@ -74,6 +74,25 @@ class Player:
     weight_decay: float = 0.0
     clip_norm: float | None = 10.0
     scheduled: bool = False
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A sign of trouble in what is logged, of which the run warns once and goes on.
+
+    Attributes:
+        sign: what is seen, in words; advice: what to change.
+        names: the logged losses and metrics that it is read from; a log line that lacks one (of another stage) is
+            passed over.
+        seen: whether a line's values, by name, show it; the second argument holds those of the first line.
+        updates: how long every line has to show it before it is told.
+    """
+
+    sign: str
+    advice: str
+    names: tuple[str, ...]
+    seen: Callable[[Mapping[str, float], Mapping[str, float]], bool]
+    updates: int = 200
 
 
 class Heads(Protocol):
@@ -154,13 +173,13 @@ class Method(nn.Module):
                 )
             return pairs
         student, teacher = self.student_spec.features, self.teacher_spec.features
-        outputs = [name for name in student if name.split(".")[0] == "output"]
-        if missing := [name for name in outputs if name not in teacher]:
+        shared = outputs(student)
+        if missing := [name for name in shared if name not in teacher]:
             raise InputError(
                 f"method '{self.name}': the student's backbone output '{missing[0]}' has no counterpart among the "
                 f"teacher's ({', '.join(teacher)}); name layers with methods.{self.name}.layers=[STUDENT=TEACHER]"
             )
-        return [LayerPair(name, name) for name in outputs]
+        return [LayerPair(name, name) for name in shared]
 
     def pair_specs(self, pair: LayerPair) -> tuple[FeatureSpec, FeatureSpec]:
         """Student's and teacher's map of *pair*.
@@ -186,6 +205,10 @@ class Method(nn.Module):
         """The method's own nets by player; see :class:`Player`."""
         return {}
 
+    def watches(self) -> Sequence[Watch]:
+        """Signs of trouble in the method's logged losses and metrics; see :class:`Watch`."""
+        return []
+
     def step(
         self, stage: Stage, student: Knowledge | None, teacher: Knowledge | None, heads: Heads
     ) -> Iterator[Update]:
@@ -194,6 +217,20 @@ class Method(nn.Module):
         (A user's own loop applies the student's after the call: a later one would change weights in its graph.)
         """
         raise NotImplementedError
+
+    def views(self, student: Knowledge, teacher: Knowledge | None) -> dict[str, Tensor]:
+        """Maps (N, C, H, W) to look at, by title: from the teacher's to the student's, what is compared in between.
+
+        Here: those of the configured layers, or all backbone outputs. A method that makes other maps of them to
+        compare shows these, too.
+        """
+        pairs = self.layer_pairs(self.config)
+        networks = {"teacher": teacher, "student": student} if teacher is not None else {"student": student}
+        views = {}
+        for role, knowledge in networks.items():
+            names = [getattr(pair, role) for pair in pairs] or outputs(knowledge.features)
+            views |= {view_title(role, name): knowledge.features[name] for name in names}
+        return views
 
     def require_same_classes(self) -> None:
         """Raise InputError unless both nets score the same classes in the same order."""
@@ -209,6 +246,16 @@ class Method(nn.Module):
                 f"method '{self.name}' compares class scores, but the class lists differ: student '{odd[0]}' where the "
                 f"teacher has '{odd[1]}'; use the teacher's class order"
             )
+
+
+def outputs(features: Iterable[str]) -> list[str]:
+    """The backbone's outputs among the names of *features*: ``output``, or a pyramid's ``output.<level>``."""
+    return [name for name in features if name.split(".")[0] == "output"]
+
+
+def view_title(what: str, layer: str) -> str:
+    """What :meth:`Method.views` calls a map: ``teacher``, or ``teacher, layer2`` of another layer than the output."""
+    return what if layer == "output" else f"{what}, {layer}"
 
 
 @contextmanager

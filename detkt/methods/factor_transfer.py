@@ -49,6 +49,7 @@ from detkt.methods.base import (
     Stage,
     Update,
     masked_mean,
+    view_title,
 )
 from detkt.methods.paraphraser import Encoder, Paraphraser, paraphraser_widths
 
@@ -183,15 +184,30 @@ class FactorTransfer(Method):
             return
         distances = []
         for pair in self.pairs():
-            with torch.no_grad():
-                teacher_factor = self.paraphrasers[pair.key].encoder(self._teacher_map(pair, teacher))
-            ours = student.features[pair.student]
-            student_factor = self.translators[pair.key](_without_padding(ours, student.mask(ours)))
-            factors = student_factor, teacher_factor
+            student_factor, teacher_factor = factors = self._factors(pair, student, teacher)
             masks = student.mask(student_factor), teacher.mask(teacher_factor)
             distances.append(factor_loss(*factors, self.config.p, *masks, self.config.reference_elements))
         added = self.config.beta * torch.stack(distances).mean()
         yield Update(STUDENT, {**student.losses, self.name: added})
+
+    def views(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
+        views = {}
+        for pair in self.pairs():
+            student_factor, teacher_factor = self._factors(pair, student, teacher)
+            views |= {
+                view_title("teacher", pair.teacher): teacher.features[pair.teacher],
+                view_title("teacher factor", pair.teacher): teacher_factor,
+                view_title("student factor", pair.student): student_factor,
+                view_title("student", pair.student): student.features[pair.student],
+            }
+        return views
+
+    def _factors(self, pair: LayerPair, student: Knowledge, teacher: Knowledge) -> tuple[Tensor, Tensor]:
+        """The student's factor, and the teacher's, which nothing learns from here."""
+        with torch.no_grad():
+            teacher_factor = self.paraphrasers[pair.key].encoder(self._teacher_map(pair, teacher))
+        ours = student.features[pair.student]
+        return self.translators[pair.key](_without_padding(ours, student.mask(ours))), teacher_factor
 
     def _paraphraser_losses(self, pair: LayerPair, teacher: Knowledge) -> dict[str, Tensor]:
         feature = self._teacher_map(pair, teacher)

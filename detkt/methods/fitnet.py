@@ -26,7 +26,18 @@ from torch import Tensor, nn
 
 from detkt.knowledge import Knowledge, Spec
 from detkt.methods.adapters import Regressor, full_precision
-from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Player, Stage, Update, masked_mean
+from detkt.methods.base import (
+    STUDENT,
+    Heads,
+    LayerPair,
+    Method,
+    MethodConfig,
+    Player,
+    Stage,
+    Update,
+    masked_mean,
+    view_title,
+)
 
 
 def hint_loss(regressed: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -61,17 +72,33 @@ class FitNet(Method):
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         hints = []
-        for regressor, pair in zip(self.regressors, self.pairs(), strict=True):
-            source, target = student.features[pair.student], full_precision(teacher.features[pair.teacher])
-            source_mask, mask = student.mask(source), teacher.mask(target)
-            if source_mask is not None:
-                # A kernel wider than 1x1, or resizing, would mix padding into the picture's border.
-                source = source * source_mask
+        for i, pair in enumerate(self.pairs()):
+            target = full_precision(teacher.features[pair.teacher])
+            mask = teacher.mask(target)
             if self.config.normalize:
                 target = target / _root_mean_square(target, mask)
-            hints.append(hint_loss(regressor(source, target.shape[-2:]), target, mask))
+            hints.append(hint_loss(self._regressed(i, pair, student, target), target, mask))
         added = self.config.weight * torch.stack(hints).mean()
         yield Update(STUDENT, {**student.losses, self.name: added})
+
+    def views(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
+        views = {}
+        for i, pair in enumerate(self.pairs()):
+            target = teacher.features[pair.teacher]
+            views |= {
+                view_title("teacher", pair.teacher): target,
+                view_title("student, regressed", pair.student): self._regressed(i, pair, student, target),
+                view_title("student", pair.student): student.features[pair.student],
+            }
+        return views
+
+    def _regressed(self, index: int, pair: LayerPair, student: Knowledge, target: Tensor) -> Tensor:
+        """reg(s) of the pair of this *index*, in the *target*'s shape."""
+        source = student.features[pair.student]
+        mask = student.mask(source)
+        # A kernel wider than 1x1, or resizing, would mix padding into the picture's border.
+        source = source if mask is None else source * mask
+        return self.regressors[index](source, target.shape[-2:])
 
 
 def _root_mean_square(feature: Tensor, mask: Tensor | None) -> Tensor:

@@ -24,7 +24,7 @@ s, trained with it, which lets widths differ), each element of the student's map
 
     Omega(r) = gamma / 2 * max(r^2, theta^2),    whose gradient is   gamma * r  where |r| > theta,   0 elsewhere
 
-against r^2 / 2 and r of the plain distance ("dense"). So Omega recodes the gradients that the student propagates:
+against r^2 / 2 and r of the plain distance (``kr-dense``). So Omega recodes the gradients that the student propagates:
 outside the threshold it amplifies them (gamma > 1), inside it answers with zero and all elements are rewarded equally;
 the student need not be strictly close to K, and learns the dominant gaps first. theta is learnable: by the gradient of
 Omega itself, gamma * theta * (share of elements inside), it descends as long as there are elements inside, and lets
@@ -32,6 +32,10 @@ finer gaps in. It starts at the mean magnitude of the tensor that Omega is given
 says: of the parameters. As in its Eq. 9, a map stands for the parameters that made it.)
 
     L_task + weight * mean Omega(r)
+
+The paper's figures set Omega beside traditional, convex penalties (structured sparsity, the L1 norm), which have their
+least value at 0 alone. ``kr-l1`` is the framework with |r| in place of Omega, whose gradient has one size everywhere.
+(The paper's penalise parameters; a map stands for these here, too.)
 
 Two optimizers alternate in each iteration (Algorithm 1): that of a (player ``aggregation``: SGD, learning rate 0.1,
 momentum 0.9, weight decay 10^-5), then the student's, to which reg and theta belong (the paper: 0.01, of the training
@@ -65,6 +69,7 @@ from detkt.methods.base import (
     Stage,
     Update,
     masked_mean,
+    view_title,
 )
 from detkt.methods.layer_groups import Group, named_groups, output_groups
 
@@ -207,6 +212,18 @@ class KRDense(Method):
         means = {name: torch.stack([values[name] for values in metrics]).mean() for name in metrics[0]}
         yield Update(STUDENT, {**student.losses, self.name: added}, means)
 
+    def views(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
+        views = {}
+        for group, aggregate, regress in zip(self.groups, self.aggregators, self.regressors, strict=True):
+            ours = student.features[group.student]
+            views |= {view_title("teacher", name): teacher.features[name] for name in group.teachers}
+            views |= {
+                view_title("teacher, aggregated", group.student): aggregate(self._stack(group, student, teacher)[0]),
+                view_title("student, regressed", group.student): regress(ours),
+                view_title("student", group.student): ours,
+            }
+        return views
+
     def penalize(self, group: int, gap: Tensor, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """What the student minimises of a group's *gap* (N, C, H, W), and what to log of it."""
         return masked_mean(gap.square(), mask) / 2, {}
@@ -222,6 +239,15 @@ class KRDense(Method):
             maps.append(feature)
         scale = masked_mean(maps[-1].square(), mask).sqrt().clamp_min(1e-6)
         return [feature / scale for feature in maps], mask
+
+
+class KRL1(KRDense):
+    """KR with the gap's magnitude as its penalty. See the module's docstring. One stage: distill."""
+
+    name = "kr-l1"
+
+    def penalize(self, group: int, gap: Tensor, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        return masked_mean(gap.abs(), mask), {}
 
 
 @dataclass

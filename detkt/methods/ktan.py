@@ -25,7 +25,7 @@ while the discriminator D minimises -log D(R(t)) - log(1 - D(s)). The papers lea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,12 +46,16 @@ from detkt.methods.base import (
     Player,
     Stage,
     Update,
+    Watch,
     choose,
     frozen,
     masked_mean,
+    view_title,
 )
 
 Maps = dict[LayerPair, Tensor | None]
+
+EXPLOSION = 10
 
 
 def discriminator_loss(
@@ -229,18 +233,44 @@ class KTAN(Method):
             )
         return players
 
+    def watches(self) -> Sequence[Watch]:
+        if not self.adversarial:
+            return []
+        accuracies = ("discriminator_accuracy_teacher", "discriminator_accuracy_student")
+        smooth = self.config.label_smoothing
+        # What is left of D's loss where it is sure: the entropy of the smoothed label.
+        least = -(1 - smooth) * math.log(1 - smooth) - (smooth * math.log(smooth) if smooth else 0.0)
+
+        def certain(mean: Mapping[str, float], first: Mapping[str, float]) -> bool:
+            return min(mean[name] for name in accuracies) > 0.999 or mean["discriminator"] < least + 0.01
+
+        def exploded(mean: Mapping[str, float], first: Mapping[str, float]) -> bool:
+            return any(mean[name] > EXPLOSION * first[name] for name in mean)
+
+        section = f"methods.{self.name}"
+        return [
+            Watch(
+                "the discriminator tells all maps apart, and teaches the student nothing",
+                f"lower {section}.discriminator_lr, or raise {section}.instance_noise or {section}.label_smoothing",
+                (*accuracies, "discriminator"),
+                certain,
+            ),
+            Watch(
+                f"a loss of the adversary is more than {EXPLOSION} times what it was at first",
+                f"lower {section}.alpha, {section}.discriminator_lr or train.lr_per_image",
+                ("discriminator", "generator_loss"),
+                exploded,
+                updates=50,
+            ),
+        ]
+
     def step(self, stage: Stage, student: Knowledge | None, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         if stage.name == "regressor":
             yield self._regressor_update(teacher, heads)
             return
         pairs = self.pairs()
         with torch.no_grad():
-            targets = {
-                pair: self.regressors[pair.key](
-                    teacher.features[pair.teacher], student.features[pair.student].shape[-2:]
-                )
-                for pair in pairs
-            }
+            targets = {pair: self._regressed(pair, student, teacher) for pair in pairs}
         maps = {pair: student.features[pair.student] for pair in pairs}
         masks = {pair: student.mask(maps[pair]) for pair in pairs}
         scales = {pair: self._scale(targets[pair], masks[pair]) for pair in pairs}
@@ -263,6 +293,20 @@ class KTAN(Method):
             metrics["generator_loss"] = torch.stack(fooled).mean()
             losses[f"{self.name}_generator"] = self.config.alpha * metrics["generator_loss"]
         yield Update(STUDENT, losses, metrics)
+
+    def views(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
+        views = {}
+        for pair in self.pairs():
+            views |= {
+                view_title("teacher", pair.teacher): teacher.features[pair.teacher],
+                view_title("teacher, regressed", pair.teacher): self._regressed(pair, student, teacher),
+                view_title("student", pair.student): student.features[pair.student],
+            }
+        return views
+
+    def _regressed(self, pair: LayerPair, student: Knowledge, teacher: Knowledge) -> Tensor:
+        """R(t), in the shape of the student's map."""
+        return self.regressors[pair.key](teacher.features[pair.teacher], student.features[pair.student].shape[-2:])
 
     def _regressor_update(self, teacher: Knowledge, heads: Heads) -> Update:
         """Algorithm 1: the task loss of a frozen head on R(t) trains R alone."""

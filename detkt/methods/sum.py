@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from detkt.errors import InputError
 from detkt.knowledge import Knowledge
-from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Player, Stage, Update
+from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Player, Stage, Update, Watch
 
 
 class Sum(Method):
@@ -42,6 +42,18 @@ class Sum(Method):
                 previous = merged[name].modules if name in merged else ()
                 merged[name] = Player(**{**vars(player), "modules": (*previous, *player.modules)})
         return merged
+
+    def watches(self) -> Sequence[Watch]:
+        return [watch for method in self.methods.values() for watch in method.watches()]
+
+    def views(self, student: Knowledge, teacher: Knowledge | None) -> dict[str, Tensor]:
+        views: dict[str, Tensor] = {}
+        for name, method in self.methods.items():
+            for title, feature in method.views(student, teacher).items():
+                # One map under one title; another map that two methods call the same is told apart by the method.
+                if views.setdefault(title, feature) is not feature:
+                    views[f"{title} ({name})"] = feature
+        return views
 
     def step(
         self, stage: Stage, student: Knowledge | None, teacher: Knowledge | None, heads: Heads

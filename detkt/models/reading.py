@@ -5,6 +5,7 @@ Only tensors are read: safetensors, or ``torch.load(..., weights_only=True)``.
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from pathlib import Path
 
@@ -42,6 +43,11 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about pickles that are refused right after
                 content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"weights {path}: no file of torch.save, or one with more than tensors, whose pickled code is never run; "
+            "save a state dict of tensors with torch.save or safetensors"
+        ) from error
     except Exception as error:  # a damaged file raises nearly anything
         raise InputError(
             f"weights {path}: damaged, truncated or not plain weights ({first_line(error)}); "

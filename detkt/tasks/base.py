@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from detkt.errors import InputError, suggestion
@@ -14,11 +15,24 @@ from detkt.knowledge import FeatureSpec, Knowledge, Spec
 from detkt.methods.base import Heads
 
 
+class TeacherMaps(Protocol):
+    """The teacher's maps of training pictures, kept from an earlier pass over them."""
+
+    def read(self, pictures: Sequence[int], flipped: Sequence[bool], device: torch.device) -> dict[str, Tensor]:
+        """Maps (N, C, H, W) by name of a batch: its pictures' indices in the data set, and which are mirrored."""
+        ...
+
+
 class Task(Protocol):
-    """Obtains knowledge from a student and a frozen teacher."""
+    """Obtains knowledge from a student and a frozen teacher.
+
+    Where ``teacher_cache`` is set, ``run`` takes the teacher's maps from it, and the teacher's backbone does not run; a
+    head of the teacher's that a method asks for still does, on these maps.
+    """
 
     student: nn.Module
     teacher: nn.Module | None
+    teacher_cache: TeacherMaps | None
 
     def watch(self, student_layers: Iterable[str], teacher_layers: Iterable[str]) -> tuple[Spec, Spec | None]:
         """Reveal the named inner layers from now on, and probe both nets' maps."""
@@ -30,6 +44,14 @@ class Task(Protocol):
 
     def pictures(self, targets: Any) -> list[int]:
         """Indices of a batch's pictures in the data set, to name those of a loss that fails."""
+        ...
+
+    def teacher_maps(self, images: Any) -> dict[str, Tensor]:
+        """The teacher's maps by name of a batch that ``run`` takes; no random number is drawn."""
+        ...
+
+    def input_size(self, width: int, height: int) -> tuple[int, int]:
+        """Height and width of what the backbones see of a batch of pictures of this size."""
         ...
 
 

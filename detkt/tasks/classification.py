@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from detkt.errors import InputError
 from detkt.knowledge import Knowledge, Spec
 from detkt.models.classifier import Classifier
-from detkt.tasks.base import LayerRecorder, evaluating, map_specs
+from detkt.tasks.base import LayerRecorder, TeacherMaps, evaluating, map_specs
 
 CIFAR_SIZE, IMAGENET_SIZE = 32, 224
 
@@ -65,6 +65,7 @@ class ClassificationTask:
         if teacher is student:
             raise InputError("student and teacher are the same object; give a copy (copy.deepcopy) as the teacher")
         self.student, self.teacher, self._image_size = student, teacher, image_size
+        self.teacher_cache: TeacherMaps | None = None
         self._nets = {"student": _Net(student, "student")}
         if teacher is not None:
             if not isinstance(teacher, Classifier):
@@ -102,6 +103,15 @@ class ClassificationTask:
         """Indices of a batch's pictures in the data set."""
         return targets["image_id"].tolist()
 
+    def teacher_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """See :class:`detkt.tasks.base.Task`."""
+        with torch.no_grad():
+            return self._nets["teacher"].features(images.to(next(self.student.parameters()).device, non_blocking=True))
+
+    def input_size(self, width: int, height: int) -> tuple[int, int]:
+        """See :class:`detkt.tasks.base.Task`: classifiers see pictures as they are."""
+        return height, width
+
     def run(
         self, images: Tensor | list[Tensor], targets: dict[str, Tensor] | Tensor, needs: frozenset[str]
     ) -> tuple[Knowledge | None, Knowledge | None, ClassificationHeads]:
@@ -125,17 +135,24 @@ class ClassificationTask:
         images = torch.stack(images) if isinstance(images, list) else images
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         student = teacher = None
+        if needs & {"student", "student.features"}:
+            student = Knowledge(self._nets["student"].features(images))
         if "student" in needs:
-            features = self._nets["student"].features(images)
-            logits = self._nets["student"].scores(features)
-            losses = {"cross_entropy": F.cross_entropy(logits, labels)}
-            student = Knowledge(features, logits, labels, losses, classification_loss="cross_entropy")
+            student.logits, student.labels = self._nets["student"].scores(student.features), labels
+            student.losses = {"cross_entropy": F.cross_entropy(student.logits, labels)}
+            student.classification_loss = "cross_entropy"
         if needs & {"teacher.features", "teacher.logits"}:
             with torch.no_grad():
-                teacher = Knowledge(self._nets["teacher"].features(images))
+                teacher = Knowledge(self._teacher_features(images, targets))
                 if "teacher.logits" in needs:
                     teacher.logits = self._nets["teacher"].scores(teacher.features)
         return student, teacher, ClassificationHeads(self._nets, labels)
+
+    def _teacher_features(self, images: Tensor, targets: dict[str, Tensor] | Tensor) -> dict[str, Tensor]:
+        """The backbone's maps of *images*, or the cached ones of the pictures that *targets* name."""
+        if self.teacher_cache is None:
+            return self._nets["teacher"].features(images)
+        return self.teacher_cache.read(self.pictures(targets), targets["flipped"].tolist(), images.device)
 
     @property
     def _num_classes(self) -> int:

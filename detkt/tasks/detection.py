@@ -19,7 +19,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from detkt.errors import InputError
 from detkt.knowledge import Knowledge, Spec
-from detkt.tasks.base import LayerRecorder, evaluating, map_specs
+from detkt.tasks.base import LayerRecorder, TeacherMaps, evaluating, map_specs
 
 Targets = list[dict[str, Tensor]]
 
@@ -138,6 +138,7 @@ class DetectionTask:
                         f"{ours} and {theirs}"
                     )
         self.student, self.teacher = student, teacher
+        self.teacher_cache: TeacherMaps | None = None
         self._student = _Detector(student, "student")
         self._teacher = _Detector(teacher, "teacher") if teacher is not None else None
         self._classes = {"student": tuple(student_classes), "teacher": tuple(teacher_classes)}
@@ -172,6 +173,21 @@ class DetectionTask:
         """Indices of a batch's pictures in the data set."""
         return [int(target["image_id"]) for target in targets]
 
+    def teacher_maps(self, images: list[Tensor]) -> dict[str, Tensor]:
+        """See :class:`detkt.tasks.base.Task`."""
+        device = next(self.student.parameters()).device
+        with torch.no_grad(), evaluating(self.student.transform):
+            batch, _ = self.student.transform([image.to(device, non_blocking=True) for image in images])
+            return self._teacher.features(batch.tensors)
+
+    def input_size(self, width: int, height: int) -> tuple[int, int]:
+        """See :class:`detkt.tasks.base.Task`."""
+        transform = self.student.transform
+        with evaluating(transform):
+            resized, _ = transform.resize(torch.empty(1, height, width))
+        divisor = transform.size_divisible
+        return tuple(-(-side // divisor) * divisor for side in resized.shape[-2:])
+
     def run(
         self, images: list[Tensor], targets: Targets, needs: frozenset[str]
     ) -> tuple[Knowledge | None, Knowledge | None, DetectionHeads]:
@@ -180,32 +196,47 @@ class DetectionTask:
         They may be on another device than the networks.
 
         Raises:
-            InputError: the student's losses are asked for while it is in evaluation mode, where it has none.
+            InputError: the student's losses are asked for while it is in evaluation mode, where it has none; targets on
+                the CPU hold boxes that are inverted, empty or not finite, or labels that are none of its classes.
         """
         if "student" in needs and not self.student.training:
             raise InputError(
                 "the student is in evaluation mode: call train() on it, or on the distiller, before training"
             )
+        for number, target in enumerate(targets):
+            _check_target(target, f"target {number} of the batch", self._student.num_classes)
         device = next(self.student.parameters()).device
         images = [image.to(device, non_blocking=True) for image in images]
+        host_targets = targets
         targets = [{key: _moved(value, device) for key, value in target.items()} for target in targets]
         batch, targets = self.student.transform(images, targets)
         valid = _valid(batch)
         heads = DetectionHeads({"student": self._student, "teacher": self._teacher}, batch, targets)
         student = teacher = None
-        if "student" in needs:
+        if needs & {"student", "student.features"}:
             features = self._student.features(batch.tensors)
-            losses, sampled = self._student.losses(features, batch, targets)
-            student = Knowledge(features, losses=losses, classification_loss="loss_classifier", valid=valid)
+            student = Knowledge(features, valid=valid)
+        if needs & {"teacher.features", "teacher.logits"}:
+            # Here, before the RoIs are sampled, cached maps are read while a GPU still computes the student's.
+            teacher = Knowledge(self._teacher_features(batch, host_targets), valid=valid)
+        if "student" in needs:
+            student.losses, sampled = self._student.losses(features, batch, targets)
+            student.classification_loss = "loss_classifier"
             if needs & {"student.logits", "teacher.logits"}:
                 student.logits = sampled.logits
                 student.labels = self._roi_labels(sampled.proposals, targets)
-        if needs & {"teacher.features", "teacher.logits"}:
+        if "teacher.logits" in needs:
             with torch.no_grad():
-                teacher = Knowledge(self._teacher.features(batch.tensors), valid=valid)
-                if "teacher.logits" in needs:
-                    teacher.logits = self._teacher_logits(teacher.features, sampled.proposals, batch)
+                teacher.logits = self._teacher_logits(teacher.features, sampled.proposals, batch)
         return student, teacher, heads
+
+    def _teacher_features(self, batch: ImageList, targets: Targets) -> dict[str, Tensor]:
+        """The backbone's maps of *batch*, or the cached ones of the pictures that *targets* name."""
+        if self.teacher_cache is not None:
+            flipped = [bool(target["flipped"]) for target in targets]
+            return self.teacher_cache.read(self.pictures(targets), flipped, batch.tensors.device)
+        with torch.no_grad():
+            return self._teacher.features(batch.tensors)
 
     def _teacher_logits(self, features: dict[str, Tensor], proposals: list[Tensor], batch: ImageList) -> Tensor:
         """The teacher's RoI head on the student's sampled RoIs (M, K): no RPN of the teacher."""
@@ -240,6 +271,22 @@ def _scoring(model: GeneralizedRCNN) -> Iterator[None]:
     with evaluating(model.rpn), evaluating(model.roi_heads):
         model.rpn.training = model.roi_heads.training = True
         yield
+
+
+def _check_target(target: dict[str, Tensor], where: str, num_classes: int) -> None:
+    """InputError for what torchvision would make garbage of; on a GPU, where looking means waiting, only for shapes."""
+    boxes, labels = target["boxes"], target["labels"]
+    if boxes.dim() != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
+        shapes = f"boxes of shape {tuple(boxes.shape)} and labels of shape {tuple(labels.shape)}"
+        raise InputError(f"{where}: {shapes}; they must be (n, 4) and (n,)")
+    if boxes.is_cpu and not (right := (boxes[:, 2:] > boxes[:, :2]).all(1) & boxes.isfinite().all(1)).all():
+        raise InputError(
+            f"{where}: box {boxes[~right][0].tolist()} is inverted, empty or not finite; give x1 < x2 and y1 < y2"
+        )
+    if labels.is_cpu and len(labels) and not 1 <= labels.min() <= labels.max() < num_classes:
+        raise InputError(
+            f"{where}: labels {labels.tolist()}; they must be 1 to {num_classes - 1} (0 is the background)"
+        )
 
 
 def _moved(value: Any, device: torch.device) -> Any:

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from detkt.errors import InputError
+from detkt.errors import InputError, suggestion
 from detkt.evaluation.voc import VocResult
 from detkt.visualization.panels import DPI
 
@@ -46,20 +46,49 @@ def precision_recall_figure(results: Mapping[str, VocResult], classes: Sequence[
         if not any(result.curves[name].n_ground_truth for result in results.values()):
             axes.text(0.5, 0.5, "no objects", ha="center", va="center", size=8, color="#777777")
             continue
+        stairs = []
         for number, result in enumerate(results.values()):
-            curve, color = result.curves[name], _color(number)
+            curve = result.curves[name]
             # From recall 0 on, with the precision of the first detection.
             recall = np.concatenate([np.zeros(min(1, curve.n_detections)), curve.recall])
             precision = np.concatenate([curve.precision[:1], curve.precision])
-            axes.plot(recall, precision, color=color, linewidth=1.5, alpha=0.9, drawstyle="steps-pre")
-            height = 0.05 + 0.11 * (len(results) - 1 - number)
+            axes.plot(recall, precision, color=_color(number), linewidth=1.5, alpha=0.9, drawstyle="steps-pre")
+            stairs.append((recall, precision))
+        left, bottom = _free_corner(stairs, 0.32, 0.11 * len(results))
+        for number, result in enumerate(results.values()):
+            height = bottom + 0.11 * (len(results) - 1 - number)
             text = f"AP {100 * result.per_class[name]:.1f}"
-            axes.text(0.04, height, text, size=7, color=color, weight="bold", path_effects=[_RIM])
+            axes.text(left, height, text, size=7, color=_color(number), weight="bold", path_effects=[_RIM])
     figure.supxlabel("recall", fontsize=9)
     figure.supylabel("precision", fontsize=9)
     lines = [Line2D([], [], color=_color(number), linewidth=2) for number in range(len(results))]
     _legend(figure, lines, [f"{name}, mAP {100 * result.map:.1f}" for name, result in results.items()])
     return figure
+
+
+def _free_corner(stairs: Sequence[tuple[np.ndarray, np.ndarray]], width: float, height: float) -> tuple[float, float]:
+    """Left lower corner, in a diagram of 1 by 1, for a text of *width* and *height* where curves cross it least.
+
+    stairs: recall and precision of each curve. Tried are the corners left below, right above and right below.
+    """
+    points = np.concatenate([np.empty((2, 0)), *(_along(*stair) for stair in stairs if len(stair[0]))], axis=1)
+    corners = [(0.04, 0.05), (0.97 - width, 0.96 - height), (0.97 - width, 0.05)]
+
+    def crossed(corner: tuple[float, float]) -> int:
+        (left, bottom), (recall, precision) = corner, points
+        return np.count_nonzero(
+            (left <= recall) & (recall <= left + width) & (bottom <= precision) & (precision <= bottom + height)
+        )
+
+    return min(corners, key=crossed)
+
+
+def _along(recall: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    """(2, n) points a hundredth of the diagram apart on the stairs through these points."""
+    x, y = np.repeat(recall, 2)[:-1], np.repeat(precision, 2)[1:]
+    length = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
+    places = np.arange(0, length[-1] + 0.01, 0.01)
+    return np.stack([np.interp(places, length, x), np.interp(places, length, y)])
 
 
 def per_class_ap_figure(results: Mapping[str, VocResult]) -> Figure:
@@ -150,18 +179,83 @@ def training_curves_figure(logs: Mapping[str, Log]) -> Figure:
         if "accuracy" in key:
             axes.axhline(0.5, color="#888888", linewidth=0.8, linestyle=":", zorder=2)
             axes.set_ylim(-0.03, 1.03)
-        elif min(everything) > 0 and max(everything) > 20 * min(everything):
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+        else:
+            _logarithmic_if_wide(axes, everything)
     figure.supxlabel("step", fontsize=9)
     handles: list = [Line2D([], [], color=_color(number), linewidth=2) for number in range(len(logs))]
     labels = list(logs)
     if len(stages) > 1:
         handles += [Patch(facecolor=shade, edgecolor="#bbbbbb") for shade in shades.values()]
-        labels += [f"stage: {name}" for name in shades]
+        whose = f" of {staged}" if len(logs) > 1 else ""
+        labels += [f"stage{whose}: {name}" for name in shades]
     _legend(figure, handles, labels)
     return figure
+
+
+def student_curve(log: Log, key: str) -> tuple[list[float], list[float]]:
+    """The student's updates at which *key* was logged, counted without the stages in which it does not learn, and the
+    values."""
+    steps, values, before = [], [], 0.0
+    for name, begin, end in _stages(log):
+        entries = [entry for entry in log if str(entry.get("stage", "")) == name and begin < entry["step"] <= end]
+        if not any("loss" in entry for entry in entries):
+            before += end - begin
+        drawn = [entry for entry in entries if _drawable(entry.get(key))]
+        steps += [entry["step"] - before for entry in drawn]
+        values += [entry[key] for entry in drawn]
+    return steps, values
+
+
+def mean_curve(logs: Sequence[Log], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """What several runs logged of *key* at the same updates of the student: steps (n,) and values (runs, n).
+
+    The steps are those of the first run that all runs have reached; other runs are interpolated to them.
+
+    Raises InputError where a run logged no such number.
+    """
+    curves = [student_curve(log, key) for log in logs]
+    for log, (steps, _) in zip(logs, curves, strict=True):
+        if not steps:
+            raise InputError(f"the log holds no '{key}'{suggestion(key, _quantities({'': log}))}; choose another --key")
+    low, high = max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves)
+    shared = np.array([step for step in curves[0][0] if low <= step <= high])
+    return shared, np.stack([np.interp(shared, steps, values) for steps, values in curves])
+
+
+def convergence_figure(groups: Mapping[str, Sequence[Log]], key: str) -> Figure:
+    """*key* over the student's updates: a line a group of runs, their mean, and a band from the least to the greatest.
+
+    groups: title -> the logs of runs that differ by their seed, one at least. The axis is logarithmic where values
+    spread over more than a factor of 20. Raises InputError where a run logged no such number.
+    """
+    figure = Figure(figsize=(7.0, 4.4), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    everything = []
+    for number, (title, logs) in enumerate(groups.items()):
+        steps, values = mean_curve(logs, key)
+        everything += values.ravel().tolist()
+        name = title if len(logs) == 1 else f"{title}, mean of {len(logs)}"
+        marker = "." if len(steps) < 3 else None
+        axes.plot(steps, values.mean(axis=0), color=_color(number), linewidth=1.5, marker=marker, label=name)
+        if len(logs) > 1:
+            axes.fill_between(
+                steps, values.min(axis=0), values.max(axis=0), color=_color(number), alpha=0.18, linewidth=0
+            )
+    axes.set_xlabel("updates of the student")
+    axes.set_ylabel(key, parse_math=False)
+    axes.set_xlim(left=0)
+    axes.grid(color="#e3e3e3", linewidth=0.6)
+    _quiet_frame(axes)
+    _logarithmic_if_wide(axes, everything)
+    _legend(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+def _logarithmic_if_wide(axes: Axes, values: Sequence[float]) -> None:
+    if min(values) > 0 and max(values) > 20 * min(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
 
 
 def _quantities(logs: Mapping[str, Log]) -> list[str]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from detkt.data.voc import VOCDetection
 from detkt.engine.checkpoint import write_atomically
+from detkt.errors import InputError
+from detkt.evaluation.bootstrap import PairedIntervals
 from detkt.visualization.curves import (
     per_class_ap_figure,
     precision_recall_figure,
@@ -20,12 +22,14 @@ from detkt.visualization.curves import (
     training_curves_figure,
 )
 from detkt.visualization.drawing import difference_figure
-from detkt.visualization.feature_maps import feature_map_figure
-from detkt.visualization.feature_view import picture_maps, trained_regressors
-from detkt.visualization.matching import DISTILLED, TEACHER, Comparison
+from detkt.visualization.feature_maps import PictureMaps, feature_map_figure
+from detkt.visualization.feature_view import compared_maps, trained_distiller
+from detkt.visualization.matching import Comparison
 from detkt.visualization.panels import save_figure
-from detkt.visualization.sources import Scored
+from detkt.visualization.sources import CONFIDENCE, RESAMPLES, Scored
 from detkt.visualization.tables import change_tables, picture_records
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 
@@ -43,9 +47,12 @@ def write_difference(
     comparison: Comparison,
     dataset: VOCDetection,
     shown: Sequence[Hashable],
+    gain: Mapping[str, PairedIntervals],
 ) -> list[Path]:
     """Write diff.png with the pictures *shown*, per_class_ap.png, precision_recall.png, changes.json, and where they
     apply training_curves.png (a run has a log) and feature_maps.png (a model is a detector). Returns their paths.
+
+    gain: of the distilled model over the student, see `detkt.visualization.sources.student_gain`.
 
     Files of an earlier comparison are replaced, others left.
     """
@@ -65,32 +72,38 @@ def write_difference(
     }
     if logs:
         figures["training_curves.png"] = training_curves_figure(logs)
-    if maps := _feature_maps(scored, dataset[number_of[shown[0]]][0] if shown else None):
-        figures["feature_maps.png"] = feature_map_figure(read(shown[0]), maps)
+    if shown and (maps := _feature_maps(scored, dataset, number_of[shown[0]])):
+        figures["feature_maps.png"] = feature_map_figure([PictureMaps(str(shown[0]), read(shown[0]), maps)])
     for name in {"training_curves.png", "feature_maps.png"} - set(figures):
         # One of an earlier comparison would pass for this one's.
         (folder / name).unlink(missing_ok=True)
     for name, figure in figures.items():
         save_figure(figure, folder / name)
-    content = json.dumps(difference_json(scored, comparison, shown), indent=1, allow_nan=False) + "\n"
+    content = json.dumps(difference_json(scored, comparison, shown, gain), indent=1, allow_nan=False) + "\n"
     write_atomically(folder / "changes.json", lambda path: path.write_text(content, encoding="utf-8"))
     return [folder / name for name in (*figures, "changes.json")]
 
 
-def _feature_maps(scored: Mapping[str, Scored], image: Tensor | None) -> dict[str, np.ndarray]:
-    """The backbone maps on *image* of the models that are detectors; empty where there is none."""
-    models = {one.source.title: one.source.model for one in scored.values() if one.source.model is not None}
-    if image is None or not models:
-        return {}
-    regressors = None
-    if all(role in scored and scored[role].source.model is not None for role in (DISTILLED, TEACHER)):
-        distilled, teacher = scored[DISTILLED].source, scored[TEACHER].source
-        regressors = trained_regressors(distilled.folder, distilled.model, teacher.model)
-    return picture_maps(models, image, regressors)
+def _feature_maps(scored: Mapping[str, Scored], dataset: VOCDetection, index: int) -> dict[str, np.ndarray]:
+    """The maps on picture number *index* of the models that are detectors; empty where there is none."""
+    sources = {role: one.source for role, one in scored.items()}
+    try:
+        distiller = trained_distiller(sources)
+    except InputError as error:
+        # One picture less is no reason to throw away the comparison.
+        log.warning("warning: %s; feature_maps.png does without what the method makes of the maps", error)
+        distiller = None
+    return compared_maps(sources, distiller, dataset, index)
 
 
-def difference_json(scored: Mapping[str, Scored], comparison: Comparison, shown: Sequence[Hashable]) -> dict[str, Any]:
-    """The numbers of a comparison, ready for JSON: models, tables, pictures shown, and what changed in each picture."""
+def difference_json(
+    scored: Mapping[str, Scored],
+    comparison: Comparison,
+    shown: Sequence[Hashable],
+    gain: Mapping[str, PairedIntervals],
+) -> dict[str, Any]:
+    """The numbers of a comparison, ready for JSON: models, the gain over the student, tables, pictures shown, and what
+    changed in each picture."""
     models = {
         role: {
             "title": one.source.title,
@@ -107,6 +120,14 @@ def difference_json(scored: Mapping[str, Scored], comparison: Comparison, shown:
         "score_threshold": comparison.score_threshold,
         "iou_threshold": comparison.iou_threshold,
         "models": models,
+        "gain": {
+            "resamples": RESAMPLES,
+            "confidence": CONFIDENCE,
+            **{
+                metric: {name: _null_for_nan(number) for name, number in pair.numbers().items()}
+                for metric, pair in gain.items()
+            },
+        },
         "tables": change_tables(comparison),
         "shown": [str(picture) for picture in shown],
         "pictures": picture_records(comparison),

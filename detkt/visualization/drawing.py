@@ -1,7 +1,8 @@
 """Pictures with boxes: one picture's detections, and KTAN's Fig. 2 (student, distilled and teacher side by side).
 
 Liu et al., "KTAN: Knowledge Transfer Adversarial Network", IJCNN 2020, Fig. 2: yellow boxes are correct detections
-that the distilled network gains over the student, red ones false detections of the student.
+that the distilled network gains over the student, red ones false detections of the student. What got worse is marked
+as well: a picture that shows gains alone shows nothing.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ from detkt.data.boxes import voc_to_corners
 from detkt.visualization.matching import DISTILLED, STUDENT, PictureChanges
 from detkt.visualization.panels import Mark, Style, draw_panel, pixel_figure
 
-YELLOW, RED, QUIET = "#ffd500", "#ff2a2a", "#d5dde6"
+YELLOW, RED, BLUE, PINK, QUIET = "#ffd500", "#ff2a2a", "#4fc3ff", "#ff7be0", "#d5dde6"
 GAINED = Style(YELLOW)
+LOST = Style(BLUE)
 FALSE = Style(RED, "white")
+NEW = Style(PINK)
 OTHER = Style(QUIET, "white", "#20262e", label_alpha=0.65, width=1.0, letters=6.5, required=False)
 OTHER_FALSE = replace(OTHER, dashed=True)
 
 COLUMNS = 6
 PANEL_HEIGHT = 448
 _WIDEST, _NARROWEST, _LEGEND_WIDTH = 800, 300, 1040
-_LEFT, _GAP, _CAPTION, _LEGEND = 56, 8, 76, 64
+_LEFT, _GAP, _CAPTION, _LEGEND = 56, 8, 76, 92
 
 
 def difference_figure(
@@ -38,8 +41,9 @@ def difference_figure(
 ) -> Figure:
     """KTAN's Fig. 2: a column a picture, a row a model: a) student, b) distilled, c) teacher where there is one.
 
-    Yellow: in the distilled row, the detections of objects gained. Red: in the student's row, false detections.
-    All other detections are thin; of these, false ones (of the distilled network and the teacher) are dashed.
+    In the distilled row, yellow: the detections of objects gained, pink: false detections that the student does not
+    make. In the student's row, blue: the detections of objects lost, red: all false detections. All others are thin; of
+    these, false ones (which the distilled network shares with the student, or the teacher's) are dashed.
     More than six pictures are divided evenly into blocks of rows, one below the other.
 
     Args:
@@ -77,11 +81,17 @@ def model_marks(changes: PictureChanges, role: str) -> list[Mark]:
     """The detections of one model as `difference_figure` draws them."""
     judged = changes.models[role]
     gained = set(judged.finder[changes.gained].tolist()) if role == DISTILLED else set()
+    lost = set(judged.finder[changes.lost].tolist()) if role == STUDENT else set()
+    new = set(changes.new.tolist()) if role == DISTILLED else set()
     corners = voc_to_corners(judged.boxes)
     marks = []
     for i, verdict in enumerate(judged.verdicts):
         if i in gained:
             style = GAINED
+        elif i in lost:
+            style = LOST
+        elif i in new:
+            style = NEW
         elif verdict.is_error:
             style = FALSE if role == STUDENT else OTHER_FALSE
         else:
@@ -135,9 +145,11 @@ def _write(figure: Figure, x: float, y: float, text: str, **settings) -> None:
 def _draw_legend(figure: Figure) -> None:
     entries = {
         "correct, gained over the student": GAINED,
+        "correct, lost by the distilled": LOST,
         "false detection of the student": FALSE,
+        "false, new in the distilled": NEW,
         "any other detection": OTHER,
         "any other, false": OTHER_FALSE,
     }
     handles = [Rectangle((0, 0), 1, 1, fill=False, edgecolor=s.color, **s.line) for s in entries.values()]
-    figure.legend(handles, list(entries), loc="lower center", ncols=4, frameon=False, fontsize=8.5, handleheight=1.1)
+    figure.legend(handles, list(entries), loc="lower center", ncols=3, frameon=False, fontsize=8.5, handleheight=1.1)

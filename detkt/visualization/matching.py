@@ -102,10 +102,10 @@ def choose_pictures(
 ) -> list[Hashable]:
     """Ids of the pictures to show.
 
-    *images*: these, in this order, whatever *count* is. Otherwise the *count* pictures with the largest change,
-    objects gained plus errors removed; among equals those with fewer objects lost and new errors, then the order of
-    the data set. *class_name*: only objects and errors of this class count. Pictures with neither an object nor a
-    detection (of the class) are not taken, unless there is no other.
+    *images*: these, in this order, whatever *count* is. Otherwise the *count* pictures with the largest change, for the
+    better or the worse: objects gained and lost, errors removed and new; among equals those with more objects gained
+    or lost, then the order of the data set. *class_name*: only objects and errors of this class count. Pictures with
+    neither an object nor a detection (of the class) are not taken, unless there is no other.
 
     Raises InputError as `check_choice` does.
     """
@@ -115,19 +115,21 @@ def choose_pictures(
         by_name = {str(picture): picture for picture in pictures}
         return [by_name[name] for name in dict.fromkeys(images)]
 
-    def counts(changes: PictureChanges) -> tuple[int, int, int]:
+    def counts(changes: PictureChanges) -> tuple[int, int, bool]:
+        """(changes, objects among them, whether there is anything to see)."""
+
         def of_class(labels: Sequence[str], chosen: Sequence[int]) -> int:
             return sum(class_name in (None, labels[i]) for i in chosen)
 
         before, after = (changes.models[role].labels for role in (STUDENT, DISTILLED))
-        better = of_class(changes.labels, changes.gained) + of_class(before, changes.removed)
-        worse = of_class(changes.labels, changes.lost) + of_class(after, changes.new)
-        held = sum(of_class(labels, range(len(labels))) for labels in (changes.labels, before, after))
-        return better, worse, held
+        objects = of_class(changes.labels, changes.gained) + of_class(changes.labels, changes.lost)
+        errors = of_class(before, changes.removed) + of_class(after, changes.new)
+        held = any(of_class(labels, range(len(labels))) for labels in (changes.labels, before, after))
+        return objects + errors, objects, held
 
     counted = {picture: counts(changes) for picture, changes in pictures.items()}
     shown = [picture for picture in pictures if counted[picture][2]] or list(pictures)
-    return sorted(shown, key=lambda picture: (-counted[picture][0], counted[picture][1]))[:count]
+    return sorted(shown, key=lambda picture: (-counted[picture][0], -counted[picture][1]))[:count]
 
 
 def check_choice(

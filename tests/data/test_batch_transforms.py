@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detkt.data.batch_transforms import crop_and_flip, distort, normalise, uniform_draws
+from detkt.data.batch_transforms import crop_and_flip, distort, flips, normalise, uniform_draws
 
 
 def splitmix64(seed: int, count: int) -> list[int]:
@@ -102,6 +102,15 @@ def test_nothing_changes_without_padding_and_flips_and_everything_is_mirrored_wi
     images = random_batch(10)
     assert torch.equal(crop_and_flip(images, range(10), 0, 0.0), images)
     assert torch.equal(crop_and_flip(images, range(10), 0, 1.0), images.flip(-1))
+
+
+def test_which_pictures_are_mirrored_is_told():
+    images = random_batch(60)
+    told = flips(range(60), 0.3)
+    assert told.dtype == torch.bool and 5 < told.sum() < 35
+    found = crop_and_flip(images, range(60), 0, 0.3)
+    assert torch.equal(found[told], images[told].flip(-1))
+    assert torch.equal(found[~told], images[~told])
 
 
 # -- distortion and normalisation ------------------------------------------------------------------------------------

@@ -97,6 +97,7 @@ def test_an_evaluation_batch_is_the_normalised_pictures(cifar10):
     assert torch.allclose(images.double(), standardised(pixels[[5, 0, 2, 6]], CIFAR10_MEAN, CIFAR10_STD), atol=1e-5)
     assert targets["labels"].tolist() == [0, 6, 9, 2]
     assert targets["image_id"].tolist() == [5, 0, 2, 6]
+    assert targets["flipped"].tolist() == [False] * 4
     image, target = dataset[1]
     assert torch.equal(image, dataset.__getitems__([1])[0][0])
     assert target["labels"] == 9
@@ -110,6 +111,36 @@ def test_a_training_batch_is_padded_with_black_cropped_and_flipped(cifar10):
     images, _ = classification_set(config, "train", train=True).__getitems__([(5, 900), (0, 901), (5, 902), (3, 903)])
     expected = crop_and_flip(pixels[[5, 0, 5, 3]], range(900, 904), padding=3, flip=0.5)
     assert torch.allclose(images.double(), standardised(expected, CIFAR10_MEAN, CIFAR10_STD), atol=1e-5)
+
+
+def test_a_training_batch_says_what_was_mirrored(cifar10, folder):
+    config, pixels = cifar10
+    config.crop_padding, config.flip = 0, 0.5
+    dataset = classification_set(config, "train", train=True)
+    samples = [(picture % 7, 900 + picture) for picture in range(20)]
+    images, targets = dataset.__getitems__(samples)
+    flipped = targets["flipped"]
+    assert flipped.dtype == torch.bool and 3 < flipped.sum() < 17
+    plain, told = dataset.plain().__getitems__(samples)
+    assert not told["flipped"].any()
+    assert torch.equal(images, torch.where(flipped[:, None, None, None], plain.flip(-1), plain))
+    photos = DataConfig(format="folder", root=str(folder), image_size=4)
+    assert "flipped" not in classification_set(photos, "train", train=True).__getitems__([0])[1]
+
+
+def test_the_fingerprint_is_of_pixels_names_and_normalisation(cifar10):
+    config, _ = cifar10
+    found = classification_set(config, "train", train=True).fingerprint()
+    assert classification_set(config, "train", train=False).fingerprint() == found
+    config.mean, config.std = [0.5] * 3, [0.25] * 3
+    normalised = classification_set(config, "train", train=True).fingerprint()
+    assert len({found, normalised, classification_set(config, "train[2:]", train=True).fingerprint()}) == 3
+    config.mean, config.std = [], []
+    file = Path(config.root) / "data_batch_2.bin"
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+    assert classification_set(config, "train", train=True).fingerprint() != found
 
 
 def test_augmentation_is_the_same_in_any_batch_and_any_worker(cifar10):

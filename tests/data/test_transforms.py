@@ -35,11 +35,13 @@ def in_a_process(transforms):
 
 def test_nothing_asked_nothing_changed():
     result = TrainTransforms(flip=0)(*scene(), 1)
-    assert equal(result, scene())
+    assert equal(result[:3], scene())
+    assert result[3] is False
 
 
 def test_flip_mirrors_pixels_and_boxes():
-    image, boxes, labels = TrainTransforms(flip=1)(*scene(), 1)
+    image, boxes, labels, flipped = TrainTransforms(flip=1)(*scene(), 1)
+    assert flipped is True
     np.testing.assert_array_equal(image, scene()[0][:, ::-1])
     assert boxes.tolist() == [[50, 20, 80, 50], [0, 0, 90, 60], [0, 59, 1, 60], [20, 5, 39.75, 9.5]]
     assert labels.tolist() == LABELS.tolist()
@@ -47,8 +49,10 @@ def test_flip_mirrors_pixels_and_boxes():
 
 def test_flip_keeps_its_probability():
     transforms = TrainTransforms(flip=0.25)
-    flips = sum(transforms(*scene(), seed)[0][0, 0, 0] != 0 for seed in range(1000))
-    assert 200 < flips < 300
+    found = [transforms(*scene(), seed) for seed in range(1000)]
+    mirrored = [bool(image[0, 0, 0] != 0) for image, _, _, _ in found]
+    assert 200 < sum(mirrored) < 300
+    assert mirrored == [flipped for _, _, _, flipped in found]
 
 
 @pytest.mark.parametrize("scale", [(1.2, 4.0), (0.25, 0.8), (0.5, 2.0)])
@@ -57,7 +61,8 @@ def test_zoom_shows_the_right_pixels_and_the_boxes_stay_on_their_objects(scale, 
     transforms = TrainTransforms(flip=flip, scale=scale, min_visibility=0.3)
     zooms = []
     for seed in range(60):
-        image, boxes, labels = transforms(*scene(), seed)
+        image, boxes, labels, flipped = transforms(*scene(), seed)
+        assert flipped == flip
         height, width = image.shape[:2]
         zooms.append(WIDTH / width)
         assert abs(width / height - WIDTH / HEIGHT) < 0.1
@@ -84,7 +89,7 @@ def test_zoom_never_loses_every_object():
     boxes = np.array([[2.0, 2, 12, 12]])
     transforms = TrainTransforms(flip=0.5, scale=(2, 4))
     for seed in range(200):
-        image, found, labels = transforms(*scene(boxes), seed)
+        image, found, labels, _ = transforms(*scene(boxes), seed)
         assert labels.tolist() == [3]
         assert (found >= 0).all()
         assert (found[:, 2:] <= image.shape[1::-1]).all()
@@ -95,7 +100,7 @@ def test_limits_of_visibility(min_visibility):
     transforms = TrainTransforms(flip=0, scale=(1.5, 3), min_visibility=min_visibility)
     parts = []
     for seed in range(100):
-        _, boxes, labels = transforms(*scene(), seed)
+        _, boxes, labels, _ = transforms(*scene(), seed)
         sides = boxes[:, 2:] - boxes[:, :2]
         assert (sides >= 0.99).all()
         parts += [side.prod() / 900 for side, label in zip(sides, labels, strict=True) if label == 3]
@@ -105,7 +110,7 @@ def test_limits_of_visibility(min_visibility):
 
 def test_colour_moves_pixels_not_boxes():
     original = scene()
-    image, boxes, labels = TrainTransforms(flip=0, color=0.5)(*scene(), 3)
+    image, boxes, labels, _ = TrainTransforms(flip=0, color=0.5)(*scene(), 3)
     assert image.dtype == np.uint8
     assert not np.array_equal(image, original[0])
     assert equal((boxes, labels), original[1:])
@@ -118,7 +123,7 @@ def test_colour_moves_pixels_not_boxes():
 
 def test_picture_without_objects():
     empty = np.zeros((0, 4)), np.zeros(0, dtype=np.int64)
-    _, boxes, labels = TrainTransforms(flip=1, color=0.3, scale=(0.5, 2))(scene()[0], *empty, 1)
+    _, boxes, labels, _ = TrainTransforms(flip=1, color=0.3, scale=(0.5, 2))(scene()[0], *empty, 1)
     assert boxes.shape == (0, 4)
     assert labels.shape == (0,)
     assert labels.dtype == np.int64
@@ -146,8 +151,10 @@ def test_flip_and_brightness_are_drawn_independently():
     image[:, : WIDTH // 2] = 110  # the brighter half tells whether the picture was flipped
     flipped, level = [], []
     for seed in range(400):
-        changed = transforms(image, boxes, labels, seed)[0].mean(axis=(0, 2))
+        picture, _, _, told = transforms(image, boxes, labels, seed)
+        changed = picture.mean(axis=(0, 2))
         flipped.append(changed[-1] > changed[0])
+        assert told == flipped[-1]
         level.append(changed.mean())
     assert abs(np.corrcoef(flipped, level)[0, 1]) < 0.2
 

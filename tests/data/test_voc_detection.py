@@ -69,7 +69,8 @@ def test_item(tmp_path):
     assert image.is_contiguous()
     assert image[:, 5, 5].tolist() == [0, 1, 0]
     assert dataset[2][0][0, 0, 0] == torch.tensor(100 / 255)
-    assert set(target) == {"boxes", "labels", "image_id"}
+    assert set(target) == {"boxes", "labels", "image_id", "flipped"}
+    assert target["flipped"].dtype == torch.bool and not target["flipped"]
     assert target["boxes"].dtype == torch.float32
     assert target["boxes"].tolist() == [[0, 0, 40, 30], [6, 7, 7, 8]]
     assert target["labels"].dtype == torch.int64
@@ -277,15 +278,39 @@ def test_sample_seed_reaches_the_transforms(tmp_path):
 
     def record(image, boxes, labels, seed):
         calls.append((image.dtype, image.shape, boxes.tolist(), labels.dtype, seed))
-        return image[:, :10], boxes[:0], labels[:0]
+        return image[:, :10], boxes[:0], labels[:0], True
 
     dataset = VOCDetection(voc(tmp_path), "train", transforms=record)
     image, target = dataset[0, 77]
     assert calls == [(np.uint8, (HEIGHT, WIDTH, 3), [[0, 0, 40, 30], [6, 7, 7, 8]], np.int64, 77)]
     assert image.shape == (3, HEIGHT, 10)
     assert target["boxes"].shape == (0, 4)
+    assert target["flipped"]
     dataset[-1]
     assert calls[-1][-1] == 2  # a plain index is its own seed
+
+
+def test_the_plain_set_is_not_augmented_and_the_other_still_is(tmp_path):
+    dataset = VOCDetection(voc(tmp_path), "train", transforms=TrainTransforms(flip=1))
+    plain = dataset.plain()
+    image, target = plain[0]
+    assert torch.equal(image, VOCDetection(tmp_path, "train")[0][0])
+    assert not target["flipped"]
+    assert dataset[0][1]["flipped"]
+
+
+def test_the_fingerprint_is_of_names_sizes_and_times(tmp_path):
+    found = VOCDetection(voc(tmp_path), "train").fingerprint()
+    dataset = VOCDetection(tmp_path, "train", transforms=TrainTransforms(flip=1))
+    assert dataset.fingerprint() == found
+    os.utime(tmp_path / "JPEGImages/b.png", ns=(1, 1))
+    other = dataset.fingerprint()
+    assert other != found
+    write_list(tmp_path, "train", "a\nc\n")
+    assert VOCDetection(tmp_path, "train").fingerprint() not in (found, other)
+    (tmp_path / "JPEGImages/b.png").unlink()
+    with pytest.raises(InputError, match="b.png: cannot read the picture"):
+        dataset.fingerprint()
 
 
 def test_same_pictures_whatever_the_workers(tmp_path):

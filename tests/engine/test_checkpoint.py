@@ -13,7 +13,10 @@ import pytest
 import torch
 
 from detkt.engine.checkpoint import (
+    keep_last,
     load_checkpoint,
+    older_checkpoints,
+    prune,
     random_state,
     restore_random_state,
     save_checkpoint,
@@ -183,6 +186,29 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, share):
         load_checkpoint(path)
 
 
+def test_a_flipped_bit_anywhere_is_noticed(tmp_path):
+    """In a weight torch reads it as another number, and says nothing."""
+    path, unnoticed = tmp_path / "last.pt", []
+    save_checkpoint(path, {"weights": torch.arange(100.0)})
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        try:
+            state = load_checkpoint(path)
+        except InputError as refused:
+            assert "last.pt is damaged: it is not what was written; resume from another checkpoint" in str(refused)
+        else:
+            unnoticed.append(place)
+            assert torch.equal(state["weights"], torch.arange(100.0))
+    # Within the word that announces the checksum: the checksum is not looked for, but nothing else can be wrong.
+    assert unnoticed == list(range(len(content) - 16, len(content) - 4))
+
+
+def test_a_checkpoint_stays_a_file_of_torch(tmp_path):
+    save_checkpoint(tmp_path / "last.pt", STATE)
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 7
+
+
 @pytest.mark.parametrize("content", [b"not a checkpoint\n", bytes(1000), bytes(range(256)) * 4, b"\x80\x02]q\x00."])
 def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "last.pt"
@@ -204,13 +230,69 @@ def test_no_file_is_refused(tmp_path, name):
         load_checkpoint(tmp_path / name)
 
 
+# -- older ones -----------------------------------------------------------------------------------------------------
+
+
+def steps_in(folder):
+    """Name -> step of every checkpoint in *folder*."""
+    return {path.name: load_checkpoint(path)["step"] for path in folder.glob("*.pt")}
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_last_checkpoint_is_kept_under_the_name_of_its_step(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", raises_permission)
+    for step in (5, 10):
+        save_checkpoint(tmp_path / "last.pt", {**STATE, "step": step})
+        keep_last(tmp_path, step)
+        keep_last(tmp_path, step)  # a run that was killed right after does it again
+    save_checkpoint(tmp_path / "last.pt", {**STATE, "step": 15})
+    assert steps_in(tmp_path) == {"last.pt": 15, "checkpoint-5.pt": 5, "checkpoint-10.pt": 10}
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint-10.pt", "checkpoint-5.pt", "last.pt"]
+
+
+def raises_permission(*arguments):
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def test_what_a_killed_process_left_does_not_lead_into_another_checkpoint(tmp_path, monkeypatch):
+    """It may be a second name of a checkpoint's file: to write through it would change that one."""
+    save_checkpoint(tmp_path / "checkpoint-5.pt", {**STATE, "step": 5})
+    os.link(tmp_path / "checkpoint-5.pt", tmp_path / ".checkpoint-10.pt.tmp")
+    save_checkpoint(tmp_path / "last.pt", {**STATE, "step": 10})
+    monkeypatch.setattr(os, "link", raises_permission)
+    keep_last(tmp_path, 10)
+    assert steps_in(tmp_path) == {"last.pt": 10, "checkpoint-5.pt": 5, "checkpoint-10.pt": 10}
+
+
+@pytest.mark.parametrize(
+    ("keep", "step", "left"),
+    [
+        (1, 30, []),
+        (2, 30, [20]),
+        (3, 30, [9, 20]),
+        (9, 30, [5, 9, 20]),
+        (9, 20, [5, 9]),  # resumed from 9 and now at 20: that 20 is of the course before
+        (2, 10, [9]),
+    ],
+)
+def test_pruning(tmp_path, keep, step, left):
+    for number in (5, 9, 20):
+        (tmp_path / f"checkpoint-{number}.pt").touch()
+    for name in ("last.pt", "checkpoint-best.pt", "checkpoint-5.txt"):
+        (tmp_path / name).touch()
+    prune(tmp_path, step, keep)
+    assert sorted(older_checkpoints(tmp_path)) == sorted(tmp_path / f"checkpoint-{number}.pt" for number in left)
+    assert all((tmp_path / name).exists() for name in ("last.pt", "checkpoint-best.pt", "checkpoint-5.txt"))
+
+
 # -- random state ----------------------------------------------------------------------------------------------------
 
 
 def draw():
     return (
         [random.random(), random.gauss(0, 1)],
-        [np.random.rand(), np.random.standard_normal()],  # noqa: NPY002: the global generator is what is tested
+        [np.random.rand(), np.random.standard_normal()],  # the global generator is what is tested
         torch.rand(3).tolist() + torch.randn(5).tolist(),
     )
 

@@ -1,8 +1,7 @@
-"""The training loop: budgets, players, guards, and runs that are stopped and go on as if they had not been."""
+"""The training loop: budgets, players, guards, checkpoints. (Runs that are stopped and go on: test_resume.py.)"""
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -10,50 +9,16 @@ from itertools import pairwise
 
 import pytest
 import torch
+from run_comparison import assert_same, read_log
 
 from detkt.data import training_set
 from detkt.distiller import Distiller
 from detkt.engine.checkpoint import load_checkpoint
 from detkt.engine.optimizers import build_player_optimizer, schedule_factor
-from detkt.engine.run import train
 from detkt.engine.trainer import Interrupted, Trainer
 from detkt.errors import InputError
 from detkt.methods.base import STUDENT, Method, Player, Stage, Update
 from detkt.models import build_detector, load_model
-
-TIMES = {"images_per_second", "seconds"}
-
-
-def assert_same(found, expected, where="state"):
-    """Equal to the last bit, through dicts and lists; times aside."""
-    if isinstance(expected, dict):
-        assert list(found) == list(expected), where
-        for key in expected:
-            if key not in TIMES:
-                assert_same(found[key], expected[key], f"{where}.{key}")
-    elif isinstance(expected, (list, tuple)):
-        assert len(found) == len(expected), where
-        for index, pair in enumerate(zip(found, expected, strict=True)):
-            assert_same(*pair, f"{where}[{index}]")
-    elif isinstance(expected, torch.Tensor):
-        assert found.dtype == expected.dtype, where
-        assert torch.equal(found, expected), where
-    else:
-        assert found == expected, where
-
-
-def read_log(folder):
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
-
-
-def assert_same_run(folder, expected):
-    assert_same(load_checkpoint(folder / "last.pt"), load_checkpoint(expected / "last.pt"))
-    assert read_log(folder) == read_log(expected)
-    assert (folder / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()
-    ours, theirs = (json.loads((each / "metrics.json").read_text()) for each in (folder, expected))
-    for key in ("map_voc07", "map_area", "map_coco", "per_class", "updates"):
-        assert ours[key] == theirs[key]
 
 
 @pytest.fixture
@@ -74,61 +39,6 @@ def at_step(monkeypatch):
         monkeypatch.setattr(Distiller, "updates", updates)
 
     return arrange
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tiny_file, tmp_path_factory):
-    """``uninterrupted(method)``: the folder of a whole run."""
-    from detkt.config import load_config
-
-    folders = {}
-
-    def run(method):
-        if method not in folders:
-            folders[method] = tmp_path_factory.mktemp(method) / "run"
-            train(load_config(tiny_file, [f"method={method}"]), folders[method], quiet=True)
-        return folders[method]
-
-    return run
-
-
-def stop_and_go_on(config, folder, stops, at_step):
-    """Train *config*, stopped in the midst of each step of *stops* (its number, a signal), to the end."""
-    done, resume = 0, None
-    for step, number in stops:
-        at_step(step - done, lambda number=number: os.kill(os.getpid(), number))
-        with pytest.raises(Interrupted) as stopped:
-            train(config, folder, resume=resume, quiet=True)
-        assert stopped.value.signal == number
-        done, resume = step, folder / "last.pt"
-        state = load_checkpoint(resume)
-        assert state["step"] == step, "the step is finished before the run stops"
-        assert not (folder / "metrics.json").exists()
-    at_step(0, None)
-    train(config, folder, resume=resume, quiet=True)
-
-
-STOPS = {
-    # 8 steps; a log line every 4, so each of these cuts a window
-    "none": [(2, signal.SIGINT), (7, signal.SIGTERM)],
-    # regressor 1 to 3, distill 4 to 11
-    "dln": [(2, signal.SIGTERM), (6, signal.SIGINT)],
-    # regressor 1 to 3, warmup 4 to 6, adversarial 7 to 11; 3 and 11 are the ends of a stage and of the run
-    "ktan": [(2, signal.SIGINT), (3, signal.SIGTERM), (5, signal.SIGTERM), (9, signal.SIGINT), (11, signal.SIGINT)],
-}
-
-
-@pytest.mark.parametrize("method", STOPS)
-def test_a_resumed_run_equals_an_uninterrupted_one(method, uninterrupted, tiny_config, tmp_path, at_step):
-    expected = uninterrupted(method)
-    stop_and_go_on(tiny_config(f"method={method}"), tmp_path / "run", STOPS[method], at_step)
-    assert_same_run(tmp_path / "run", expected)
-
-
-def test_workers_change_nothing_and_resume_alike(uninterrupted, tiny_config, tmp_path, at_step):
-    config = tiny_config("method=ktan", "train.workers=2")
-    stop_and_go_on(config, tmp_path / "run", [(8, signal.SIGTERM)], at_step)
-    assert_same_run(tmp_path / "run", uninterrupted("ktan"))
 
 
 def make_trainer(config, folder, method=None, budget=None):
@@ -276,7 +186,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(value, 
     assert [line["step"] for line in read_log(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_weights_that_are_no_numbers_do_not_replace_the_checkpoint(tiny_config, tmp_path, spoil):
+@pytest.mark.parametrize("clip_norm", [10, 0])
+def test_a_gradient_that_is_no_number_stops_the_run_before_the_step(clip_norm, tiny_config, tmp_path, spoil):
     """The gradient of a square root at 0 is infinite, the loss itself is 0."""
     kept = []
 
@@ -284,9 +195,31 @@ def test_weights_that_are_no_numbers_do_not_replace_the_checkpoint(tiny_config, 
         kept.append((tmp_path / "run" / "last.pt").read_bytes())
         losses["distance"] = (distiller.student.backbone.conv1.weight * 0).sum().sqrt()
 
-    spoil(6, change)
+    seen = spoil(6, change)
+    config = tiny_config("train.checkpoint_every=3", f"train.clip_norm={clip_norm}")
+    trainer = make_trainer(config, tmp_path / "run")
+    with pytest.raises(InputError) as stopped:
+        trainer.fit()
+    pictures = ", ".join(trainer.dataset.ids[index] for index in seen["pictures"])
+    start = (
+        f"the gradient of player 'student' became nan at step 6 (pictures {pictures}); the last good checkpoint is kept"
+    )
+    assert str(stopped.value).startswith(start)
+    assert (tmp_path / "run" / "last.pt").read_bytes() == kept[0]
+    assert all(parameter.isfinite().all() for parameter in trainer.distiller.parameters()), "the step was not taken"
+
+
+def test_weights_that_are_no_numbers_do_not_replace_the_checkpoint(tiny_config, tmp_path, at_step):
+    """Running statistics have neither loss nor gradient."""
     trainer = make_trainer(tiny_config("train.checkpoint_every=3"), tmp_path / "run")
-    with pytest.raises(InputError, match=r"'student\.backbone\..* became NaN or infinite by step 6"):
+    kept = []
+
+    def change():
+        kept.append((tmp_path / "run" / "last.pt").read_bytes())
+        trainer.distiller.register_buffer("statistic", torch.tensor(float("inf")))
+
+    at_step(6, change)
+    with pytest.raises(InputError, match=r"'statistic' became NaN or infinite by step 6"):
         trainer.fit()
     assert (tmp_path / "run" / "last.pt").read_bytes() == kept[0]
 

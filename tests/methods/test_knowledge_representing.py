@@ -183,7 +183,7 @@ def test_threshold_learns_to_let_finer_gaps_in():
 # The method
 
 
-@pytest.mark.parametrize("name", ["kr", "kr-dense"])
+@pytest.mark.parametrize("name", ["kr", "kr-dense", "kr-l1"])
 def test_step_by_numpy(name):
     losses = task_losses()
     method, student, teacher = three_layers(name, weight=3.0)
@@ -200,7 +200,7 @@ def test_step_by_numpy(name):
         assert update.metrics["kr_threshold"].item() == pytest.approx(np.abs(gap).mean(), abs=1e-6)
         assert update.metrics["kr_active"].item() == pytest.approx((np.abs(gap) > np.abs(gap).mean()).mean())
     else:
-        expected = 3 * (gap**2).mean() / 2
+        expected = 3 * np.abs(gap).mean() if name == "kr-l1" else 3 * (gap**2).mean() / 2
     assert added(update, losses, name).item() == pytest.approx(expected, abs=1e-6)
 
 

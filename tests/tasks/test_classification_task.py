@@ -127,6 +127,7 @@ SETTINGS = {
     "fsp": {"layers": ["layer1", "output"]},
     "kr": {"layers": ["output=layer3.0+layer3.1"]},
     "kr-dense": {"layers": ["output=layer3.0+layer3.1"]},
+    "kr-l1": {"layers": ["output=layer3.0+layer3.1"]},
     "ktan": {"regressor_steps": 2, "warmup_steps": 1},
     "dln": {"regressor_steps": 2},
     **{name: {"paraphraser_steps": 2} for name in ("ft", "cae", "rae")},

@@ -6,6 +6,7 @@ One class and one picture have names that would do harm on a page that does not 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from pathlib import Path
 
@@ -14,20 +15,31 @@ import numpy as np
 from detkt.data.shapes import ShapesConfig, write_shapes
 from detkt.data.voc import VOCDetection
 from detkt.evaluation import voc
+from detkt.evaluation.bootstrap import PairedIntervals
 from detkt.visualization.matching import DISTILLED, STUDENT, TEACHER, Comparison, compare
-from detkt.visualization.sources import Scored, Source
+from detkt.visualization.report import write_report
+from detkt.visualization.sources import Scored, Source, student_gain
 
 CLASSES = ["cross", "disc", "heart", "ring", "star", "triangle"]
 EVIL_CLASS = "<script>document.title='harm'</script>"
 EVIL_ID = "<b>&'\"#%3f"  # the name of a file, so without a slash
 
 
-@dataclass(frozen=True)
+@dataclass
 class Scene:
     """What `detkt.visualization.report.write_report` is called with."""
 
     dataset: VOCDetection
     scored: dict[str, Scored]
+
+    @cached_property
+    def gain(self) -> dict[str, PairedIntervals]:
+        return student_gain(self.scored, self.dataset)
+
+    def write(self, folder: Path, threshold: float = 0.5, scored: dict[str, Scored] | None = None) -> Path:
+        """The report in *folder*."""
+        arguments = (scored or self.scored, self.compare(threshold), self.dataset, "test", self.gain)
+        return write_report(folder, *arguments, quiet=True)
 
     def compare(self, threshold: float = 0.5) -> Comparison:
         return compare(

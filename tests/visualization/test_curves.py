@@ -1,4 +1,4 @@
-"""What the diagrams hold: lines, bars, shaded stages, scales of maps."""
+"""What the diagrams hold: lines, bars, shaded stages."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from comparison_records import found, objects
 from detkt.errors import InputError
 from detkt.evaluation.voc import evaluate
 from detkt.visualization.curves import (
+    convergence_figure,
+    mean_curve,
     per_class_ap_figure,
     precision_recall_figure,
     read_log,
+    student_curve,
     training_curves_figure,
 )
-from detkt.visualization.feature_maps import feature_map_figure, mean_response
 
 TRUTH = {"a": objects(("dog", 0, 1, 1, 20, 20), ("dog", 0, 31, 1, 50, 20), ("cat", 0, 1, 31, 20, 50))}
 CLASSES = ["cat", "cow", "dog"]
@@ -47,6 +49,17 @@ def test_precision_recall_lines_are_the_curves(results):
     labels = [text.get_text() for text in figure.legends[0].texts]
     assert labels == ["student, mAP 42.4", "distilled, mAP 100.0"]
     assert len(precision_recall_figure(results, ["dog"]).axes) == 1
+
+
+def test_numbers_stand_where_no_curve_is():
+    """One curve high and long leaves the corner left below, one low and long the one right above."""
+    truth = {"a": objects(*[("dog", 0, 100 * k, 1, 100 * k + 50, 50) for k in range(10)])}
+    right = [("dog", 0.5 - 0.01 * k, 100 * k, 1, 100 * k + 50, 50) for k in range(10)]
+    wrong = [("dog", 0.9, 1, 200 + k, 50, 250 + k) for k in range(20)]
+    for rows, (left, bottom) in ((right, (0.04, 0.05)), (wrong + right, (0.65, 0.85))):
+        result = evaluate({"a": found(*rows)}, truth)
+        (text,) = precision_recall_figure({"student": result}).axes[0].texts
+        assert text.get_position() == pytest.approx((left, bottom))
 
 
 def test_bars_are_the_aps_in_percent(results):
@@ -104,7 +117,10 @@ def test_training_curves_have_a_diagram_a_quantity_and_shaded_stages():
     shaded = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in loss.patches]
     assert shaded == [(0, 10), (10, 30), (30, 40)]
     labels = [text.get_text() for text in figure.legends[0].texts]
-    assert labels == ["student", "distilled", "stage: regressor", "stage: warmup", "stage: adversarial"]
+    stages = [f"stage of distilled: {name}" for name in ("regressor", "warmup", "adversarial")]
+    assert labels == ["student", "distilled", *stages]
+    alone = training_curves_figure({"distilled": KTAN}).legends[0].texts
+    assert alone[1].get_text() == "stage: regressor"
     accuracy = figure.axes[3]
     assert accuracy.get_ylim() == (-0.03, 1.03)
     assert any(line.get_ydata()[0] == 0.5 for line in accuracy.lines)
@@ -119,24 +135,33 @@ def test_one_stage_is_not_shaded_and_wide_ranges_are_logarithmic():
     assert len(axes.lines[0].get_xdata()) == 3
 
 
-def test_mean_response_is_over_channels_of_the_magnitude():
-    feature = np.array([[[1.0, -2.0]], [[-3.0, 4.0]]])
-    np.testing.assert_array_equal(mean_response(feature), [[2.0, 3.0]])
-    for wrong in (np.zeros((3, 3)), np.zeros((0, 2, 2))):
-        with pytest.raises(InputError, match="must be"):
-            mean_response(wrong)
-    with pytest.raises(InputError, match="not finite"):
-        mean_response(np.full((1, 2, 2), np.nan))
+def test_the_students_updates_are_counted_without_the_stages_before_them():
+    assert student_curve(KTAN, "ktan_mse") == ([10, 20, 30], [0.5, 0.4, 0.3])
+    assert student_curve(KTAN, "regressor_loss") == ([0], [2.0])
+    assert student_curve(PLAIN, "loss") == ([10, 20], [0.1, 0.05])
 
 
-def test_feature_maps_stand_beside_their_picture_each_in_its_own_scale():
-    picture = np.zeros((40, 60, 3), dtype=np.uint8)
-    teacher = np.linspace(0, 100, 24).reshape(1, 4, 6)
-    figure = feature_map_figure(picture, {"teacher": teacher, "student": np.ones((8, 2, 3))})
-    shown = [axes.images[0] for axes in figure.axes]
-    assert len(shown) == 3
-    assert all(tuple(image.get_extent()) == (0, 60, 40, 0) for image in shown)
-    assert shown[1].get_clim() == pytest.approx((1, 99))
-    np.testing.assert_array_equal(shown[1].get_array(), teacher[0])
-    assert shown[2].get_clim() == (1, 2)
-    assert figure.axes[1].get_title().startswith("teacher\n1 x 4 x 6")
+def test_mean_curve_takes_the_updates_that_all_runs_reached():
+    first = [{"stage": "train", "step": s, "loss": 10.0 - s} for s in (2, 4, 6, 8)]
+    second = [{"stage": "train", "step": s, "loss": 2.0 * s} for s in (3, 5, 7)]
+    steps, values = mean_curve([first, second], "loss")
+    assert steps.tolist() == [4, 6]
+    np.testing.assert_allclose(values, [[6, 4], [8, 12]])  # the second's, halfway between its own
+    with pytest.raises(InputError, match=r"no 'ktn_mse' \(did you mean 'ktan_mse'\?\); choose another --key"):
+        mean_curve([KTAN], "ktn_mse")
+
+
+def test_convergence_is_a_mean_with_a_band_from_least_to_greatest():
+    runs = [[{"stage": "train", "step": s, "loss": scale * s} for s in (1, 2, 3)] for scale in (1.0, 2.0, 6.0)]
+    axes = convergence_figure({"three": runs, "one": runs[:1]}, "loss").axes[0]
+    three, one = axes.lines
+    np.testing.assert_allclose(three.get_xydata(), [[1, 3], [2, 6], [3, 9]])
+    np.testing.assert_allclose(one.get_xydata(), [[1, 1], [2, 2], [3, 3]])
+    assert [line.get_label() for line in axes.lines] == ["three, mean of 3", "one"]
+    (band,) = axes.collections  # a lone run has none
+    corners = {tuple(corner) for corner in band.get_paths()[0].vertices.round(6).tolist()}
+    assert corners == {(s, scale * s) for s in (1, 2, 3) for scale in (1, 6)}
+    assert axes.get_ylabel() == "loss"
+    assert axes.get_yscale() == "linear"  # 1 to 18
+    wide = [{"stage": "train", "step": s, "loss": 100.0 / s**2} for s in (1, 50)]
+    assert convergence_figure({"wide": [wide]}, "loss").axes[0].get_yscale() == "log"

@@ -14,7 +14,7 @@ from detkt.visualization.matching import compare
 from detkt.visualization.panels import Mark, Style, pixel_figure, save_figure
 
 GREY = np.full((100, 100, 3), 90, dtype=np.uint8)
-YELLOW, RED = (255, 213, 0), (255, 42, 42)
+YELLOW, RED, BLUE, PINK = (255, 213, 0), (255, 42, 42), (79, 195, 255), (255, 123, 224)
 TRUTH = {
     "a": objects(("dog", 0, 11, 11, 30, 30), ("cat", 0, 51, 11, 70, 30)),
     "b": objects(("cat", 0, 51, 51, 70, 70)),
@@ -53,20 +53,22 @@ def comparison():
     return compare(STUDENT, DISTILLED, TRUTH, teacher=DISTILLED)
 
 
-def test_gained_is_yellow_in_the_distilled_row_and_false_red_in_the_students(comparison):
+def test_gained_is_yellow_and_new_pink_in_the_distilled_row_and_false_red_in_the_students(comparison):
     student, distilled, teacher = panels(difference_figure([comparison.pictures["a"]], lambda _: GREY))
     # The student's cow at 61..90 of 100 pixels; its label stands above.
     x1, y1, x2, y2 = has(student, RED)
     assert (x1, x2, y2) == pytest.approx((0.60, 0.90, 0.90), abs=0.02)
     assert 0.5 < y1 < 0.6
     assert has(student, YELLOW) is None
-    # The dog at 11..30 is gained; cat and cow are neither.
+    # The dog at 11..30 is gained, the cow at 11..40, 61..90 a new error; the cat is neither.
     x1, y1, x2, y2 = has(distilled, YELLOW)
     assert (x1, y2) == pytest.approx((0.10, 0.30), abs=0.02)
     assert x2 < 0.5
+    x1, y1, x2, y2 = has(distilled, PINK)
+    assert (x1, x2, y2) == pytest.approx((0.10, 0.40, 0.90), abs=0.02)
     assert has(distilled, RED) is None
-    assert has(teacher, YELLOW) is None
-    assert has(teacher, RED) is None
+    assert has(student, BLUE) is None
+    assert all(has(teacher, color) is None for color in (YELLOW, RED, BLUE, PINK))
     # The teacher's boxes are there all the same, in the quiet colour.
     quiet = has(teacher, (0xD5, 0xDD, 0xE6), tolerance=25)
     assert quiet[0] == pytest.approx(0.10, abs=0.02)
@@ -76,12 +78,26 @@ def test_marks_tell_false_from_correct(comparison):
     marks = {mark.text: mark for mark in model_marks(comparison.pictures["a"], "distilled")}
     assert marks["dog 0.90"].style is drawing.GAINED
     assert marks["cat 0.80"].style is drawing.OTHER
-    assert marks["cow 0.70"].style is drawing.OTHER_FALSE
+    assert marks["cow 0.70"].style is drawing.NEW
     assert marks["dog 0.90"].box == (10, 10, 30, 30)  # corners from 0
     assert [m.style for m in model_marks(comparison.pictures["a"], "student")] == [
         drawing.OTHER,
         drawing.FALSE,
     ]
+    teacher = {mark.text: mark.style for mark in model_marks(comparison.pictures["a"], "teacher")}
+    assert teacher["cow 0.70"] is drawing.OTHER_FALSE
+
+
+def test_what_got_worse_is_marked():
+    """The other way round: the dog is lost, and an error that both make stays quiet in the distilled row."""
+    changes = compare({"a": DISTILLED["a"]}, {"a": found(("cow", 0.6, 12, 61, 40, 90))}, TRUTH).pictures["a"]
+    before = {mark.text: mark.style for mark in model_marks(changes, "student")}
+    assert before == {"dog 0.90": drawing.LOST, "cat 0.80": drawing.LOST, "cow 0.70": drawing.FALSE}
+    assert [mark.style for mark in model_marks(changes, "distilled")] == [drawing.OTHER_FALSE]
+    student, distilled = panels(difference_figure([changes], lambda _: GREY))
+    x1, _, x2, y2 = has(student, BLUE)
+    assert (x1, x2, y2) == pytest.approx((0.10, 0.70, 0.30), abs=0.02)
+    assert has(distilled, PINK) is None
 
 
 def test_rows_columns_and_blocks(comparison):
@@ -92,8 +108,8 @@ def test_rows_columns_and_blocks(comparison):
     assert [text for text in texts if text[1:2] == ")"] == ["a) student", "b) distilled (ktan)", "c) teacher"]
     assert "a\nobjects: 1 gained, 0 lost\nerrors: 1 removed, 1 new" in texts
     legend = [text.get_text() for text in figure.legends[0].texts]
-    assert "correct, gained over the student" in legend
-    assert "false detection of the student" in legend
+    assert legend[:2] == ["correct, gained over the student", "correct, lost by the distilled"]
+    assert legend[2:4] == ["false detection of the student", "false, new in the distilled"]
     # A small picture is enlarged to the height of a row.
     assert {panel.shape[:2] for panel in panels(figure)} == {(448, 448)}
     wide = difference_figure(both * 4, lambda _: GREY)

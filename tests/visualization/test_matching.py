@@ -84,17 +84,17 @@ def comparison():
 
 
 def test_pictures_of_largest_change(comparison):
-    # b: two changes for the better; a and c one each, but c has lost one as well.
-    assert choose_pictures(comparison, 3) == ["b", "a", "c"]
-    assert choose_pictures(comparison, 1) == ["b"]
+    # b and c: two changes, but c of two objects, one for the worse; a: one.
+    assert choose_pictures(comparison, 3) == ["c", "b", "a"]
+    assert choose_pictures(comparison, 1) == ["c"]
     # d, where there is nothing, is never shown.
-    assert choose_pictures(comparison, 9) == ["b", "a", "c", "e"]
+    assert choose_pictures(comparison, 9) == ["c", "b", "a", "e"]
 
 
 def test_pictures_by_class_and_by_list(comparison):
-    # Of the cow, only a removed error counts; of the cat, nothing is gained and c has lost one.
+    # Of the cow, only a removed error counts; of the cat, c has lost one.
     assert choose_pictures(comparison, 9, class_name="cow") == ["b"]
-    assert choose_pictures(comparison, 9, class_name="cat") == ["a", "b", "e", "c"]
+    assert choose_pictures(comparison, 9, class_name="cat") == ["c", "a", "b", "e"]
     assert choose_pictures(comparison, 1, images=["e", "a", "e"]) == ["e", "a"]
 
 

@@ -17,8 +17,8 @@ from detkt.errors import InputError
 from detkt.evaluation import voc
 from detkt.evaluation.voc_results import write_results
 from detkt.visualization.matching import DISTILLED, STUDENT, TEACHER, compare
-from detkt.visualization.report import count_cells, error_pairs, script_json, write_report
-from detkt.visualization.tables import change_tables
+from detkt.visualization.report import count_cells, error_pairs, script_json
+from detkt.visualization.tables import box_sizes, change_tables
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +29,15 @@ def scene(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(scene, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    page = write_report(folder, scene.scored, scene.compare(), scene.dataset, "test", quiet=True)
+    page = scene.write(folder)
     assert page == folder / "index.html"
     return folder
 
 
 def data_of(folder):
     text = (folder / "data.js").read_text()
-    assert text.startswith("window.reportData = ")
-    return json.loads(text.removeprefix("window.reportData = ").rstrip().removesuffix(";"))
+    assert text.startswith("window.reportData = JSON.parse(")
+    return json.loads(json.loads(text.removeprefix("window.reportData = JSON.parse(").removesuffix(");\n")))
 
 
 def test_folder_holds_all_that_the_page_needs_and_no_link_leaves_it(scene, folder):
@@ -61,13 +61,14 @@ def test_data_give_the_comparison_at_any_threshold(scene, folder, threshold):
     counted = 0
     for picture in data["pictures"]:
         changes = expected.pictures[picture["id"]]
-        kept = [[row for row in rows if row[1] >= threshold] for rows in picture["detections"]]
+        kept = [[row for row in rows if row[2] >= threshold] for rows in picture["detections"]]
         for rows, judged in zip(kept, changes.models.values(), strict=True):
             assert [data["classes"][row[0]] for row in rows] == judged.labels
-            assert [row[1] for row in rows] == judged.scores.tolist()
-            assert [data["verdicts"][row[2]] for row in rows] == judged.verdicts
-            assert [row[3] for row in rows] == judged.objects.tolist()
-            drawn = np.array([row[5:] for row in rows]).reshape(-1, 4)
+            assert [data["sizes"][row[1]] for row in rows] == box_sizes(judged.boxes)
+            assert [row[2] for row in rows] == judged.scores.tolist()
+            assert [data["verdicts"][row[3]] for row in rows] == judged.verdicts
+            assert [row[4] for row in rows] == judged.objects.tolist()
+            drawn = np.array([row[6:] for row in rows]).reshape(-1, 4)
             assert np.allclose(drawn, judged.boxes - [1, 1, 0, 0], rtol=0, atol=0.051)
         taken = (set(), set())
         for pair in picture["pairs"]:
@@ -78,10 +79,11 @@ def test_data_give_the_comparison_at_any_threshold(scene, folder, threshold):
         assert [i for i in before.errors if i not in taken[0]] == changes.removed.tolist()
         assert [j for j in after.errors if j not in taken[1]] == changes.new.tolist()
         counted += len(taken[0])
-        for (label, difficult, *box), name, flag, corners in zip(
-            picture["objects"], changes.labels, changes.difficult, changes.boxes - [1, 1, 0, 0], strict=True
+        sizes = box_sizes(changes.boxes)
+        for (label, size, difficult, *box), name, long, flag, corners in zip(
+            picture["objects"], changes.labels, sizes, changes.difficult, changes.boxes - [1, 1, 0, 0], strict=True
         ):
-            assert (data["classes"][label], bool(difficult)) == (name, flag)
+            assert (data["classes"][label], data["sizes"][size], bool(difficult)) == (name, long, flag)
             assert box == corners.tolist()
     assert counted > (0 if threshold == 0.8 else 5)  # of errors that both make
 
@@ -101,7 +103,7 @@ def test_pairs_are_of_one_class_and_by_falling_overlap(scene):
 def test_slider_begins_at_the_lower_threshold_and_reaches_all_scores(scene, tmp_path):
     def ends(threshold, scored=None):
         folder = tmp_path / f"report{threshold}"
-        write_report(folder, scored or scene.scored, scene.compare(threshold), scene.dataset, "test", quiet=True)
+        scene.write(folder, threshold, scored)
         data = data_of(folder)
         return data["least"], data["threshold"], data["most"]
 
@@ -117,6 +119,7 @@ def test_page_holds_the_numbers(scene, folder):
     root = ElementTree.fromstring(as_xml((folder / "index.html").read_text()))
     tables = change_tables(scene.compare())
     rows = {f"class:{n}": tables["per_class"][name] for n, name in enumerate(scene.dataset.classes)}
+    rows |= {f"size:{n}": tables["per_size"][size] for n, size in enumerate(("small", "medium", "large"))}
     rows |= {f"kind:{kind}": row for kind, row in tables["per_error"].items()} | {"total": tables["total"]}
     seen = set()
     for row in root.iterfind(".//*[@data-row]"):
@@ -129,7 +132,12 @@ def test_page_holds_the_numbers(scene, folder):
     text = " ".join("".join(root.itertext()).split())
     one = scene.scored[DISTILLED]
     gain = 100 * (one.result.map - scene.scored[STUDENT].result.map)
-    assert f"{100 * one.result.map:.1f} mAP VOC07 {gain:+.1f} over student" in text
+    assert f"{100 * one.result.map:.1f} mAP VOC07 {gain:+.1f} vs. student" in text
+    ends = scene.gain["map_voc07"].difference
+    assert ends.low < gain / 100 < ends.high
+    assert f"95 % interval of the change: {100 * ends.low:+.1f} to {100 * ends.high:+.1f}" in text.replace("−", "-")
+    assert text.count("95 %") == 1
+    assert "small < 32² px" in text and "medium < 96² px" in text and "large ≥ 96² px" in text
     area = voc.evaluate(one.detections, scene.dataset.annotations(), use_07_metric=False)
     assert f"mAP area{100 * area.map:.1f} " in text
     assert "45.6 M" in text
@@ -183,7 +191,7 @@ def test_tool_with_result_files_of_two_models(run, tmp_path):
 def test_folder_that_cannot_be_made(scene, tmp_path):
     (tmp_path / "report").write_text("")
     with pytest.raises(InputError, match="the output folder .* cannot be made: .* is a file"):
-        write_report(tmp_path / "report", scene.scored, scene.compare(), scene.dataset, "test", quiet=True)
+        scene.write(tmp_path / "report")
 
 
 def as_xml(page: str) -> str:

@@ -77,6 +77,11 @@ def test_result_files(run, data, results, tmp_path):
     assert changes["models"]["student"]["parameters"] is None
     table = {line.split()[0]: line.split()[1:] for line in output.splitlines() if line.strip()}
     assert table["student"] == ["27.3", "-", "-"]
+    gain = changes["gain"]["map_voc07"]
+    assert (changes["gain"]["resamples"], changes["gain"]["confidence"]) == (1000, 0.95)
+    assert gain["value"] == pytest.approx(0.5) and 0 <= gain["low"] <= 0.5 <= gain["high"] <= 1
+    low, high = (f"{100 * gain[end]:+.1f}" for end in ("low", "high"))
+    assert f"the student: +50.0 mAP VOC07, 95 % interval {low} to {high} (1000 resamples of the pictures)" in output
     assert table["distilled"] == ["77.3", "-", "-"]
     assert table["dog"] == ["1", "0", "1", "1", "0", "|", "1", "0", "1", "0"]
     assert "3 pictures of test, detections with a score of at least 0.5" in output

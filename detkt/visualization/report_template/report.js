@@ -13,6 +13,7 @@
   const DISTILLED = 1;
 
   const state = { threshold: data.threshold, kinds: new Set(), label: null, order: "change", limit: PAGE };
+  let version = 0; // grows with every change of what the cards show
   let judged = []; // every picture at the threshold, in the order of the data set
   let shown = []; // those that pass the filters, in the chosen order
   const cards = new Map(); // picture's number -> its card, made when it is first shown
@@ -34,10 +35,12 @@
   const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 
   function unpack(picture) {
-    picture.objects = picture.objects.map(([label, difficult, ...box]) => ({ label, difficult: difficult === 1, box }));
+    picture.objects = picture.objects.map(([label, size, difficult, ...box]) => {
+      return { label, size, difficult: difficult === 1, box };
+    });
     picture.detections = picture.detections.map((rows) =>
-      rows.map(([label, score, verdict, object, iou, ...box]) => {
-        return { label, score, verdict: data.verdicts[verdict], object, iou, box };
+      rows.map(([label, size, score, verdict, object, iou, ...box]) => {
+        return { label, size, score, verdict: data.verdicts[verdict], object, iou, box };
       }),
     );
   }
@@ -71,26 +74,38 @@
     };
   }
 
-  /** Counts of all pictures: "total", "class:0", "kind:background" … -> counts by name. */
+  /** Counts of all pictures: "total", "class:0", "size:2", "kind:background" … -> counts by name. */
   function countAll() {
-    const rows = new Map();
-    const add = (names, key) => {
-      for (const name of names) {
-        if (!rows.has(name)) rows.set(name, new Map());
-        rows.get(name).set(key, (rows.get(name).get(key) ?? 0) + 1);
-      }
+    const models = data.titles.map((_, m) => m);
+    const found = models.map((m) => `found${m}`);
+    const errors = models.map((m) => `errors${m}`);
+    const keys = ["objects", ...found, ...errors, ...KINDS];
+    const row = () => Object.fromEntries(keys.map((key) => [key, 0]));
+    const total = row();
+    const classes = data.classes.map(row);
+    const sizes = data.sizes.map(row);
+    const kinds = new Map(data.verdicts.map((verdict) => [verdict, row()]));
+    const add = (one, size, key) => {
+      total[key] += 1;
+      classes[one.label][key] += 1;
+      sizes[size][key] += 1;
+      if (one.verdict) kinds.get(one.verdict)[key] += 1;
     };
-    const namesOf = (one) => ["total", `class:${one.label}`, ...(one.verdict ? [`kind:${one.verdict}`] : [])];
-    for (const one of judged) {
-      one.picture.objects.forEach((object, k) => {
+    for (const { picture, models: judgedModels, ...changes } of judged) {
+      picture.objects.forEach((object, k) => {
         if (object.difficult) return;
-        add(namesOf(object), "objects");
-        one.models.forEach((model, m) => model.finder.has(k) && add(namesOf(object), `found${m}`));
+        add(object, object.size, "objects");
+        judgedModels.forEach((model, m) => model.finder.has(k) && add(object, object.size, found[m]));
       });
-      one.models.forEach((model, m) => model.errors.forEach((error) => add(namesOf(error), `errors${m}`)));
-      for (const kind of KINDS) for (const detection of one[kind]) add(namesOf(detection), kind);
+      judgedModels.forEach((model, m) => model.errors.forEach((error) => add(error, error.size, errors[m])));
+      for (const kind of KINDS) {
+        // An object that is gained or lost has its own size, an error that of its box.
+        for (const one of changes[kind]) add(one, isError(one) ? one.size : picture.objects[one.object].size, kind);
+      }
     }
-    return rows;
+    const named = (name, rows) => rows.map((counts, number) => [`${name}:${number}`, counts]);
+    const ofKinds = [...kinds].map(([verdict, counts]) => [`kind:${verdict}`, counts]);
+    return new Map([["total", total], ...named("class", classes), ...named("size", sizes), ...ofKinds]);
   }
 
   /** The pictures that pass the filters, in order. Only the chosen class counts, and of the kinds the chosen ones. */
@@ -101,7 +116,7 @@
       const n = Object.fromEntries(KINDS.map((kind) => [kind, one[kind].filter(ofClass).length]));
       const [better, worse] = [n.gained + n.removed, n.lost + n.new];
       const keys = {
-        change: [-chosen.reduce((sum, kind) => sum + n[kind], 0), 0],
+        change: [-chosen.reduce((sum, kind) => sum + n[kind], 0), -n.gained - n.lost],
         better: [-better, worse],
         worse: [-worse, better],
         data: [0, 0],
@@ -179,6 +194,15 @@
 
   // ---- gallery ----
 
+  const NEAR = 800; // pixels beyond the window within which cards are drawn
+  const stageOf = (card) => card.querySelector(".stage");
+  const isStale = (card) => card.version !== version;
+  // A card that comes near is drawn then, so that a slider that changes thousands of them need not draw them all.
+  const approaching = new IntersectionObserver(
+    (entries) => drawCards(entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target)),
+    { rootMargin: `${NEAR}px` },
+  );
+
   function makeCard(number) {
     const picture = data.pictures[number];
     const name = element("span", { className: "picture-id", textContent: picture.id });
@@ -189,31 +213,45 @@
     button.addEventListener("click", () => openZoom(number));
     const card = element("li", { className: "card" }, button);
     card.dataset.number = number;
+    approaching.observe(card);
     return card;
   }
 
-  function drawCard(number) {
+  function cardOf(number) {
     if (!cards.has(number)) cards.set(number, makeCard(number));
-    const card = cards.get(number);
-    const one = judged[number];
+    return cards.get(number);
+  }
+
+  function drawCards(some) {
+    const drawn = some.filter(isStale);
+    drawn.forEach(drawCard);
+    placeTags(drawn.map(stageOf));
+  }
+
+  function drawCard(card) {
+    card.version = version;
+    const one = judged[card.dataset.number];
     const drawn = (detection) => state.label === null || detection.label === state.label;
     const kept = KINDS.map((kind) => [kind, one[kind].filter(drawn)]).filter(([, list]) => list.length);
     const marks = kept.flatMap(([kind, list]) => list.map((d) => ({ kind, box: d.box, text: className(d) })));
-    drawMarks(card.querySelector(".stage"), one.picture, marks);
+    drawMarks(stageOf(card), one.picture, marks);
     const counts = kept.map(([kind, list]) => {
       return element("span", { className: `count ${kind}`, title: kind, textContent: `${GLYPHS[kind]}${list.length}` });
     });
     card.querySelector(".counts").replaceChildren(...counts, ...(counts.length ? [] : ["no change"]));
     const said = kept.map(([kind, list]) => `${list.length} ${kind}`).join(", ") || "no change";
     card.firstChild.setAttribute("aria-label", `Picture ${one.picture.id}: ${said}. Compare the models`);
-    return card;
   }
 
   function drawGallery() {
     shown = select();
-    const page = shown.slice(0, state.limit).map(drawCard);
+    const page = shown.slice(0, state.limit).map(cardOf);
     byId("gallery").replaceChildren(...page);
-    placeTags(page.map((card) => card.querySelector(".stage")));
+    const isNear = (card) => {
+      const { top, bottom } = card.getBoundingClientRect();
+      return bottom > -NEAR && top < window.innerHeight + NEAR;
+    };
+    drawCards(page.filter((card, place) => place < PAGE || isNear(card)));
     byId("status").textContent = `${shown.length} of ${plural(data.pictures.length, "picture")}`;
     byId("none").hidden = shown.length > 0;
     const left = shown.length - page.length;
@@ -296,7 +334,7 @@
     const rows = countAll();
     for (const row of document.querySelectorAll("[data-row]")) {
       const counts = rows.get(row.dataset.row);
-      for (const cell of row.querySelectorAll("[data-count]")) cell.textContent = counts?.get(cell.dataset.count) ?? 0;
+      for (const cell of row.querySelectorAll("[data-count]")) cell.textContent = counts[cell.dataset.count];
     }
     for (const table of document.querySelectorAll("table")) sortRows(table);
   }
@@ -331,6 +369,7 @@
 
   function drawAll() {
     judged = data.pictures.map(judge);
+    version += 1;
     drawCounts();
     drawGallery();
     if (byId("zoom").open) drawZoom();
@@ -349,7 +388,15 @@
     state.label = filters.get("class") === "" ? null : Number(filters.get("class"));
     state.order = filters.get("order");
     state.limit = PAGE;
+    version += 1;
     drawGallery();
+  }
+
+  /** Numbers cut off at the edge could be taken for others: the edge of a table that goes on fades. */
+  function fadeTables() {
+    for (const frame of document.querySelectorAll(".scroll")) {
+      frame.classList.toggle("goes-on", frame.scrollLeft + frame.clientWidth < frame.scrollWidth - 1);
+    }
   }
 
   function start() {
@@ -389,9 +436,15 @@
     let waiting = 0;
     window.addEventListener("resize", () => {
       cancelAnimationFrame(waiting);
-      waiting = requestAnimationFrame(() => placeTags([...document.querySelectorAll(".stage")]));
+      waiting = requestAnimationFrame(() => {
+        placeTags([...document.querySelectorAll(".stage")]);
+        fadeTables();
+      });
     });
+    for (const frame of document.querySelectorAll(".scroll")) frame.addEventListener("scroll", fadeTables);
+    for (const choice of document.querySelectorAll("[name=metric]")) choice.addEventListener("change", fadeTables);
     drawAll();
+    fadeTables();
   }
 
   start();

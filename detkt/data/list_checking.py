@@ -1,0 +1,166 @@
+"""All flaws of the lists of a VOC-format folder, and what they are for by their names."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from detkt.data.findings import Findings, count
+from detkt.data.voc_folder import _FLAGGED, IMAGE_SUFFIXES, _read_list, shorten
+from detkt.errors import InputError
+
+# The last word of a list's name, and whether its pictures are learnt from, looked at for choices, or scored.
+_ROLES = {
+    "train": "train",
+    "training": "train",
+    "trainval": "trainval",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+# Pairs of roles whose lists must have no picture in common.
+_APART = {("train", "val"), ("train", "test"), ("trainval", "test")}
+
+Lists = dict[str, dict[str, int]]  # name of a list -> picture id -> line
+
+
+def check_lists(
+    folder: Path, xml: dict[str, Path], pictures: dict[str, list[Path]], required: Sequence[str], findings: Findings
+) -> Lists:
+    """Report all flaws of the lists in ImageSets/Main; the lists of pictures, without those of one class.
+
+    xml, pictures: the files that are there, by id. required: lists that must be there.
+    """
+    main = folder / "ImageSets" / "Main"
+    names = [path.stem for path in sorted(main.glob("*.txt")) if not _names_one_class(path, xml)]
+    for name in required:
+        if name not in names:
+            findings.error(main / f"{name}.txt", "the list is not there", missing=True)
+    if not names and not required and main.is_dir():
+        findings.error(main, "holds no list of pictures, such as train.txt", missing=True)
+    odd = [path.name for path in sorted(main.glob("*")) if path.suffix != ".txt" or path.name.startswith(".")]
+    if odd:
+        findings.note(main, f"{count(len(odd), 'file')} whose names no reader looks for: {shorten(odd, 3)}")
+    lists: Lists = {}
+    for name in names:
+        path = main / f"{name}.txt"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about what is named twice, which is noted below
+                lists[name] = _read_list(path)
+        except InputError as error:
+            findings.refused(path, error)
+            continue
+        _note_style(path, lists[name], findings)
+        _check_named(path, lists[name], pictures, "JPEGImages", "picture", findings)
+        _check_named(path, lists[name], xml, "Annotations", "annotation", findings)
+    _check_class_lists(main, names, lists, xml, findings)
+    _check_overlaps(main, lists, findings)
+    return lists
+
+
+def _names_one_class(path: Path, xml: dict[str, Path]) -> bool:
+    """Whether its lines are "000012 -1", as in the twenty lists that VOC has besides each of pictures."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        first = next((line.strip() for line in file if line.strip()), "")
+    return _FLAGGED.fullmatch(first) is not None and first not in xml
+
+
+def _note_style(path: Path, ids: dict[str, int], findings: Findings) -> None:
+    """What the reader sees through, but other programs may not."""
+    content = path.read_bytes()
+    lines = content.decode("utf-8-sig").splitlines()
+    stripped = [line.strip() for line in lines]
+    repeated = [name for name, count in Counter(filter(None, stripped)).items() if count > 1]
+    suffixed = [name for name in stripped if Path(name).suffix.lower() in (*IMAGE_SUFFIXES, ".xml")]
+    marks = [
+        (not ids, "names no picture"),
+        (content.startswith(b"\xef\xbb\xbf"), "begins with a byte order mark"),
+        (b"\r" in content, "has Windows' line ends"),
+        ("" in stripped, f"has {count(stripped.count(''), 'blank line')}"),
+        (lines != stripped, f"has {count(sum(map(str.__ne__, lines, stripped)), 'line')} with blanks around the name"),
+        (bool(suffixed), f"has {count(len(suffixed), 'name')} with a suffix, such as {shorten(suffixed[:1])}"),
+        (bool(repeated), f"has {count(len(repeated), 'name')} more than once: {shorten(repeated, 3)}"),
+    ]
+    if found := [text for holds, text in marks if holds]:
+        findings.note(path, ", ".join(found))
+
+
+def _check_named(
+    path: Path, ids: dict[str, int], there: Iterable[str], folder: str, what: str, findings: Findings
+) -> None:
+    there = dict.fromkeys(there)
+    missing = [name for name in ids if name not in there]
+    if not missing:
+        return
+    first = missing[0]
+    hint = ""
+    alike = [name for name in there if name.casefold() == first.casefold()]
+    if "/" in first and first.rpartition("/")[2] in there:
+        hint = f"; the list must say '{first.rpartition('/')[2]}', without the folder"
+    elif alike:
+        hint = f"; '{alike[0]}' is there, which differs in capitals"
+    findings.error(
+        path,
+        f"{len(missing)} of {count(len(ids), what)} not in {folder}: {shorten(missing, 3)}{hint}",
+        f"{path}, line {ids[first]}",
+        missing=True,
+    )
+
+
+def _check_class_lists(
+    main: Path, names: Sequence[str], lists: Lists, xml: dict[str, Path], findings: Findings
+) -> None:
+    """Lists of one class name a part of what the others name; report what only they name, and is not there."""
+    known = set(xml).union(*lists.values())
+    for path in sorted(main.glob("*.txt")):
+        if path.stem in names:
+            continue
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        found = [match[1] if (match := _FLAGGED.fullmatch(line.strip())) else line.strip() for line in lines]
+        if missing := [name for name in found if name and name not in known]:
+            findings.error(
+                path, f"{count(len(missing), 'picture')} without annotation: {shorten(missing, 3)}", missing=True
+            )
+
+
+def _check_overlaps(main: Path, lists: Lists, findings: Findings) -> None:
+    for first, second, apart in list_pairs(lists):
+        if common := [name for name in lists[first] if name in lists[second]]:
+            report = findings.misleading if apart else findings.note
+            report(
+                main / f"{second}.txt",
+                f"has {count(len(common), 'picture')} in common with {first}.txt: {shorten(common, 3)}",
+            )
+    for name, ids in lists.items():
+        if role(name) == "trainval":
+            train, val = (lists.get(name.removesuffix("trainval") + part) for part in ("train", "val"))
+            if train is not None and val is not None and ids.keys() != train.keys() | val.keys():
+                lacking = len((train.keys() | val.keys()) - ids.keys())
+                more = len(ids.keys() - train.keys() - val.keys())
+                findings.note(
+                    main / f"{name}.txt",
+                    f"is not train and val together: it lacks {count(lacking, 'picture')} of them, and has {more} "
+                    "besides",
+                )
+
+
+def role(name: str) -> str:
+    """train, trainval, val or test, by the last word of a list's name; "" for any other."""
+    return _ROLES.get(re.split(r"[\W_]+", name.lower())[-1], "")
+
+
+def list_pairs(lists: Lists) -> list[tuple[str, str, bool]]:
+    """Two lists of different roles, the one to learn from first, and whether they must be apart."""
+    roles = {name: role(name) for name in lists}
+    return [
+        (one, other, (roles[one], roles[other]) in _APART)
+        for one in roles
+        for other in roles
+        if (roles[one], roles[other]) in _APART | {("val", "test")}
+    ]

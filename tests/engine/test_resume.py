@@ -1,0 +1,160 @@
+"""Runs that are stopped, killed or out of disk and go on as if they had not been: every method, both tasks."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from run_comparison import CLASSIFICATION_SETTINGS, DETECTION_SETTINGS, assert_same_run
+
+from detkt import methods
+from detkt.config import load_config
+from detkt.distiller import Distiller
+from detkt.engine.checkpoint import load_checkpoint
+from detkt.engine.run import train
+from detkt.engine.trainer import Interrupted
+from detkt.errors import InputError
+
+METHODS = [*methods.available(), "ktan+kd", "kr+kdgan"]
+
+
+DETECTION, CLASSIFICATION = "detection", "classification"
+
+
+@pytest.fixture(scope="module")
+def configured(tiny_file, tiny_classifier_file):
+    """``configured(task, "method=kd", ...)``: the tiny config of a task, with settings for every method."""
+    files = {
+        DETECTION: (tiny_file, DETECTION_SETTINGS),
+        CLASSIFICATION: (tiny_classifier_file, CLASSIFICATION_SETTINGS),
+    }
+
+    def load(task, *overrides):
+        path, settings = files[task]
+        return load_config(path, [*settings, *overrides])
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(configured, tmp_path_factory):
+    """``uninterrupted(task, "method=kd", ...)``: the folder of a whole run."""
+    folders = {}
+
+    def run(*arguments):
+        if arguments not in folders:
+            folders[arguments] = tmp_path_factory.mktemp("whole") / "run"
+            train(configured(*arguments), folders[arguments], quiet=True)
+        return folders[arguments]
+
+    return run
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """``at_step(n, action)``: do *action* in the midst of the n-th step from now on."""
+    original = Distiller.updates
+
+    def arrange(number: int, action: Callable[[], None] | None) -> None:
+        count = 0
+
+        def updates(self, *arguments):
+            nonlocal count
+            count += 1
+            if count == number:
+                action()
+            return original(self, *arguments)
+
+        monkeypatch.setattr(Distiller, "updates", updates)
+
+    return arrange
+
+
+def step_of(folder: Path) -> int:
+    return load_checkpoint(folder / "last.pt")["step"]
+
+
+@pytest.fixture
+def stop_and_go_on(at_step):
+    """``stop_and_go_on(config, folder, steps)``: train, stopped in the midst of each of *steps*, to the end."""
+
+    def run(config, folder, steps):
+        done, resume = 0, None
+        for step in steps:
+            number = (signal.SIGINT, signal.SIGTERM)[step % 2]
+            at_step(step - done, lambda number=number: os.kill(os.getpid(), number))
+            with pytest.raises(Interrupted) as stopped:
+                train(config, folder, resume=resume, quiet=True)
+            assert stopped.value.signal == number
+            done, resume = step, folder / "last.pt"
+            assert step_of(folder) == step, "the step is finished before the run stops"
+            assert not (folder / "metrics.json").exists()
+        at_step(0, None)
+        train(config, folder, resume=resume, quiet=True)
+
+    return run
+
+
+# Stages may begin and end anywhere: the cheaper task is stopped after each of its 8 to 11 steps, so after the last of
+# each stage and of the run too.
+@pytest.mark.parametrize(("task", "stride"), [(CLASSIFICATION, 1), (DETECTION, 4)])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stopped_run_equals_an_uninterrupted_one(
+    task, stride, method, configured, uninterrupted, tmp_path, stop_and_go_on
+):
+    expected = uninterrupted(task, f"method={method}")
+    total = step_of(expected)
+    assert total >= 8
+    stop_and_go_on(configured(task, f"method={method}"), tmp_path / "run", range(1, total + 1, stride))
+    assert_same_run(tmp_path / "run", expected)
+
+
+@pytest.mark.parametrize("task", [CLASSIFICATION, DETECTION])
+def test_workers_change_nothing_and_resume_alike(task, configured, uninterrupted, tmp_path, stop_and_go_on):
+    """Stopped within an epoch and at the end of one, while the workers have loaded more than was used."""
+    stop_and_go_on(configured(task, "method=ktan", "train.workers=2"), tmp_path / "run", [6, 8])
+    assert_same_run(tmp_path / "run", uninterrupted(task, "method=ktan"))
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing is saved. (A real one: tests/faults.)"""
+
+
+def kill():
+    raise Killed
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_killed_run_goes_on_from_the_checkpoint_before(method, configured, uninterrupted, tmp_path, at_step):
+    expected, folder = uninterrupted(CLASSIFICATION, f"method={method}"), tmp_path / "run"
+    config = configured(CLASSIFICATION, f"method={method}", "train.checkpoint_every=2")
+    resume = None
+    for kept in ((2, 3), (4, 6)):  # without, and with, a stage that ends after step 3, which is a checkpoint too
+        at_step(4, kill)
+        with pytest.raises(Killed):
+            train(config, folder, resume=resume, quiet=True)
+        resume = folder / "last.pt"
+        assert step_of(folder) in kept
+    at_step(0, None)
+    train(config, folder, resume=resume, quiet=True)
+    assert_same_run(folder, expected)
+
+
+@pytest.mark.parametrize("task", [CLASSIFICATION, DETECTION])
+def test_a_run_that_filled_the_disk_goes_on_once_there_is_space(task, configured, uninterrupted, tmp_path, at_step):
+    config, folder = configured(task, "method=ktan", "train.checkpoint_every=2"), tmp_path / "run"
+
+    def fill():
+        (folder / ".last.pt.tmp").symlink_to("/dev/full")
+
+    at_step(8, fill)
+    with pytest.raises(InputError, match=r"cannot write .*last\.pt: .*; free space"):
+        train(config, folder, quiet=True)
+    assert step_of(folder) == 6
+    assert not (folder / ".last.pt.tmp").is_symlink()
+    at_step(0, None)
+    train(config, folder, resume=folder / "last.pt", quiet=True)
+    assert_same_run(folder, uninterrupted(task, "method=ktan"))
