@@ -23,7 +23,7 @@ from detkt.visualization.runs import titled_convolutions, titled_logs
 
 EXAMPLES = """examples:
   python tools/visualize_maps.py maps --checkpoint runs/fashion_tiny-ft-s0 --pictures 6
-  python tools/visualize_maps.py maps --checkpoint runs/shapes-ft-s0 --images 003501,003502 --channels 8
+  python tools/visualize_maps.py maps --checkpoint runs/shapes-ft-s0 --images test_000000,test_000250 --channels 8
   python tools/visualize_maps.py kernels --checkpoint runs/mnist-kr --against runs/mnist-kr-dense runs/mnist-fitnet
   python tools/visualize_maps.py curves runs/mnist-kr runs/mnist-none --key cross_entropy --output curves.png
 

@@ -8,7 +8,17 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from detkt.data.annotations import _COORDINATES, _box, _flag, _Flaw, _number, _parse_xml, _size, _text, locate_object
+from detkt.data.annotations import (
+    COORDINATES,
+    Flaw,
+    locate_object,
+    parse_xml,
+    read_box,
+    read_flag,
+    read_number,
+    read_size,
+    read_text,
+)
 from detkt.data.findings import Findings
 from detkt.errors import InputError
 
@@ -39,7 +49,7 @@ def check_annotation(path: Path, findings: Findings) -> CheckedAnnotation | None
     own, an object that must be wrong: of a single pixel, or annotated twice.
     """
     try:
-        root = _parse_xml(path)
+        root = parse_xml(path)
     except InputError as error:
         findings.refused(path, error)
         return None
@@ -48,8 +58,8 @@ def check_annotation(path: Path, findings: Findings) -> CheckedAnnotation | None
         filename=(root.findtext("filename") or "").strip(), origin=((root.findtext("folder") or "").strip(), folder)
     )
     try:
-        checked.size = _size(root)
-    except _Flaw as flaw:
+        checked.size = read_size(root)
+    except Flaw as flaw:
         findings.error(path, str(flaw))
     boxes = []
     for index, element in enumerate(root.findall("object")):
@@ -67,14 +77,14 @@ def _check_object(
     width, height = checked.size or (np.inf, np.inf)
     values, flaws = [], []
     for read in (
-        lambda: _text(element, "name"),
-        lambda: _box(element, width, height),
-        lambda: _flag(element, "difficult"),
-        lambda: _flag(element, "truncated"),
+        lambda: read_text(element, "name"),
+        lambda: read_box(element, width, height),
+        lambda: read_flag(element, "difficult"),
+        lambda: read_flag(element, "truncated"),
     ):
         try:
             values.append(read())
-        except _Flaw as flaw:
+        except Flaw as flaw:
             flaws.append(str(flaw))
     for flaw in flaws:
         findings.error(path, flaw, locate_object(path, index))
@@ -84,7 +94,7 @@ def _check_object(
     checked.names.append(name)
     checked.difficult += difficult
     bndbox = element.find("bndbox")
-    given = [_number(bndbox, key) for key in _COORDINATES]
+    given = [read_number(bndbox, key) for key in COORDINATES]
     checked.overshooting += given != box
     sides = box[2] - box[0] + 1, box[3] - box[1] + 1
     if min(sides) < 2:

@@ -14,7 +14,7 @@ from defusedxml.ElementTree import DefusedXMLParser, fromstring
 
 from detkt.errors import InputError
 
-_COORDINATES = ("xmin", "ymin", "xmax", "ymax")
+COORDINATES = ("xmin", "ymin", "xmax", "ymax")
 _FLAGS = {
     "1": True,
     "true": True,
@@ -55,19 +55,19 @@ def parse_annotation(path: str | PathLike[str]) -> Annotation:
     malformed XML, XML that declares entities, no size, an object without name or box, a coordinate that is no
     finite number, a box that is inverted, or outside the picture.
     """
-    root = _parse_xml(path)
+    root = parse_xml(path)
     try:
-        width, height = _size(root)
-    except _Flaw as flaw:
+        width, height = read_size(root)
+    except Flaw as flaw:
         raise InputError(f"{path}: {flaw}") from None
     boxes, names, difficult, truncated = [], [], [], []
     for index, element in enumerate(root.findall("object")):
         try:
-            names.append(_text(element, "name"))
-            boxes.append(_box(element, width, height))
-            difficult.append(_flag(element, "difficult"))
-            truncated.append(_flag(element, "truncated"))
-        except _Flaw as flaw:
+            names.append(read_text(element, "name"))
+            boxes.append(read_box(element, width, height))
+            difficult.append(read_flag(element, "difficult"))
+            truncated.append(read_flag(element, "truncated"))
+        except Flaw as flaw:
             raise InputError(f"{locate_object(path, index)}: {flaw}") from None
     return Annotation(
         filename=(root.findtext("filename") or "").strip(),
@@ -106,11 +106,11 @@ class _LineBuilder(TreeBuilder):
         return element
 
 
-class _Flaw(Exception):
+class Flaw(Exception):
     """What is wrong, as found by a function that does not know where it is."""
 
 
-def _parse_xml(path: str | PathLike[str]) -> Element:
+def parse_xml(path: str | PathLike[str]) -> Element:
     try:
         return fromstring(Path(path).read_bytes())
     except OSError as error:
@@ -125,49 +125,49 @@ def _parse_xml(path: str | PathLike[str]) -> Element:
         raise InputError(f"{path}: malformed XML: {error}") from error
 
 
-def _size(root: Element) -> tuple[int, int]:
+def read_size(root: Element) -> tuple[int, int]:
     size = root.find("size")
     if size is None:
-        raise _Flaw("the annotation has no <size>; add <size> with <width> and <height> of the picture")
-    values = [_number(size, key) for key in ("width", "height")]
+        raise Flaw("the annotation has no <size>; add <size> with <width> and <height> of the picture")
+    values = [read_number(size, key) for key in ("width", "height")]
     if not all(value >= 1 and value.is_integer() for value in values):
-        raise _Flaw(f"<size> is {values[0]:g} x {values[1]:g}; it must hold the picture's width and height in pixels")
+        raise Flaw(f"<size> is {values[0]:g} x {values[1]:g}; it must hold the picture's width and height in pixels")
     return int(values[0]), int(values[1])
 
 
-def _box(element: Element, width: int, height: int) -> list[float]:
+def read_box(element: Element, width: int, height: int) -> list[float]:
     bndbox = element.find("bndbox")
     if bndbox is None:
-        raise _Flaw("the object has no <bndbox>")
-    x1, y1, x2, y2 = box = [_number(bndbox, key) for key in _COORDINATES]
+        raise Flaw("the object has no <bndbox>")
+    x1, y1, x2, y2 = box = [read_number(bndbox, key) for key in COORDINATES]
     shown = ", ".join(f"{value:g}" for value in box)
     if x2 < x1 or y2 < y1:
-        raise _Flaw(f"box ({shown}) is inverted or empty: xmax must be at least xmin, and ymax at least ymin")
+        raise Flaw(f"box ({shown}) is inverted or empty: xmax must be at least xmin, and ymax at least ymin")
     if min(x1, y1) < 1 - _TOLERANCE or x2 > width + _TOLERANCE or y2 > height + _TOLERANCE:
-        raise _Flaw(f"box ({shown}) lies outside the picture of {width} x {height} pixels, counted from 1")
+        raise Flaw(f"box ({shown}) lies outside the picture of {width} x {height} pixels, counted from 1")
     return [min(max(value, 1.0), limit) for value, limit in zip(box, (width, height) * 2, strict=True)]
 
 
-def _text(parent: Element, key: str) -> str:
+def read_text(parent: Element, key: str) -> str:
     text = " ".join((parent.findtext(key) or "").split())
     if not text:
-        raise _Flaw(f"<{key}> is missing or empty")
+        raise Flaw(f"<{key}> is missing or empty")
     return text
 
 
-def _number(parent: Element, key: str) -> float:
-    text = _text(parent, key)
+def read_number(parent: Element, key: str) -> float:
+    text = read_text(parent, key)
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise _Flaw(f"<{key}> is '{text}', which is not a finite number")
+        raise Flaw(f"<{key}> is '{text}', which is not a finite number")
     return value
 
 
-def _flag(parent: Element, key: str) -> bool:
+def read_flag(parent: Element, key: str) -> bool:
     text = " ".join((parent.findtext(key) or "").split()).lower()
     if text not in _FLAGS:
-        raise _Flaw(f"<{key}> is '{text}'; it must be 0 or 1")
+        raise Flaw(f"<{key}> is '{text}'; it must be 0 or 1")
     return _FLAGS[text]

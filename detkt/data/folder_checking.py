@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from detkt.data.findings import Findings, count
-from detkt.data.image_folder import _SUFFIXES, _folders, _walk
+from detkt.data.image_folder import SUFFIXES, subfolders, walk_pictures
 from detkt.data.images import read_image_size
 from detkt.data.picture_checking import PictureFacts, check_pictures, identical_pictures, in_threads, similar_pictures
 from detkt.data.voc_folder import shorten
@@ -22,9 +22,9 @@ Pictures = dict[str, dict[str, list[Path]]]  # split -> class -> its pictures
 
 def class_folders(root: Path) -> list[Path]:
     """The folders SPLIT/CLASS in *root*, and CLASS alone where pictures lie in it, that hold a picture."""
-    places = [root / name for name in _folders(root)]
-    places += [place / name for place in places for name in _folders(place)]
-    return [place for place in places if any(entry.suffix.lower() in _SUFFIXES for entry in place.iterdir())]
+    places = [root / name for name in subfolders(root)]
+    places += [place / name for place in places for name in subfolders(place)]
+    return [place for place in places if any(entry.suffix.lower() in SUFFIXES for entry in place.iterdir())]
 
 
 def check_image_folder(
@@ -35,8 +35,8 @@ def check_image_folder(
     expected: of ImageNet, splits and their numbers of pictures. It has so many that they are not decoded: only their
     first and last bytes are looked at.
     """
-    splits = list(expected) if expected else _folders(root)
-    if not expected and not any(_folders(root / split) for split in splits):
+    splits = list(expected) if expected else subfolders(root)
+    if not expected and not any(subfolders(root / split) for split in splits):
         findings.error(root, "holds no split: put its class folders into one, as in train/cat/1.jpg and test/cat/2.jpg")
         return
     pictures: Pictures = {}
@@ -60,15 +60,15 @@ def check_image_folder(
 
 def _list_classes(root: Path, split: str, findings: Findings) -> dict[str, list[Path]]:
     folder = root / split
-    loose = [entry.name for entry in sorted(folder.iterdir()) if entry.suffix.lower() in _SUFFIXES and entry.is_file()]
-    if not _folders(folder):
+    loose = [entry.name for entry in sorted(folder.iterdir()) if entry.suffix.lower() in SUFFIXES and entry.is_file()]
+    if not subfolders(folder):
         findings.error(folder, "holds no class folder: pictures must lie in SPLIT/CLASS/PICTURE, as in train/cat/1.jpg")
         return {}
     if loose:
         findings.note(folder, f"{count(len(loose), 'picture')} in no class folder, not read: {shorten(loose, 3)}")
     classes = {}
-    for name in _folders(folder):
-        classes[name] = [root / path for path in sorted(_walk(root, folder / name))]
+    for name in subfolders(folder):
+        classes[name] = [root / path for path in sorted(walk_pictures(root, folder / name))]
         if not classes[name]:
             findings.error(folder / name, "a class without a picture; add some, or remove the folder", missing=True)
         others = len([1 for _, _, files in os.walk(folder / name) for _ in files]) - len(classes[name])

@@ -14,7 +14,7 @@ from detkt.data.images import read_image, read_image_size
 from detkt.data.voc_folder import IMAGE_SUFFIXES, shorten
 from detkt.errors import InputError, suggestion
 
-_SUFFIXES = tuple(sorted({suffix.lower() for suffix in (*IMAGE_SUFFIXES, ".ppm", ".pgm")}))
+SUFFIXES = tuple(sorted({suffix.lower() for suffix in (*IMAGE_SUFFIXES, ".ppm", ".pgm")}))
 
 
 def list_pictures(
@@ -31,10 +31,10 @@ def list_pictures(
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give the one that holds train/CLASS/… (--data-root)")
     if not folder.is_dir():
-        there = _folders(root)
+        there = subfolders(root)
         choices = f"the folders there: {shorten(there)}" if there else "there is no folder at all"
         raise InputError(f"{root}: no split '{split}'{suggestion(split, there)}; {choices}")
-    found = _folders(folder)
+    found = subfolders(folder)
     if not found:
         raise InputError(f"{folder}: holds no folders; pictures must lie in one folder a class, {folder}/CLASS/…")
     if classes is not None and sorted(classes) != found:
@@ -42,10 +42,10 @@ def list_pictures(
     names, labels = [], []
     classes = list(found if classes is None else classes)
     for label, name in enumerate(classes):
-        pictures = sorted(_walk(root, folder / name))
+        pictures = sorted(walk_pictures(root, folder / name))
         if not pictures:
             raise InputError(
-                f"{folder / name}: holds no picture ({', '.join(_SUFFIXES)}); add some, or remove the folder"
+                f"{folder / name}: holds no picture ({', '.join(SUFFIXES)}); add some, or remove the folder"
             )
         names += pictures
         labels += [label] * len(pictures)
@@ -102,17 +102,17 @@ class PhotoTransforms:
             return self._steps(image)
 
 
-def _folders(folder: Path) -> list[str]:
+def subfolders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _walk(root: Path, folder: Path) -> list[str]:
+def walk_pictures(root: Path, folder: Path) -> list[str]:
     """Pictures in *folder* and below, relative to *root*."""
     found = []
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         relative = os.path.relpath(place, root)
-        found += [f"{relative}/{f}" for f in files if f.lower().endswith(_SUFFIXES) and not f.startswith(".")]
+        found += [f"{relative}/{f}" for f in files if f.lower().endswith(SUFFIXES) and not f.startswith(".")]
     return found
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from detkt.data.findings import Findings, count
-from detkt.data.voc_folder import _FLAGGED, IMAGE_SUFFIXES, _read_list, shorten
+from detkt.data.voc_folder import FLAGGED, IMAGE_SUFFIXES, read_list, shorten
 from detkt.errors import InputError
 
 # The last word of a list's name, and whether its pictures are learnt from, looked at for choices, or scored.
@@ -52,7 +52,7 @@ def check_lists(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about what is named twice, which is noted below
-                lists[name] = _read_list(path)
+                lists[name] = read_list(path)
         except InputError as error:
             findings.refused(path, error)
             continue
@@ -68,7 +68,7 @@ def _names_one_class(path: Path, xml: dict[str, Path]) -> bool:
     """Whether its lines are "000012 -1", as in the twenty lists that VOC has besides each of pictures."""
     with path.open(encoding="utf-8", errors="replace") as file:
         first = next((line.strip() for line in file if line.strip()), "")
-    return _FLAGGED.fullmatch(first) is not None and first not in xml
+    return FLAGGED.fullmatch(first) is not None and first not in xml
 
 
 def _note_style(path: Path, ids: dict[str, int], findings: Findings) -> None:
@@ -122,7 +122,7 @@ def _check_class_lists(
         if path.stem in names:
             continue
         lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        found = [match[1] if (match := _FLAGGED.fullmatch(line.strip())) else line.strip() for line in lines]
+        found = [match[1] if (match := FLAGGED.fullmatch(line.strip())) else line.strip() for line in lines]
         if missing := [name for name in found if name and name not in known]:
             findings.error(
                 path, f"{count(len(missing), 'picture')} without annotation: {shorten(missing, 3)}", missing=True

@@ -13,17 +13,17 @@ from detkt.data.findings import Findings, count
 from detkt.data.list_checking import Lists, check_lists, list_pairs, role
 from detkt.data.picture_checking import PictureFacts, check_pictures, identical_pictures, in_threads, similar_pictures
 from detkt.data.voc import VOC_CLASSES
-from detkt.data.voc_folder import _PARTS, IMAGE_SUFFIXES, shorten
+from detkt.data.voc_folder import IMAGE_SUFFIXES, PARTS, shorten
 
 _MOST_PAIRS = 10
 
 
 def voc_folders(root: Path) -> list[Path]:
     """*root* if it holds any part of the layout, else the year folders in it."""
-    if any((root / part).is_dir() for part in _PARTS):
+    if any((root / part).is_dir() for part in PARTS):
         return [root]
     found = (*root.glob("VOCdevkit/VOC*"), *root.glob("VOC[0-9]*"))
-    return sorted(folder for folder in found if any((folder / part).is_dir() for part in _PARTS))
+    return sorted(folder for folder in found if any((folder / part).is_dir() for part in PARTS))
 
 
 def check_voc(folder: Path, findings: Findings, required_lists: Sequence[str] = (), quiet: bool = False) -> None:
@@ -31,7 +31,7 @@ def check_voc(folder: Path, findings: Findings, required_lists: Sequence[str] = 
 
     required_lists: those that must be in ImageSets/Main.
     """
-    for part in _PARTS:
+    for part in PARTS:
         if not (folder / part).is_dir():
             findings.error(folder, f"holds no folder {part}, which a VOC-format data set must have", missing=True)
     pictures = _index(folder / "JPEGImages", IMAGE_SUFFIXES, findings)

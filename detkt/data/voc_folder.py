@@ -12,9 +12,9 @@ from detkt.errors import InputError, suggestion
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
-_PARTS = ("Annotations", "ImageSets/Main", "JPEGImages")
+PARTS = ("Annotations", "ImageSets/Main", "JPEGImages")
 # A line of a list of one class: the picture holds the class (1), does not (-1), or only difficult objects of it (0).
-_FLAGGED = re.compile(r"(.*\S)\s+(-1|0|1)")
+FLAGGED = re.compile(r"(.*\S)\s+(-1|0|1)")
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ def _year_folder(root: Path, year: str, named: bool) -> Path:
     if not named or root.name == f"VOC{year}":
         choices.append(root)
     for folder in choices:
-        missing = [part for part in _PARTS if not (folder / part).is_dir()]
+        missing = [part for part in PARTS if not (folder / part).is_dir()]
         if not missing:
             return folder
-        if len(missing) < len(_PARTS):
+        if len(missing) < len(PARTS):
             raise InputError(f"{folder}: holds no folder {missing[0]}, which a VOC-format data set must have")
     years = sorted(f.name[3:] for f in (*root.glob("VOCdevkit/VOC*"), *root.glob("VOC[0-9]*")) if f.is_dir())
     there = f"the years that are there: {shorten(years)}" if years else "give the folder that holds them"
-    raise InputError(f"{root}: holds no VOC{year} with {', '.join(_PARTS)}; {there}")
+    raise InputError(f"{root}: holds no VOC{year} with {', '.join(PARTS)}; {there}")
 
 
 def _list_samples(folder: Path, split: str, pictures: bool) -> list[Sample]:
@@ -74,7 +74,7 @@ def _list_samples(folder: Path, split: str, pictures: bool) -> list[Sample]:
         splits = _splits(folder)
         there = f"the splits there: {shorten(splits)}" if splits else "there is none"
         raise InputError(f"{path.parent}: no split '{split}'{suggestion(split, splits)}; {there}")
-    lines = _read_list(path)
+    lines = read_list(path)
     if not lines:
         raise InputError(f"{path}: the list names no picture")
     samples, without_image, without_xml = [], [], []
@@ -104,7 +104,7 @@ def _list_samples(folder: Path, split: str, pictures: bool) -> list[Sample]:
     return samples
 
 
-def _read_list(path: Path) -> dict[str, int]:
+def read_list(path: Path) -> dict[str, int]:
     """Picture id -> number of the line that names it first."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -115,7 +115,7 @@ def _read_list(path: Path) -> dict[str, int]:
     repeated = 0
     for number, line in enumerate(lines, start=1):
         identifier = _without_suffix(line.strip())
-        flagged = _FLAGGED.fullmatch(identifier)
+        flagged = FLAGGED.fullmatch(identifier)
         # A picture may be called "scan 1", which must not be taken for "scan" with a flag.
         if flagged and not (annotations / f"{identifier}.xml").is_file():
             if flagged[2] == "-1":
@@ -144,11 +144,11 @@ def _splits(folder: Path) -> list[str]:
     names = []
     for path in sorted((folder / "ImageSets" / "Main").glob("*.txt")):
         with path.open(encoding="utf-8", errors="replace") as file:
-            if not _FLAGGED.fullmatch(file.readline().strip()):
+            if not FLAGGED.fullmatch(file.readline().strip()):
                 names.append(path.stem)
     return names
 
 
 def _is_complete(folder: Path, split: str) -> bool:
-    names = _read_list(folder / "ImageSets" / "Main" / f"{split}.txt")
+    names = read_list(folder / "ImageSets" / "Main" / f"{split}.txt")
     return bool(names) and all(_find_image(folder, identifier) for identifier in names)

@@ -188,9 +188,9 @@ def match_detections(
 ) -> tuple[np.ndarray, str | None]:
     """Pairs (k, 2) of indices of detections that are the same: of one label, nearest, and within the tolerances.
 
-    Also says in words which detection has no partner and ought to have one, or None if there is none such. One whose
-    score is within :data:`SCORE_TOLERANCE` of the least that a detector gives out need not have one: *threshold* or,
-    where there are *limit* detections, the score of the last.
+    Also says in words which detection has no partner and ought to have one, or None if there is none such. One need not
+    have it whose score is at most :data:`SCORE_TOLERANCE` above the least that the other side gives out: *threshold*
+    or, where that side has *limit* detections, the score of its last.
     """
     apart = np.abs(expected["boxes"][:, None] - found["boxes"]).max(axis=2)
     close = (apart <= BOX_TOLERANCE) & (expected["labels"][:, None] == found["labels"])
@@ -203,9 +203,9 @@ def match_detections(
         apart[first], apart[:, second] = np.inf, np.inf
     pairs = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     for side, name, other in ((0, "torch", "ONNX Runtime"), (1, "ONNX Runtime", "torch")):
-        detections = (expected, found)[side]
+        detections, others = (expected, found)[side], (found, expected)[side]["scores"]
         scores = detections["scores"]
-        least = scores.min() if len(scores) >= limit else threshold
+        least = others.min() if len(others) >= limit else threshold
         alone = np.setdiff1d(np.flatnonzero(~(scores <= least + SCORE_TOLERANCE)), pairs[:, side])
         if len(alone):
             label, score = detections["labels"][alone[0]], scores[alone[0]]

@@ -59,7 +59,7 @@ MARKS = {
 SIZE_HINTS = tuple(
     text.format(*(round(limit**0.5) for limit in SIZE_LIMITS)) for text in ("< {0}²", "< {1}²", "≥ {1}²")
 )
-"""What `SIZES` mean, in pixels."""
+"""What `SIZES` mean: areas in pixels."""
 
 _VERDICTS = list(Verdict)
 _COPIED = ("style.css", "report.js")

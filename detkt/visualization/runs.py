@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from detkt.config import load_config
 from detkt.errors import InputError
 from detkt.models import load_model
@@ -35,7 +37,7 @@ def titled_logs(runs: Sequence[Path]) -> dict[str, Log]:
     return dict(zip(titles(methods, runs), [read_log(run / "log.jsonl") for run in runs], strict=True))
 
 
-def titled_convolutions(runs: Sequence[Path]) -> dict[str, list]:
+def titled_convolutions(runs: Sequence[Path]) -> dict[str, list[Tensor]]:
     """Title -> weights of every convolution of each run's network. Raises InputError: it holds none."""
     opened = [load_model(run, task=None) for run in runs]
     methods = [(meta.get("extra") or {}).get("method") or "network" for _, meta in opened]

@@ -137,7 +137,7 @@ def test_page_holds_the_numbers(scene, folder):
     assert ends.low < gain / 100 < ends.high
     assert f"95 % interval of the change: {100 * ends.low:+.1f} to {100 * ends.high:+.1f}" in text.replace("−", "-")
     assert text.count("95 %") == 1
-    assert "small < 32² px" in text and "medium < 96² px" in text and "large ≥ 96² px" in text
+    assert all(name in text for name in ("small < 32²", "medium < 96²", "large ≥ 96²"))
     area = voc.evaluate(one.detections, scene.dataset.annotations(), use_07_metric=False)
     assert f"mAP area{100 * area.map:.1f} " in text
     assert "45.6 M" in text

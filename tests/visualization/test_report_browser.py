@@ -255,11 +255,29 @@ def test_zoom_shows_the_models_side_by_side(browser, scene):
     assert browser.execute_script("return document.querySelector('.bar .slider').value") == "0.49"
     check(1, list(scene.compare(0.49).pictures.values()))
     set_threshold(browser, 0.5, "#zoom .slider")
+
+    # One model alone, larger, also from picture to picture; then all again.
+    def widths():
+        stages = browser.find_elements(By.CSS_SELECTOR, "#zoom .stage")
+        return [stage.rect["width"] for stage in stages if stage.is_displayed()]
+
+    before = widths()
+    assert len(before) == 3
+    find(browser, "#zoom figure:nth-child(2) button").send_keys(Keys.ENTER)
+    assert len(widths()) == 1 and widths()[0] > 1.3 * before[1]
+    assert find(browser, "#zoom figure:nth-child(2)").is_displayed()
+    assert browser.switch_to.active_element.text == "all models"
+    browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    assert find(browser, "#zoom-place").text == "3 of 24" and len(widths()) == 1
+    find(browser, "#zoom-previous").click()
+    find(browser, "#zoom figure:nth-child(2) button").click()
+    assert widths() == before
+    assert browser.switch_to.active_element.accessible_name == "Enlarge distilled (ktan)"
     find(browser, "#zoom-labels").click()
     assert not find(browser, "#zoom .tag").is_displayed()
     # The focus stays in the dialog, and returns to the card of the picture seen last.
     find(browser, "#zoom-title").send_keys(Keys.TAB)
-    for _ in range(8):
+    for _ in range(12):
         assert browser.execute_script("return document.activeElement.closest('#gallery, #filters')") is None
         browser.switch_to.active_element.send_keys(Keys.TAB)
     find(browser, "#zoom-close").send_keys(Keys.ESCAPE)

@@ -17,7 +17,7 @@
   let judged = []; // every picture at the threshold, in the order of the data set
   let shown = []; // those that pass the filters, in the chosen order
   const cards = new Map(); // picture's number -> its card, made when it is first shown
-  const zoom = { numbers: [], place: 0 };
+  const zoom = { numbers: [], place: 0, alone: null }; // alone: the model that is shown enlarged
 
   const byId = (id) => document.getElementById(id);
   const element = (tag, properties, ...children) => {
@@ -283,6 +283,19 @@
     return marks;
   }
 
+  /** A button that shows one model's picture alone, as large as the window allows, or all of them again. */
+  function enlarger(m) {
+    const alone = zoom.alone === m;
+    const button = element("button", { type: "button", textContent: alone ? "all models" : "enlarge" });
+    if (!alone) button.setAttribute("aria-label", `Enlarge ${data.titles[m]}`);
+    button.addEventListener("click", () => {
+      zoom.alone = alone ? null : m;
+      drawZoom();
+      document.querySelectorAll("#zoom-panels button")[m].focus();
+    });
+    return button;
+  }
+
   function drawZoom() {
     const number = zoom.numbers[zoom.place];
     const one = judged[number];
@@ -293,9 +306,9 @@
       const found = objects.filter((k) => model.finder.has(k)).length;
       const text = `found ${found} of ${plural(objects.length, "object")}, ${plural(model.errors.length, "error")}`;
       const title = element("b", { textContent: data.titles[m] });
-      const caption = element("figcaption", {}, title, element("span", { textContent: text }));
+      const caption = element("figcaption", {}, title, element("span", { textContent: text }), enlarger(m));
       drawMarks(stages[m], picture, modelMarks(one, m));
-      return element("figure", {}, caption, stages[m]);
+      return element("figure", { hidden: zoom.alone !== null && zoom.alone !== m }, caption, stages[m]);
     });
     byId("zoom-panels").replaceChildren(...panels);
     byId("zoom-title").textContent = picture.id;
@@ -307,7 +320,7 @@
 
   function openZoom(number) {
     // The list stays as it is while the dialog is open, even if the slider in it changes what passes the filters.
-    Object.assign(zoom, { numbers: shown, place: shown.indexOf(number) });
+    Object.assign(zoom, { numbers: shown, place: shown.indexOf(number), alone: null });
     byId("zoom").showModal();
     byId("zoom-title").focus();
     drawZoom();
