@@ -35,10 +35,14 @@ def run_tool(main: Callable[[list[str] | None], None]) -> None:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader of our output has gone
         # Else the interpreter complains once more when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:  # what no reader or writer of files foresaw: a name too long, a disk that fails
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {InputError(f'{where}{error.strerror or error}')}", file=sys.stderr)
+        sys.exit(2)
 
 
 class Parser(argparse.ArgumentParser):

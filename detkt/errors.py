@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
     """Something the user gave (a path, a file, a flag, a setting) cannot be used.
 
-    The message is one line: what is wrong, where (file, line or key), and what to do.
+    The message is one line: what is wrong, where (file, line or key), and what to do. Line breaks and other control
+    characters, which names in somebody's files may hold, are shown as Python writes them.
     """
+
+    def __str__(self) -> str:
+        return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], super().__str__())
 
 
 def suggestion(name: str, choices: Iterable[str]) -> str:

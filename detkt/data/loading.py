@@ -141,7 +141,7 @@ def _in_one_line(batches: Iterator) -> Iterator:
     try:
         yield from batches
     except InputError as error:
-        raise InputError(str(error).splitlines()[-1].removeprefix("detkt.errors.InputError: ")) from None
+        raise InputError(error.args[0].splitlines()[-1].removeprefix("detkt.errors.InputError: ")) from None
 
 
 def _start_worker(worker: int) -> None:

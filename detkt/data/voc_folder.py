@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Iterable
@@ -70,7 +71,8 @@ def _year_folder(root: Path, year: str, named: bool) -> Path:
 
 def _list_samples(folder: Path, split: str, pictures: bool) -> list[Sample]:
     path = folder / "ImageSets" / "Main" / f"{split}.txt"
-    if not path.is_file():
+    # os.path.isfile, unlike Path.is_file, is False for a name too long for the system as well.
+    if not os.path.isfile(path):
         splits = _splits(folder)
         there = f"the splits there: {shorten(splits)}" if splits else "there is none"
         raise InputError(f"{path.parent}: no split '{split}'{suggestion(split, splits)}; {there}")
@@ -83,7 +85,7 @@ def _list_samples(folder: Path, split: str, pictures: bool) -> list[Sample]:
         xml = folder / "Annotations" / f"{identifier}.xml"
         if pictures and image is None:
             without_image.append(identifier)
-        elif not xml.is_file():
+        elif not os.path.isfile(xml):
             without_xml.append(identifier)
         else:
             samples.append(Sample(identifier, image, xml))
@@ -117,7 +119,7 @@ def read_list(path: Path) -> dict[str, int]:
         identifier = _without_suffix(line.strip())
         flagged = FLAGGED.fullmatch(identifier)
         # A picture may be called "scan 1", which must not be taken for "scan" with a flag.
-        if flagged and not (annotations / f"{identifier}.xml").is_file():
+        if flagged and not os.path.isfile(annotations / f"{identifier}.xml"):
             if flagged[2] == "-1":
                 continue
             identifier = _without_suffix(flagged[1])
@@ -136,7 +138,7 @@ def _without_suffix(name: str) -> str:
 
 def _find_image(folder: Path, identifier: str) -> Path | None:
     choices = (folder / "JPEGImages" / f"{identifier}{suffix}" for suffix in IMAGE_SUFFIXES)
-    return next((path for path in choices if path.is_file()), None)
+    return next((path for path in choices if os.path.isfile(path)), None)
 
 
 def _splits(folder: Path) -> list[str]:

@@ -78,6 +78,7 @@ FOLDERS = [
         "kit: holds no VOC2007 with Annotations, ImageSets/Main, JPEGImages; the years that are there: '2012'",
         rooted("kit", lambda p: p["voc"].rename((p.tmp / "kit").mkdir() or p.tmp / "kit" / "VOC2012")),
     ),
+    Case("root-long", "a name too long for the system", _ROOT, "…: File name too long", rooted("x" * 300)),
     Case(
         "folder-missing",
         "a data set without its pictures' folder",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,13 +133,14 @@ def _state(path: Path) -> tuple:
 # Parts of cases: what they write.
 
 
+SPRUNG = Path(tempfile.gettempdir()) / f"detkt-sprung-{os.getpid()}"
+
+
 class Shell:
-    """Runs a command when it is unpickled."""
+    """Runs a command when it is unpickled: then there is a file SPRUNG."""
 
     def __reduce__(self):
-        import os
-
-        return os.system, ("touch /tmp/detkt-was-here",)
+        return os.system, (f"touch {SPRUNG}",)
 
 
 def picture(mode: str, size: tuple[int, int], name: str = "PNG") -> bytes:

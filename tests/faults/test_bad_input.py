@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from fnmatch import fnmatch
 from functools import cache
 
 import document
 import pytest
 from document import SECTIONS
+from faults import SPRUNG, Shell
 
 from detkt.cli import run_tool
 
@@ -36,6 +38,7 @@ def test_bad_input_is_refused_in_one_line(case, name, place, program, monkeypatc
     assert all(warning.startswith("warning: ") for warning in warnings), err
     assert stopped.value.code == 2
     assert not out or name == "compare", "only compare tells what it begins with"
+    assert not SPRUNG.exists(), "what was pickled ran"
     after = place.files()
     changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
     assert [path for path in sorted(changed) if not any(fnmatch(path, pattern) for pattern in case.leaves)] == []
@@ -44,6 +47,12 @@ def test_bad_input_is_refused_in_one_line(case, name, place, program, monkeypatc
 def test_ids_are_unique():
     assert len({case.id for case in CASES}) == len(CASES)
     assert len(CASES) >= 60
+
+
+def test_the_trap_works():
+    pickle.loads(pickle.dumps(Shell()))
+    assert SPRUNG.exists()
+    SPRUNG.unlink()
 
 
 def test_the_document_shows_these_cases():
