@@ -55,6 +55,12 @@ def test_exit_codes_and_lines(capsys):
     assert "SIGTERM" in capsys.readouterr().err
     assert exit_of(raising(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "stopped\n"
+    assert exit_of(raising(InputError("no\nsuch \x1b[31mfile"))) == 2
+    assert capsys.readouterr().err == "error: no\\nsuch \\x1b[31mfile\n"
+    assert exit_of(raising(OSError(36, "File name too long", "a\nb"))) == 2
+    assert capsys.readouterr().err == "error: a\\nb: File name too long\n"
+    assert exit_of(raising(OSError("the disk fails"))) == 2
+    assert capsys.readouterr().err == "error: the disk fails\n"
     with pytest.raises(ZeroDivisionError):  # a fault of ours is no fault of the user's
         run_tool(raising(ZeroDivisionError()))
     assert run_tool(lambda arguments: None) is None

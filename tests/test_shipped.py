@@ -88,7 +88,9 @@ def test_every_method_with_a_section_or_a_published_number_can_be_built(path):
 
 @pytest.mark.parametrize("command", readme_commands())
 def test_the_readme_names_flags_and_files_that_exist(command, tool, capsys):
-    program, *arguments = shlex.split(command.replace("$C", "configs/voc2007_resnet152_resnet50.yaml"))[1:]
+    program, *arguments = shlex.split(command.replace("$C", "configs/voc2007_resnet152_resnet50.yaml"), comments=True)[
+        1:
+    ]
     with pytest.raises(SystemExit):
         tool(Path(program).stem).main(["--help"])
     text = capsys.readouterr().out

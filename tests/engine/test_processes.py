@@ -114,7 +114,7 @@ def _fit_line(folder, config):
 
     class Distiller(nn.Module):
         stages = [Stage("distill", frozenset({"student"}))]
-        method = type("Method", (), {"players": staticmethod(lambda: {})})
+        method = type("Method", (), {"players": staticmethod(lambda: {}), "watches": staticmethod(lambda: [])})
         task = type("Task", (), {"pictures": staticmethod(lambda targets: targets["image_id"].tolist())})
 
         def __init__(self):

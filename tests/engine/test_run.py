@@ -311,6 +311,25 @@ def test_settings_that_name_nothing(override, message, tiny_config, tmp_path, no
     assert message in start(tiny_config(override), tmp_path)
 
 
+def test_weights_that_a_checkpoint_makes_useless_are_told_of(tiny_config, tiny_student, tmp_path, caplog):
+    config = tiny_config(f"student.checkpoint={tiny_student}", "student.weights=imagenet", "train.epochs=1")
+    train(config, tmp_path / "run", quiet=True)
+    line = f"student.weights=imagenet is not used: the checkpoint {tiny_student} holds all weights"
+    assert [record.getMessage() for record in caplog.records].count(line) == 1
+
+
+def test_where_the_shapes_are_drawn_is_told(tiny_config, tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO", logger="detkt")
+    monkeypatch.setattr(Trainer, "fit", lambda self: 1 / 0)
+    small = "{train: 4, test: 2, val: 0, image_size: 64, classes: [cross, disc, star]}"
+    config = tiny_config("data.format=shapes", f"data.root={tmp_path / 'new'}", f"data.shapes={small}")
+    for times in (1, 1):  # once, then they are there
+        with pytest.raises(ZeroDivisionError):
+            train(config, tmp_path / "run", quiet=True, overwrite=True)
+        told = [record.getMessage() for record in caplog.records if "drawing" in record.getMessage()]
+        assert told == [f"drawing the shapes into {tmp_path / 'new'}, which is not there yet"] * times
+
+
 # -- devices ---------------------------------------------------------------------------------------------------------
 
 

@@ -100,11 +100,12 @@ MODELS = [
         lambda p, m: p.write(f"{m}/model.json", "[]"),
         "student/model.json: not a model description of format 1",
     ),
-    _case(
+    Case(
         "model-task",
         "a classifier for a detector",
-        lambda p, m: _meta(p, f"{m}/model.json", task="classification"),
-        "student/model.json: 'task' is 'classification', needed is a model for 'detection'",
+        {tool: line for tool, line in (READING | _START).items() if tool != "export"},
+        "classifier/model.json: 'task' is 'classification', needed is a model for 'detection'",
+        lambda p: p.update(student=p["classifier"]),
     ),
     _case(
         "model-architecture",

@@ -272,6 +272,21 @@ def test_mismatch_is_an_error_and_nothing_is_written(tmp_path, monkeypatch):
     assert path.read_bytes() == b"old"
 
 
+def test_float64_decides_where_float32_rounds_elsewhere(tmp_path, monkeypatch):
+    detect = onnx_export._detect
+
+    def rounded_elsewhere(model, image):
+        found = detect(model, image)
+        return found if image.dtype == torch.float64 else found | {"boxes": found["boxes"] + 1}
+
+    monkeypatch.setattr(onnx_export, "_detect", rounded_elsewhere)
+    agreement = export_onnx(net(), tmp_path / "model.onnx", CLASSES, [picture(64, 64), picture(50, 70)])
+    assert agreement.rounded == 2
+    assert agreement.compared > 10
+    assert agreement.box < 0.01
+    assert str(agreement).endswith("; 2 pictures agree with torch in float64 alone")
+
+
 def test_a_classifier_that_differs(tmp_path, monkeypatch):
     run = onnx_export._run
     monkeypatch.setattr(onnx_export, "_run", lambda *inputs: [values + 0.002 for values in run(*inputs)])

@@ -215,8 +215,8 @@ def bad_file(kind: str, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("pickled payload", "not plain weights"),
-        ("plain pickle", "not plain weights"),
+        ("pickled payload", "pickled code is never run"),
+        ("plain pickle", "pickled code is never run"),
         ("truncated", "damaged, truncated"),
         ("web page", "web page"),
         ("lfs pointer", "git lfs pull"),
