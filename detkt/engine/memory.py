@@ -10,9 +10,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, record_function
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _RESET_PEAK = "5"
+_MARK = "the work that is measured"
 
 
 def peak_rise(work: Callable[[], None], device: torch.device) -> int | None:
@@ -38,6 +40,29 @@ def peak_rise(work: Callable[[], None], device: torch.device) -> int | None:
         return None
     work()
     return max(0, _resident("VmHWM") - before)
+
+
+def tensor_peak_rise(work: Callable[[], None], device: torch.device) -> int:
+    """Bytes that tensors hold at the peak of *work* above those that they held before it.
+
+    Less than :func:`peak_rise` on the CPU, which has what libraries work in, too, and what lies between tensors that are
+    no more. *work* is done twice: of what it frees, the profiler knows only what it saw allocated.
+    """
+    if device.type == "cuda":
+        return peak_rise(work, device)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+        with record_function(_MARK):
+            work()
+    events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    level = peak = 0
+    for event in events:
+        if event.name() == _MARK:
+            level = peak = 0
+        elif event.name() == "[memory]":
+            level += event.nbytes()
+            peak = max(peak, level)
+    return peak
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:

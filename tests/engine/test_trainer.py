@@ -14,6 +14,7 @@ from run_comparison import assert_same, read_log
 from detkt.data import training_set
 from detkt.distiller import Distiller
 from detkt.engine.checkpoint import load_checkpoint
+from detkt.engine.guards import SkippedUpdates
 from detkt.engine.optimizers import build_player_optimizer, schedule_factor
 from detkt.engine.trainer import Interrupted, Trainer
 from detkt.errors import InputError
@@ -414,3 +415,24 @@ def test_a_dead_worker_is_reported_in_one_line(tiny_config, tmp_path, at_step):
     with pytest.raises(InputError, match="DataLoader worker .* use --workers 0") as stopped:
         make_trainer(tiny_config("train.workers=1", "train.epochs=50"), tmp_path).fit()
     assert "\n" not in str(stopped.value)
+
+
+def test_a_long_row_of_skipped_half_precision_updates_is_told(tiny_config, tmp_path, monkeypatch):
+    """An infinite gradient of a finite loss: in fp16 the update is skipped, and the scale halved, as it should be."""
+    original = Distiller.updates
+
+    def updates(self, *arguments):
+        for update in original(self, *arguments):
+            update.losses["distance"] = (self.student.backbone.conv1.weight * 0).sum().sqrt()
+            yield update
+
+    monkeypatch.setattr(Distiller, "updates", updates)
+    monkeypatch.setattr(SkippedUpdates, "MANY", 6)
+    trainer = make_trainer(tiny_config("train.precision=fp16", "train.log_every=1"), tmp_path / "run")
+    before = [parameter.detach().clone() for parameter in trainer.parameters[STUDENT]]
+    trainer.fit()
+    assert all(torch.equal(*pair) for pair in zip(before, trainer.parameters[STUDENT], strict=True))
+    assert trainer.scalers[STUDENT].get_scale() == 2.0 ** (16 - 8)
+    warned = {line["step"]: line["warning"] for line in read_log(tmp_path / "run") if "warning" in line}
+    assert list(warned) == [6]
+    assert warned[6].startswith("the last 6 updates of player 'student' were skipped")

@@ -296,7 +296,7 @@ COMPARED = [
         "compare-metrics",
         "a finished run whose scores are damaged",
         _COLLECT,
-        "out/pair-none-s0/metrics.json, line 22, column 28 is not JSON: …",
+        "out/pair-none-s0/metrics.json, line … is not JSON: …",
         lambda p: (collected(p), p.truncate("out/pair-none-s0/metrics.json")),
     ),
     Case(

@@ -17,6 +17,7 @@ from detkt.models.classifier import Classifier
 from detkt.models.onnx_export import export_onnx, match_detections, open_session, random_pictures
 
 onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
 
 CLASSES = ["disc", "square", "star"]
 OPTIONS = {
