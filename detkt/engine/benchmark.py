@@ -25,7 +25,7 @@ from detkt.config import Config
 from detkt.engine import benchmark_baselines
 from detkt.engine.benchmark_subjects import STUDENT, TEACHER, Batch, Subjects, Work
 from detkt.engine.checkpoint import seed_everything, write_atomically
-from detkt.engine.memory import peak_rise
+from detkt.engine.memory import peak_rise, tensor_peak_rise
 from detkt.engine.run import versions
 from detkt.engine.timing import clock
 from detkt.errors import InputError
@@ -95,7 +95,6 @@ def run_benchmark(
         "methods": {name: _method(name, subjects, times) for name in subjects.last_stage if name != STUDENT},
         "against": _against(times, subjects, against),
         "loading": _loading(subjects, repetitions),
-        "memory": {},
     }
     _add_memory(report, subjects)
     if trace is not None:
@@ -180,24 +179,31 @@ def _loading(subjects: Subjects, repetitions: int) -> dict[str, Any] | None:
 
 
 def _add_memory(report: dict[str, Any], subjects: Subjects) -> None:
-    """Peak of a step of each training: what it holds between steps and what a step takes beside."""
+    """Peak of a step of each training: what it holds between steps and what a step takes beside.
+
+    That of tensors, and on the CPU that of the process, too (None: this system does not tell).
+    """
     batch = max(subjects.batches, key=lambda batch: batch.tensors.numel())
     teacher, one_map = subjects.teacher_bytes(), subjects.map_bytes(batch)
-    report["memory"] = {"teacher_weights": teacher, "teacher_map": one_map, "trainings": {}}
-    peaks = {}
+    trainings: dict[str, dict[str, float | None]] = {}
     for name, last in subjects.last_stage.items():
-        rises = [_rise(subjects.works[last], batch, subjects.device) for _ in range(MEMORY_REPETITIONS)]
-        if None in rises:
-            return
-        held, rise = subjects.state_bytes(name), statistics.median(rises)
-        peaks[name] = held + rise
-        report["memory"]["trainings"][name] = {"held": held, "rise": rise, "peak": peaks[name]}
+
+        def step(work: Work = subjects.works[last]) -> None:
+            work(batch)
+
+        rises = [peak_rise(step, subjects.device) for _ in range(MEMORY_REPETITIONS)]
+        taken = tensor_peak_rise(step, subjects.device)
+        held = subjects.state_bytes(name)
+        trainings[name] = {
+            "held": held,
+            "tensors": held + taken,
+            "process": None if None in rises else held + statistics.median(rises),
+        }
+    report["memory"] = {"teacher_weights": teacher, "teacher_map": one_map, "trainings": trainings}
     for name, method in report["methods"].items():
-        method["memory_ratio"] = peaks[name] / (peaks[STUDENT] + teacher + one_map)
-
-
-def _rise(work: Work, batch: Batch, device: torch.device) -> int | None:
-    return peak_rise(lambda: work(batch), device)
+        for kind in ("tensors", "process"):
+            peak, plain = trainings[name][kind], trainings[STUDENT][kind]
+            method[f"{kind}_ratio"] = None if peak is None else peak / (plain + teacher + one_map)
 
 
 def _profile(subjects: Subjects, method: str, trace: Path, steps: int = 4) -> str:

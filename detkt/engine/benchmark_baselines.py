@@ -203,8 +203,8 @@ def _check_finite(loop: str, loss: float) -> None:
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """A copy without the hooks of detkt's tasks."""
-    model = copy.deepcopy(model)
+    """A copy as torchvision builds it: without the hooks and the memory layout of detkt's tasks."""
+    model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     for module in model.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()

@@ -28,6 +28,7 @@ from detkt.errors import InputError
 from detkt.methods import method_class, parse
 from detkt.models import load_model
 from detkt.paths import resolve
+from detkt.tasks import build_task
 
 STUDENT, TEACHER, EVALUATION = "student", "teacher", "evaluation"
 BATCHES = 4
@@ -78,7 +79,7 @@ class Subjects:
         self.weights: dict[str, str] = {}
         self.student = self._network(config.student, "student", image_size)
         self.teacher = self._network(config.teacher, "teacher", image_size).eval().requires_grad_(False)
-        self.batches = [self._batch(images, targets) for images, targets in self._loaded(BATCHES)]
+        self.batches = [Batch(images, targets, self._seen(images)) for images, targets in self._loaded(BATCHES)]
         self.trainers: dict[str, Trainer] = {}
         self.works: dict[str, Work] = {}
         self.last_stage: dict[str, str] = {}
@@ -159,11 +160,13 @@ class Subjects:
         loader.close()
         return loaded
 
-    def _batch(self, images: Any, targets: Any) -> Batch:
-        if self.config.task == "classification":
-            return Batch(images, targets, images.to(self.device))
-        seen, _ = self.student.transform([image.to(self.device) for image in images])
-        return Batch(images, targets, seen.tensors)
+    def _seen(self, images: Any) -> Tensor:
+        """What a task gives to the teacher's backbone, in whichever memory layout it does."""
+        inputs = []
+        hook = self.teacher.backbone.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
+        build_task(copy.deepcopy(self.student), self.teacher).teacher_maps(images)
+        hook.remove()
+        return inputs[0]
 
     def _add_training(self, name: str, method: str, cached: bool = False) -> Trainer:
         config, classes = replace(self.config, method=method), self.dataset.classes

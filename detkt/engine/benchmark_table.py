@@ -75,17 +75,24 @@ def _against(report: dict[str, Any]) -> str:
 
 
 def _memory(report: dict[str, Any]) -> str:
-    memory = report["memory"]
-    if not memory["trainings"]:
-        return "memory: not measured, this system does not tell a process's peak"
-    rows = []
+    memory, rows = report["memory"], []
     for name, found in memory["trainings"].items():
-        limit = report["methods"][name]["memory_ratio"] if name != STUDENT else None
-        sizes = [f"{found[key] / MEBIBYTE:.1f}" for key in ("held", "rise", "peak")]
-        rows.append([name, *sizes, f"{limit:.2f}" if limit else ""])
-    table = _table(["training", "MiB held", "MiB a step takes", "MiB at the peak", "peak / allowance"], rows)
-    sizes = f"{memory['teacher_weights'] / MEBIBYTE:.1f} and {memory['teacher_map'] / MEBIBYTE:.1f} MiB"
-    return f"{table}\n(allowance: the student's peak, the teacher's weights and one map of a batch, {sizes})"
+        row = [name, _mebibytes(found["held"])]
+        for kind in ("tensors", "process"):
+            allowed = report["methods"][name][f"{kind}_ratio"] if name != STUDENT else None
+            row += [_mebibytes(found[kind]), "" if allowed is None else f"{allowed:.2f}"]
+        rows.append(row)
+    titles = ["training", "MiB held", "peak of tensors", "/ allowance", "peak of the process", "/ allowance"]
+    sizes = f"{_mebibytes(memory['teacher_weights'])} and {_mebibytes(memory['teacher_map'])} MiB"
+    return (
+        f"{_table(titles, rows)}\n"
+        "(held between steps: weights, gradients, optimizers; allowance: the student's peak, the teacher's weights and "
+        f"one map of a batch, {sizes})"
+    )
+
+
+def _mebibytes(size: float | None) -> str:
+    return "unknown" if size is None else f"{size / MEBIBYTE:.1f}"
 
 
 def _rest(report: dict[str, Any]) -> str:
