@@ -18,8 +18,11 @@ from detkt.errors import InputError
 from detkt.paths import resolve
 
 
-def run_tool(main: Callable[[list[str] | None], None]) -> None:
-    """Call *main* and exit: 0 done; 2 bad input, with one line ``error: ...``; 128 + signal when stopped."""
+def run_tool(main: Callable[[list[str] | None], None], to_go_on: str = "go on with --resume") -> None:
+    """Call *main* and exit: 0 done; 2 bad input, with one line ``error: ...``; 128 + signal when stopped.
+
+    *to_go_on* is what the tool tells after a training that was stopped.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # until now the tools just ended, see there
     # What the package tells while it works, such as which of a file's weights were loaded.
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
@@ -30,7 +33,7 @@ def run_tool(main: Callable[[list[str] | None], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stop:
-        print(f"{stop}; the checkpoint is saved, go on with --resume", file=sys.stderr)
+        print(f"{stop}; the checkpoint is saved, {to_go_on}", file=sys.stderr)
         sys.exit(128 + stop.signal)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -75,6 +78,7 @@ def training_parser(description: str, example: str, default_config: str) -> Pars
     parser.add_argument(
         "--cache-teacher", metavar="DIR", help="keep the teacher's maps on disk, so that steps cost the student alone"
     )
+    parser.add_argument("--compile", action="store_true", default=None, help="torch.compile for the backbones")
     parser.add_argument(
         "--resume", metavar="CKPT", nargs="?", const="", help="go on with a run (default CKPT: OUTPUT/last.pt)"
     )
@@ -97,6 +101,7 @@ _FLAGS = {
     "precision": "train.precision",
     "workers": "train.workers",
     "keep": "train.keep",
+    "compile": "train.compile",
     "cache_teacher": "train.cache_teacher",
 }
 # What may differ between a run and its continuation without changing what is learnt.

@@ -81,7 +81,8 @@ class TrainConfig:
     ``batch_size`` counts the pictures of an update: those of all processes of ``torchrun`` and of all ``accumulate``
     parts that it is computed in. ``group_by_aspect``: batches of wide or of tall pictures, to waste less padding.
     ``keep``: how many checkpoints, ``last.pt`` and those before it as ``checkpoint-<step>.pt``.
-    ``cache_teacher``: a folder for the teacher's maps of the training pictures, so that no step runs the teacher's
+    ``compile``: translate the backbones with ``torch.compile`` at the first step of each stage; this takes a while, and
+    numbers agree with uncompiled ones to rounding. ``cache_teacher``: a folder for the teacher's maps of the training pictures, so that no step runs the teacher's
     backbone; with no augmentation but flips (:mod:`detkt.engine.teacher_cache`); unused where there is no teacher.
     """
 
@@ -100,6 +101,7 @@ class TrainConfig:
     workers: int = 2
     accumulate: int = 1
     group_by_aspect: bool = True
+    compile: bool = False
     cache_teacher: str | None = None
     log_every: int = 20
     checkpoint_every: int = 500

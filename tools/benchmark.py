@@ -43,6 +43,7 @@ def main(arguments=None):
     parser.add_argument("--repetitions", type=int, default=20, metavar="N", help="rounds to time (default: 20)")
     parser.add_argument("--against", default="", help="other training loops: torchvision,torchdistill")
     parser.add_argument("--cache-teacher", metavar="DIR", help="time the methods with the teacher's maps on disk, too")
+    parser.add_argument("--compile", action="store_true", default=None, help="time them with compiled backbones, too")
     parser.add_argument("--profile", metavar="TRACE.json", help="profile the first method's last stage")
     parser.add_argument("--json", metavar="FILE", help="every number, with machine, versions and settings")
     parser.add_argument("--chart", metavar="FILE.png", help="bars, with the floor")
@@ -57,6 +58,7 @@ def main(arguments=None):
         "train.device": arguments.device,
         "train.workers": arguments.workers,
         "train.cache_teacher": arguments.cache_teacher,
+        "train.compile": arguments.compile,
     }
     given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items() if value is not None]
     config = load_config(resolve(arguments.config), given + arguments.overrides)

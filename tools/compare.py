@@ -62,4 +62,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    run_tool(main, to_go_on="run the same command again to go on")

@@ -31,7 +31,7 @@ from detkt.engine.timing import clock
 from detkt.errors import InputError
 
 FORMAT = 1
-WARM_UP = 3
+WARM_UP = 4  # each of the batches once: what is compiled is compiled for their sizes
 # Steps in a row a repetition: on a GPU the processor runs ahead, as in training; there, waiting after each would cost.
 BURST = {"cpu": 1, "cuda": 5}
 MEMORY_REPETITIONS = 3
@@ -140,7 +140,9 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 def _method(name: str, subjects: Subjects, times: Times) -> dict[str, Any]:
     """Ratios of the method's last stage, in which the student learns most of the time."""
     last = subjects.last_stage[name]
-    floor = [STUDENT] if name.endswith(", cached") else [STUDENT, TEACHER]
+    distiller = subjects.trainers[name].distiller
+    runs_teacher = distiller.teacher is not None and distiller.task.teacher_cache is None
+    floor = [STUDENT, TEACHER] if runs_teacher else [STUDENT]
     own = [step - sum(parts) for step, *parts in zip(*(times[part]["seconds"] for part in (last, *floor)), strict=True)]
     return {
         "stage": last,

@@ -29,6 +29,7 @@ from detkt.methods import method_class, parse
 from detkt.models import load_model
 from detkt.paths import resolve
 from detkt.tasks import build_task
+from detkt.tasks.compiling import compile_backbones
 
 STUDENT, TEACHER, EVALUATION = "student", "teacher", "evaluation"
 BATCHES = 4
@@ -54,7 +55,8 @@ class Subjects:
     have random weights; where the pictures are not there, or with *random*, they are noise of the same sizes.
 
     Args:
-        config: a data set, a pair, the methods' settings; ``train.cache_teacher`` adds the methods' steps with a cache.
+        config: a data set, a pair, the methods' settings; ``train.cache_teacher`` adds the methods' steps with a cache,
+            ``train.compile`` those of student and methods with compiled backbones.
         methods: names or sums, each with a teacher.
         random: noise, whether there are pictures or not.
         image_size: of a detector the shorter side of its pictures, of a classifier the side; None: the config's.
@@ -90,6 +92,9 @@ class Subjects:
         if config.train.cache_teacher is not None:
             for method in methods:
                 self._add_training(f"{method}, cached", method, cached=True)
+        if config.train.compile:
+            for name, method in ((STUDENT, "none"), *((method, method) for method in methods)):
+                self._add_training(f"{name}, compiled", method, compiled=True)
         evaluated = copy.deepcopy(self.student).eval()
         self.works[EVALUATION] = lambda batch: self._evaluate(evaluated, batch)
 
@@ -168,7 +173,7 @@ class Subjects:
         hook.remove()
         return inputs[0]
 
-    def _add_training(self, name: str, method: str, cached: bool = False) -> Trainer:
+    def _add_training(self, name: str, method: str, cached: bool = False, compiled: bool = False) -> Trainer:
         config, classes = replace(self.config, method=method), self.dataset.classes
         distiller = Distiller(
             copy.deepcopy(self.student),
@@ -182,6 +187,8 @@ class Subjects:
         if cached:
             folder = Path(config.train.cache_teacher)
             distiller.task.teacher_cache = open_teacher_cache(config, distiller, self.dataset, folder, quiet=False)
+        if compiled:
+            compile_backbones(distiller.task, self.device)
         trainer = self.trainers[name] = Trainer(distiller, self.dataset, config.train, Path("."), quiet=True)
         trainer.guard = FiniteGuard()
         distiller.train()

@@ -39,7 +39,7 @@ def _headline(report: dict[str, Any]) -> str:
         f"{_load(machine)}; "
         f"torch {versions['torch']}, torchvision {versions['torchvision']}\n"
         f"medians of {report['repetitions']} rounds, in brackets their quartiles; the floor is student + teacher, "
-        "with a cache the student alone"
+        "without a teacher in the step the student alone"
     )
 
 

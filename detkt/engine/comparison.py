@@ -130,13 +130,16 @@ def teacher_scores(config: Config, root: Path, quiet: bool = False) -> dict[str,
 def markdown_table(
     rows: Sequence[Row], measures: dict[str, str], paper: dict[str, float], teacher: dict[str, Any] | None = None
 ) -> str:
-    """Mean ± standard deviation in percent, the budget, the wall time, and the paper's number where there is one."""
+    """Mean ± standard deviation in percent, the budget, the wall time, and the paper's number where there is one.
+
+    The wall time is the median run's: one that another process held up would move the mean.
+    """
     header = ["method", "seeds", *measures.values(), "updates", "seconds", "paper"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for row in rows:
         cells = [row.method, str(len(row.runs))]
         cells += [_with_spread(row.mean(measure), row.spread(measure)) for measure in measures]
-        cells += [f"{row.mean('updates'):.0f}", f"{row.mean('seconds'):.0f}", _paper(paper, row.method)]
+        cells += [f"{row.mean('updates'):.0f}", f"{statistics.median(run['seconds'] for run in row.runs):.0f}", _paper(paper, row.method)]
         lines.append("| " + " | ".join(cells) + " |")
     if teacher is not None:
         scores = [f"{100 * teacher[measure]:.1f}" for measure in measures]

@@ -24,7 +24,7 @@ from tqdm import tqdm
 import detkt
 from detkt import folders
 from detkt.config import Config, NetConfig, save_config
-from detkt.data import data_root
+from detkt.data import data_root, shapes_config
 from detkt.data.picture_cache import PictureCache
 from detkt.distiller import Distiller
 from detkt.engine.checkpoint import LAST, older_checkpoints, seed_everything, write_atomically
@@ -37,6 +37,7 @@ from detkt.errors import InputError
 from detkt.methods import method_class, parse
 from detkt.models import load_model, save_model
 from detkt.paths import resolve
+from detkt.tasks.compiling import compile_backbones
 
 
 def resolve_device(name: str) -> torch.device:
@@ -106,7 +107,7 @@ def _run_files(folder: Path) -> list[Path]:
 
 
 def resolve_config(config: Config) -> Config:
-    """A copy of *config* with every setting of its method and its networks written out.
+    """A copy of *config* with every setting of its method, its networks and its drawn scenes written out.
 
     Defaults may change from one version to the next; a run's own ``config.yaml`` must not change with them.
     """
@@ -114,6 +115,9 @@ def resolve_config(config: Config) -> Config:
     config.methods = {cls.name: asdict(settings) for cls, settings in parse(config.method, config.methods).items()}
     for net in (config.student, config.teacher):
         net.options = job.options(net)
+    if config.data.format == "shapes":
+        settings = asdict(shapes_config(config.data))
+        config.data.shapes = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
     return config
 
 
@@ -239,6 +243,8 @@ def train(
         with processes.main_first():
             cache = open_teacher_cache(config, distiller, dataset, Path(config.train.cache_teacher), quiet)
         distiller.task.teacher_cache = cache
+    if config.train.compile:
+        compile_backbones(distiller.task, device)
     if processes.is_main:
         open_folder(folder, resume)
         write_atomically(folder / "config.yaml", lambda temporary: save_config(resolve_config(config), temporary))

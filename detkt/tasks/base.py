@@ -38,6 +38,10 @@ class Task(Protocol):
         """Reveal the named inner layers from now on, and probe both nets' maps."""
         ...
 
+    def compile(self) -> None:
+        """Let ``torch.compile`` translate both backbones, the watched layers with them, when they next run."""
+        ...
+
     def run(self, inputs: Any, targets: Any, needs: frozenset[str]) -> tuple[Knowledge | None, Knowledge | None, Heads]:
         """The passes in *needs* (see Stage) on one batch: student's and teacher's knowledge, and the heads."""
         ...

@@ -28,6 +28,9 @@ class _Net:
         names = [name for name in dict.fromkeys(layers) if name != "output"]
         self.recorder = LayerRecorder(self.model.backbone, names, self.role)
 
+    def compile(self) -> None:
+        self.features = torch.compile(self.features)
+
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Backbone alone: ``output`` and the watched inner layers."""
         with self.recorder.recording() as inner:
@@ -86,6 +89,11 @@ class ClassificationTask:
             if role in self._nets:
                 self._nets[role].watch(layers)
         return self._probe("student"), self._probe("teacher") if self.teacher is not None else None
+
+    def compile(self) -> None:
+        """See :class:`detkt.tasks.base.Task`."""
+        for net in self._nets.values():
+            net.compile()
 
     def _probe(self, role: str) -> Spec:
         """Maps of two noise pictures."""

@@ -73,6 +73,9 @@ class _Detector:
         names = [name for name in dict.fromkeys(layers) if name.split(".")[0] != "output"]
         self.recorder = LayerRecorder(self.model.backbone, names, self.role)
 
+    def compile(self) -> None:
+        self.features = torch.compile(self.features)
+
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Backbone alone: its outputs by name and the watched inner layers."""
         with self.recorder.recording() as inner:
@@ -157,6 +160,11 @@ class DetectionTask:
             return self._probe(self._student), None
         self._teacher.watch(teacher_layers)
         return self._probe(self._student), self._probe(self._teacher)
+
+    def compile(self) -> None:
+        """See :class:`detkt.tasks.base.Task`."""
+        for detector in filter(None, (self._student, self._teacher)):
+            detector.compile()
 
     def _probe(self, detector: _Detector) -> Spec:
         """Shapes on a noise picture of 4:5 at the training size (the student's), padded as batches are."""
