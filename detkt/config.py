@@ -82,7 +82,8 @@ class TrainConfig:
     parts that it is computed in. ``group_by_aspect``: batches of wide or of tall pictures, to waste less padding.
     ``keep``: how many checkpoints, ``last.pt`` and those before it as ``checkpoint-<step>.pt``.
     ``compile``: translate the backbones with ``torch.compile`` at the first step of each stage; this takes a while, and
-    numbers agree with uncompiled ones to rounding. ``cache_teacher``: a folder for the teacher's maps of the training pictures, so that no step runs the teacher's
+    numbers agree with uncompiled ones to rounding.
+    ``cache_teacher``: a folder for the teacher's maps of the training pictures, so that no step runs the teacher's
     backbone; with no augmentation but flips (:mod:`detkt.engine.teacher_cache`); unused where there is no teacher.
     """
 

@@ -139,7 +139,8 @@ def markdown_table(
     for row in rows:
         cells = [row.method, str(len(row.runs))]
         cells += [_with_spread(row.mean(measure), row.spread(measure)) for measure in measures]
-        cells += [f"{row.mean('updates'):.0f}", f"{statistics.median(run['seconds'] for run in row.runs):.0f}", _paper(paper, row.method)]
+        seconds = statistics.median(run["seconds"] for run in row.runs)
+        cells += [f"{row.mean('updates'):.0f}", f"{seconds:.0f}", _paper(paper, row.method)]
         lines.append("| " + " | ".join(cells) + " |")
     if teacher is not None:
         scores = [f"{100 * teacher[measure]:.1f}" for measure in measures]

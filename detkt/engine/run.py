@@ -117,7 +117,7 @@ def resolve_config(config: Config) -> Config:
         net.options = job.options(net)
     if config.data.format == "shapes":
         settings = asdict(shapes_config(config.data))
-        config.data.shapes = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+        config.data.shapes = settings | {"classes": list(settings["classes"])}
     return config
 
 

@@ -22,7 +22,9 @@ PASSES = frozenset({"student", "teacher.features"})
 def loss_and_gradients(task, images, targets):
     torch.manual_seed(0)
     student, teacher, _ = task.run(images, targets, PASSES)
-    distance = sum((s - t).square().mean() for s, t in zip(student.features.values(), teacher.features.values()))
+    distance = sum(
+        (s - t).square().mean() for s, t in zip(student.features.values(), teacher.features.values(), strict=True)
+    )
     task.student.zero_grad()
     (sum(student.losses.values()) + distance).backward()
     gradients = {name: p.grad.clone() for name, p in task.student.named_parameters() if p.grad is not None}
