@@ -87,7 +87,9 @@ class TeacherCache:
                 end = starts[place] + math.prod(shape)
                 batch.numpy()[place, :, : shape[1], : shape[2]] = self._values[starts[place] : end].reshape(shape)
                 starts[place] = end
-            result[name] = batch.view(torch.bfloat16).to(device, non_blocking=True).to(dtype)
+            # In the order of the student's maps, or every comparison with them would go through memory crosswise.
+            maps = batch.view(torch.bfloat16).to(device, non_blocking=True)
+            result[name] = maps.to(dtype, memory_format=torch.channels_last)
         return result
 
 

@@ -43,7 +43,7 @@ def classify(
     A class without pictures has None. The time is that of the model alone, not of reading pictures. Several
     *processes* take every n-th picture each and all get the whole.
     """
-    model.eval()
+    model.eval().backbone.to(memory_format=torch.channels_last)  # as in training, see detkt.tasks.detection
     labels, first, fifth, seconds = [], [], [], 0.0
     rank, count = (processes.rank, processes.count) if processes else (0, 1)
     loader = evaluation_loader(dataset, batch_size, workers, range(rank, len(dataset), count))

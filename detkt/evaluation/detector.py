@@ -38,7 +38,7 @@ def detect(
     The time is that of the model alone (transform, network, post-processing), not of reading pictures. Several
     *processes* take every n-th picture each and all get the whole.
     """
-    model.eval()
+    model.eval().backbone.to(memory_format=torch.channels_last)  # as in training, see detkt.tasks.detection
     detections: Detections = {}
     seconds = 0.0
     rank, count = (processes.rank, processes.count) if processes else (0, 1)

@@ -56,6 +56,7 @@ from detkt.methods.base import (
 Maps = dict[LayerPair, Tensor | None]
 
 EXPLOSION = 10
+WIDEST = 128
 
 
 def discriminator_loss(
@@ -117,7 +118,8 @@ class KTANConfig(MethodConfig):
 
     ``warmup_steps``: k, student updates with the MSE alone. ``normalize``: bring both maps to one scale.
     ``instance_noise``: standard deviation of the noise on D's inputs, as these are (in root mean squares of R(t) with
-    ``normalize``).
+    ``normalize``). ``discriminator_width``: channels of D's convolutions; 0 takes half of the map's, at most 128, so that
+    D stays cheap beside the student.
     """
 
     alpha: float = 0.6
@@ -128,7 +130,7 @@ class KTANConfig(MethodConfig):
     regressor_lr: float = 1e-3
     warmup_steps: int = 300
     num_convs: int = 2
-    discriminator_width: int = 128
+    discriminator_width: int = 0
     discriminator_optimizer: str = "adam"
     discriminator_lr: float = 1e-4
     patch: bool = True
@@ -140,7 +142,7 @@ class KTANConfig(MethodConfig):
         least = {
             "regressor_steps": 0,
             "warmup_steps": 0,
-            "discriminator_width": 1,
+            "discriminator_width": 0,
             "alpha": 0,
             "beta": 0,
             "regressor_lr": 0,
@@ -199,7 +201,7 @@ class KTAN(Method):
             if self.adversarial:
                 self.discriminators[pair.key] = Discriminator(
                     student_map.channels,
-                    config.discriminator_width,
+                    config.discriminator_width or min(WIDEST, max(1, student_map.channels // 2)),
                     config.num_convs,
                     config.patch,
                     config.spectral_norm,
@@ -336,7 +338,9 @@ class KTAN(Method):
 
     def _judge(self, pair: LayerPair, feature: Tensor, mask: Tensor | None) -> Tensor:
         if self.config.instance_noise:
-            feature = feature + self.config.instance_noise * torch.randn_like(feature)
+            # Not randn_like: for a map in channels-last order it draws value by value.
+            noise = torch.randn(feature.shape, dtype=feature.dtype, device=feature.device)
+            feature = noise.mul_(self.config.instance_noise).add_(feature)
         return self.discriminators[pair.key](feature, mask).float()
 
     def _logit_mask(self, mask: Tensor | None) -> Tensor | None:
@@ -349,8 +353,9 @@ class KTAN(Method):
         undecided = math.log((1 - smooth) / (1 + smooth))
         for pair in maps:
             mask = self._logit_mask(masks[pair])
-            teacher_logit = self._judge(pair, targets[pair], masks[pair])
-            student_logit = self._judge(pair, maps[pair].detach(), masks[pair])
+            both = torch.cat([targets[pair], maps[pair].detach()])
+            twice = None if masks[pair] is None else torch.cat([masks[pair], masks[pair]])
+            teacher_logit, student_logit = self._judge(pair, both, twice).chunk(2)
             losses.append(discriminator_loss(teacher_logit, student_logit, mask, self.config.label_smoothing))
             with torch.no_grad():
                 right_teacher.append(masked_mean((teacher_logit > undecided).float(), mask))

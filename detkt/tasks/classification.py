@@ -22,6 +22,7 @@ class _Net:
 
     def __init__(self, model: Classifier, role: str) -> None:
         self.model, self.role = model, role
+        model.backbone.to(memory_format=torch.channels_last)  # as in detkt.tasks.detection
         self.recorder = LayerRecorder(model.backbone, [], role)
 
     def watch(self, layers: Iterable[str]) -> None:

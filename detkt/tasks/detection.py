@@ -52,6 +52,8 @@ class _Detector:
 
     def __init__(self, model: GeneralizedRCNN, role: str) -> None:
         self.model, self.role = model, role
+        # What CPUs and GPUs convolve in; with weights in any other layout they reorder every map, there and back.
+        model.backbone.to(memory_format=torch.channels_last)
         self.recorder = LayerRecorder(model.backbone, [], role)
         self._sampled: Sampled | None = None  # only inside losses(): nothing outlives a pass
         # Under autocast heads return half precision, and torchvision would decode boxes in it (errors of whole pixels).

@@ -45,6 +45,10 @@ class _Numbers(Dataset):
 
 
 class _Answer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Identity()
+
     def forward(self, images):
         assert not self.training
         return nn.functional.one_hot(images.flatten().long(), 4).float()
