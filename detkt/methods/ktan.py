@@ -118,8 +118,8 @@ class KTANConfig(MethodConfig):
 
     ``warmup_steps``: k, student updates with the MSE alone. ``normalize``: bring both maps to one scale.
     ``instance_noise``: standard deviation of the noise on D's inputs, as these are (in root mean squares of R(t) with
-    ``normalize``). ``discriminator_width``: channels of D's convolutions; 0 takes half of the map's, at most 128, so that
-    D stays cheap beside the student.
+    ``normalize``). ``discriminator_width``: channels of D's convolutions; 0 takes half of the map's, at most 128,
+    so that D stays cheap beside the student.
     """
 
     alpha: float = 0.6
