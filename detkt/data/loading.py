@@ -128,8 +128,10 @@ def dead_workers_in_one_line() -> Iterator[None]:
     """An InputError for torch's complaint, which it may raise anywhere, that a process loading pictures died."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else ""
+        if not isinstance(error, RuntimeError):  # its end of the pipe was gone before it was known to be dead
+            reason = "DataLoader worker: connection lost"
         if not reason.startswith("DataLoader worker"):
             raise
         raise InputError(

@@ -6,7 +6,7 @@ import signal
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -213,7 +213,7 @@ class Trainer:
         loader = iter(training_loader(self.dataset, batches, self.config.workers, self.device.type == "cuda"))
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            with dead_workers_in_one_line():
+            with dead_workers_in_one_line(), closing(loader):
                 while self.stage_index < len(self.lengths):
                     self._run_stage(loader)
                     self.processes.average_buffers(self.distiller)
@@ -222,7 +222,6 @@ class Trainer:
             if (number := self._agreed_stop()) is not None:
                 raise Interrupted(number)
         finally:
-            loader.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
             self.reporter.close()

@@ -12,6 +12,7 @@ import torch
 from run_comparison import assert_same, read_log
 
 from detkt.data import training_set
+from detkt.data.loading import dead_workers_in_one_line
 from detkt.distiller import Distiller
 from detkt.engine.checkpoint import load_checkpoint
 from detkt.engine.guards import SkippedUpdates
@@ -415,6 +416,12 @@ def test_a_dead_worker_is_reported_in_one_line(tiny_config, tmp_path, at_step):
     with pytest.raises(InputError, match="DataLoader worker .* use --workers 0") as stopped:
         make_trainer(tiny_config("train.workers=1", "train.epochs=50"), tmp_path).fit()
     assert "\n" not in str(stopped.value)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_worker_whose_pipe_broke_first(error):
+    with pytest.raises(InputError, match="connection lost; free memory or use --workers 0"), dead_workers_in_one_line():
+        raise error
 
 
 def test_a_long_row_of_skipped_half_precision_updates_is_told(tiny_config, tmp_path, monkeypatch):
