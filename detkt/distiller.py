@@ -20,7 +20,8 @@ class Distiller(nn.Module):
 
     Args:
         student, teacher: any torchvision R-CNN detectors, or two :class:`detkt.models.Classifier`s; the teacher is
-            frozen here. None with ``method="none"``.
+            frozen here, None with ``method="none"``. Their backbones' weights are put in channels-last memory order
+            (:func:`detkt.models.layout.channels_last`, which says how to undo it).
         method: a name of ``detkt.methods.available()``, a sum ``"a+b"``, or a :class:`~detkt.methods.Method` of yours.
         settings: the method's settings, e.g. ``{"beta": 5.0}``; for a sum ``{"ktan": {...}, "kd": {...}}``.
         student_classes, teacher_classes: class names without background; compared by methods that use scores.

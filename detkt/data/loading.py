@@ -103,6 +103,12 @@ def evaluation_loader(
     return _Loader(dataset, batch_size=batch_size, num_workers=workers, sampler=indices)
 
 
+def share_of_batches(length: int, batch_size: int, rank: int, count: int) -> list[int]:
+    """Indices of every *count*-th batch from batch *rank* on: the batches of one process, with their padding."""
+    starts = range(rank * batch_size, length, count * batch_size)
+    return [index for start in starts for index in range(start, min(start + batch_size, length))]
+
+
 class _Loader(DataLoader):
     """Pictures and targets, as the data set's ``collate`` joins them (lists by default).
 

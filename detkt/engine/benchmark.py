@@ -97,6 +97,11 @@ def run_benchmark(
         "loading": _loading(subjects, repetitions),
     }
     _add_memory(report, subjects)
+    for name, trainer in subjects.trainers.items():
+        try:
+            trainer.guard.check()  # on a GPU nothing has looked so far: a student of NaN has no proposals, and is fast
+        except InputError as error:
+            raise InputError(f"{name}: {error}; give trained networks") from None
     if trace is not None:
         report["profile"] = _profile(subjects, next(name for name in subjects.last_stage if name != STUDENT), trace)
     return report

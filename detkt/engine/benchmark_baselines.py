@@ -17,11 +17,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 from detkt.engine.benchmark_subjects import STUDENT, Batch, Subjects, Work
 from detkt.errors import InputError
 from detkt.methods import choose
+from detkt.models.frozen_norm import FrozenBatchNorm2d
 from detkt.tasks.detection import named_outputs
 
 BASELINES = ("torchvision", "torchdistill")
@@ -203,9 +205,11 @@ def _check_finite(loop: str, loss: float) -> None:
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """A copy as torchvision builds it: without the hooks and the memory layout of detkt's tasks."""
+    """A copy as torchvision builds it: without the hooks, the memory layout and the frozen norms of detkt's own."""
     model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     for module in model.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.__class__ = torchvision.ops.FrozenBatchNorm2d
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
     return model

@@ -27,6 +27,7 @@ from detkt.engine.trainer import Trainer
 from detkt.errors import InputError
 from detkt.methods import method_class, parse
 from detkt.models import load_model
+from detkt.models.layout import channels_last
 from detkt.paths import resolve
 from detkt.tasks import build_task
 from detkt.tasks.compiling import compile_backbones
@@ -96,6 +97,7 @@ class Subjects:
             for name, method in ((STUDENT, "none"), *((method, method) for method in methods)):
                 self._add_training(f"{name}, compiled", method, compiled=True)
         evaluated = copy.deepcopy(self.student).eval()
+        channels_last(evaluated.backbone)
         self.works[EVALUATION] = lambda batch: self._evaluate(evaluated, batch)
 
     def loader(self):
@@ -111,13 +113,12 @@ class Subjects:
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
     def state_bytes(self, name: str) -> int:
-        """What the training *name* holds between two steps: weights, gradients, optimizers, and the teacher's weights.
+        """What the training *name* holds between two steps: weights, optimizers, and the teacher's weights.
 
         The teacher's count once for every training that has one.
         """
         trainer = self.trainers[name]
         held = [*trainer.distiller.parameters(), *trainer.distiller.buffers()]
-        held += [parameter.grad for parameter in trainer.distiller.parameters() if parameter.grad is not None]
         for optimizer in trainer.optimizers.values():
             held += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
         return tensor_bytes(held) + (self.teacher_bytes() if trainer.distiller.teacher is not None else 0)

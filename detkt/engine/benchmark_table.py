@@ -86,7 +86,7 @@ def _memory(report: dict[str, Any]) -> str:
     sizes = f"{_mebibytes(memory['teacher_weights'])} and {_mebibytes(memory['teacher_map'])} MiB"
     return (
         f"{_table(titles, rows)}\n"
-        "(held between steps: weights, gradients, optimizers; allowance: the student's peak, the teacher's weights and "
+        "(held between steps: weights, optimizers; allowance: the student's peak, the teacher's weights and "
         f"one map of a batch, {sizes})"
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ class Processes:
     """
 
     def __init__(self, on_cpu: bool = False) -> None:
-        self._state = PartialState(cpu=on_cpu)
+        # Others wait while process 0 draws scenes or writes a teacher cache: for hours, of a large data set.
+        self._state = PartialState(cpu=on_cpu, timeout=timedelta(days=7))
         self.rank, self.count = self._state.process_index, self._state.num_processes
         self.device: torch.device = self._state.device
 
@@ -58,14 +60,26 @@ class Processes:
 
     @torch.no_grad()
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Mean of each parameter's gradient over the processes, in one exchange; an absent gradient counts as zero."""
+        """Mean of each parameter's gradient over the processes, in one exchange.
+
+        A gradient that some have counts as zero where it is absent; one that none has stays absent, so that weight
+        decay does not move its parameter.
+        """
         if self.count == 1:
             return
         parameters = list(parameters)
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        self._average([parameter.grad for parameter in parameters])
+        absent = [parameter for parameter in parameters if parameter.grad is None]
+        for parameter in absent:
+            parameter.grad = torch.zeros_like(parameter)
+        present = torch.ones(len(parameters), device=parameters[0].device if parameters else None)
+        if absent:
+            without = {id(parameter) for parameter in absent}
+            present *= torch.tensor([float(id(p) not in without) for p in parameters], device=present.device)
+        self._average([*(parameter.grad for parameter in parameters), present])
+        if absent:
+            for parameter, share in zip(parameters, present.tolist(), strict=True):
+                if share == 0:
+                    parameter.grad = None
 
     @torch.no_grad()
     def average_buffers(self, *modules: nn.Module) -> None:

@@ -173,6 +173,7 @@ class Trainer:
             InputError: a loss or a weight is not finite (the checkpoint before stays), or the disk is full.
         """
         self.guard.check()
+        self.processes.average_buffers(self.distiller)  # else those of process 0 alone would be kept
         weights = self.distiller.state_dict()
         check_weights(weights, self.step)
         state: dict[str, Any] = {
@@ -216,7 +217,6 @@ class Trainer:
             with dead_workers_in_one_line(), closing(loader):
                 while self.stage_index < len(self.lengths):
                     self._run_stage(loader)
-                    self.processes.average_buffers(self.distiller)
                     self.stage_index, self.stage_step = self.stage_index + 1, 0
                     self.save()
             if (number := self._agreed_stop()) is not None:
@@ -256,7 +256,6 @@ class Trainer:
 
     def _validate(self, stage: Stage) -> None:
         """Score the student. All is saved before, so that a stop need not wait; random states stay as they are."""
-        self.processes.average_buffers(self.distiller)
         self.save()
         if (number := self._agreed_stop()) is not None:
             raise Interrupted(number)
@@ -297,18 +296,16 @@ class Trainer:
                 if update is None:
                     break
                 self.guard.add_losses(self.step + 1, pictures, update.losses)
-                self._apply(update, first=part == 0, last=part == parts - 1)
+                self._apply(update, last=part == parts - 1)
                 logged |= {**update.losses, **update.metrics}
                 if update.player == STUDENT:
                     logged["loss"] = update.total.detach()
             self._window.add(logged, len(images), learning_rate)
 
-    def _apply(self, update: Update, first: bool = True, last: bool = True) -> None:
-        """Add to the gradients of the update's player, begun anew with the *first* part; step with the *last*."""
+    def _apply(self, update: Update, last: bool = True) -> None:
+        """Add to the gradients of the update's player; step with the *last* part."""
         optimizer, scaler = self.optimizers[update.player], self.scalers[update.player]
         parameters = self.parameters[update.player]
-        if first:
-            optimizer.zero_grad(set_to_none=True)
         # Restricting the inputs keeps every other player's gradients untouched, and uncomputed.
         scaler.scale(update.total / self.config.accumulate).backward(inputs=parameters)
         if not last:
@@ -325,6 +322,7 @@ class Trainer:
             self.guard.add_gradient(self.step + 1, self._pictures_seen, update.player, norm)
         scaler.step(optimizer)
         scaler.update()
+        optimizer.zero_grad(set_to_none=True)  # not before the next backward pass: the forward pass needs the room
 
     def _set_learning_rate(self) -> float:
         config = self.config

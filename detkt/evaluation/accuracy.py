@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from detkt.data.loading import dead_workers_in_one_line, evaluation_loader
+from detkt.data.loading import dead_workers_in_one_line, evaluation_loader, share_of_batches
 from detkt.engine.processes import Processes
 from detkt.engine.timing import clock
+from detkt.models.layout import channels_last
 
 
 def top_k_hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
@@ -41,12 +42,14 @@ def classify(
     """Accuracies of *model*, as shares: ``top1``, ``top5``, top-1 by class, and mean milliseconds a picture.
 
     A class without pictures has None. The time is that of the model alone, not of reading pictures. Several
-    *processes* take every n-th picture each and all get the whole.
+    *processes* take every n-th batch each and all get the whole.
     """
-    model.eval().backbone.to(memory_format=torch.channels_last)  # as in training, see detkt.tasks.detection
+    model.eval()
+    with torch.inference_mode(False):  # or the weights could not be trained afterwards
+        channels_last(model.backbone)
     labels, first, fifth, seconds = [], [], [], 0.0
     rank, count = (processes.rank, processes.count) if processes else (0, 1)
-    loader = evaluation_loader(dataset, batch_size, workers, range(rank, len(dataset), count))
+    loader = evaluation_loader(dataset, batch_size, workers, share_of_batches(len(dataset), batch_size, rank, count))
     for images, targets in tqdm(loader, desc="classify", unit="batch", disable=quiet or rank > 0, file=sys.stderr):
         images = images.to(device)
         started = clock(device)

@@ -11,12 +11,13 @@ from torch import nn
 from tqdm import tqdm
 
 from detkt.data.boxes import corners_to_voc
-from detkt.data.loading import dead_workers_in_one_line, evaluation_loader
+from detkt.data.loading import dead_workers_in_one_line, evaluation_loader, share_of_batches
 from detkt.data.voc import VOCDetection
 from detkt.engine.processes import Processes
 from detkt.engine.timing import clock
 from detkt.evaluation import voc
 from detkt.evaluation.coco import evaluate_coco
+from detkt.models.layout import channels_last
 
 Detections = dict[str, dict[str, Any]]
 
@@ -36,13 +37,15 @@ def detect(
     """Detections of *model* on every picture, in VOC's convention, and the mean milliseconds a picture takes.
 
     The time is that of the model alone (transform, network, post-processing), not of reading pictures. Several
-    *processes* take every n-th picture each and all get the whole.
+    *processes* take every n-th batch each and all get the whole.
     """
-    model.eval().backbone.to(memory_format=torch.channels_last)  # as in training, see detkt.tasks.detection
+    model.eval()
+    with torch.inference_mode(False):  # or the weights could not be trained afterwards
+        channels_last(model.backbone)
     detections: Detections = {}
     seconds = 0.0
     rank, count = (processes.rank, processes.count) if processes else (0, 1)
-    loader = evaluation_loader(dataset, batch_size, workers, range(rank, len(dataset), count))
+    loader = evaluation_loader(dataset, batch_size, workers, share_of_batches(len(dataset), batch_size, rank, count))
     for images, targets in tqdm(loader, desc="detect", unit="batch", disable=quiet or rank > 0, file=sys.stderr):
         images = [image.to(device) for image in images]
         started = clock(device)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
-from torchvision.ops import FrozenBatchNorm2d
+
+from detkt.models.frozen_norm import FrozenBatchNorm2d
 
 RESNETS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
     10: (BasicBlock, (1, 1, 1, 1)),

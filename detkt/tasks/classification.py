@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from detkt.errors import InputError
 from detkt.knowledge import Knowledge, Spec
 from detkt.models.classifier import Classifier
+from detkt.models.layout import channels_last
 from detkt.tasks.base import LayerRecorder, TeacherMaps, evaluating, map_specs
 
 CIFAR_SIZE, IMAGENET_SIZE = 32, 224
@@ -22,7 +23,7 @@ class _Net:
 
     def __init__(self, model: Classifier, role: str) -> None:
         self.model, self.role = model, role
-        model.backbone.to(memory_format=torch.channels_last)  # as in detkt.tasks.detection
+        channels_last(model.backbone)
         self.recorder = LayerRecorder(model.backbone, [], role)
 
     def watch(self, layers: Iterable[str]) -> None:

@@ -19,6 +19,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from detkt.errors import InputError
 from detkt.knowledge import Knowledge, Spec
+from detkt.models.layout import channels_last
 from detkt.tasks.base import LayerRecorder, TeacherMaps, evaluating, map_specs
 
 Targets = list[dict[str, Tensor]]
@@ -52,8 +53,7 @@ class _Detector:
 
     def __init__(self, model: GeneralizedRCNN, role: str) -> None:
         self.model, self.role = model, role
-        # What CPUs and GPUs convolve in; with weights in any other layout they reorder every map, there and back.
-        model.backbone.to(memory_format=torch.channels_last)
+        channels_last(model.backbone)
         self.recorder = LayerRecorder(model.backbone, [], role)
         self._sampled: Sampled | None = None  # only inside losses(): nothing outlives a pass
         # Under autocast heads return half precision, and torchvision would decode boxes in it (errors of whole pixels).
@@ -77,6 +77,10 @@ class _Detector:
 
     def compile(self) -> None:
         self.features = torch.compile(self.features)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Hooks lead from the network to here: with a compiled function it could be neither copied nor pickled."""
+        return {name: value for name, value in vars(self).items() if name != "features"}
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Backbone alone: its outputs by name and the watched inner layers."""
@@ -144,6 +148,7 @@ class DetectionTask:
                     )
         self.student, self.teacher = student, teacher
         self.teacher_cache: TeacherMaps | None = None
+        self._normalisation: tuple[tuple, dict[str, Tensor]] | None = None
         self._student = _Detector(student, "student")
         self._teacher = _Detector(teacher, "teacher") if teacher is not None else None
         self._classes = {"student": tuple(student_classes), "teacher": tuple(teacher_classes)}
@@ -218,8 +223,10 @@ class DetectionTask:
         device = next(self.student.parameters()).device
         images = [image.to(device, non_blocking=True) for image in images]
         host_targets = targets
+        with self._normalisation_on(device):
+            # Targets where they come from: torchvision resizes boxes by factors that it would copy to a GPU one by one.
+            batch, targets = self.student.transform(images, targets)
         targets = [{key: _moved(value, device) for key, value in target.items()} for target in targets]
-        batch, targets = self.student.transform(images, targets)
         valid = _valid(batch)
         heads = DetectionHeads({"student": self._student, "teacher": self._teacher}, batch, targets)
         student = teacher = None
@@ -239,6 +246,22 @@ class DetectionTask:
             with torch.no_grad():
                 teacher.logits = self._teacher_logits(teacher.features, sampled.proposals, batch)
         return student, teacher, heads
+
+    @contextmanager
+    def _normalisation_on(self, device: torch.device) -> Iterator[None]:
+        """The transform's mean and deviation as tensors of *device*: torchvision copies lists for each picture."""
+        transform, names = self.student.transform, ("image_mean", "image_std")
+        given = {name: getattr(transform, name) for name in names}
+        if self._normalisation is None or self._normalisation[0] != (device, given):
+            tensors = {
+                name: torch.as_tensor(value, dtype=torch.float32, device=device) for name, value in given.items()
+            }
+            self._normalisation = (device, given), tensors
+        vars(transform).update(self._normalisation[1])
+        try:
+            yield
+        finally:
+            vars(transform).update(given)
 
     def _teacher_features(self, batch: ImageList, targets: Targets) -> dict[str, Tensor]:
         """The backbone's maps of *batch*, or the cached ones of the pictures that *targets* name."""

@@ -29,8 +29,9 @@ def step(checkpoint_activations: bool, batch_size: int) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MEBIBYTE
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
-        f"{'with' if checkpoint_activations else 'without'} checkpointing: {parameters:,} parameters, batch {batch_size}, "
-        f"loss {loss.item():.6f}, {seconds:.1f} s, peak {peak:.0f} MiB ({peak - before:.0f} above the built network)",
+        f"{'with' if checkpoint_activations else 'without'} checkpointing: {parameters:,} parameters, "
+        f"batch {batch_size}, loss {loss.item():.6f}, {seconds:.1f} s, peak {peak:.0f} MiB "
+        f"({peak - before:.0f} above the built network)",
         flush=True,
     )
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from detkt.data.loading import EndlessBatches, collate, evaluation_loader, training_loader
+from detkt.data.loading import EndlessBatches, collate, evaluation_loader, share_of_batches, training_loader
 from detkt.errors import InputError
 
 
@@ -164,3 +164,15 @@ def test_processes_and_parts_share_each_batch():
         pieces = [share[2 * number + part] for part in range(2) for share in shares]
         assert [len(piece) for piece in pieces] == [2] * 4
         assert sorted(sample for piece in pieces for sample in piece) == sorted(batch)
+
+
+@pytest.mark.parametrize(("length", "size", "count"), [(10, 4, 2), (9, 2, 3), (3, 4, 2), (8, 4, 2), (0, 4, 2)])
+def test_processes_share_the_batches_of_one(length, size, count):
+    """Not pictures: other batches would be padded otherwise, and their detections would differ."""
+
+    def batches(indices):
+        return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+    shares = [batches(share_of_batches(length, size, rank, count)) for rank in range(count)]
+    found = sorted(batch for share in shares for batch in share)
+    assert found == batches(list(range(length)))

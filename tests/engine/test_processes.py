@@ -228,3 +228,16 @@ def test_sharded_detections_are_those_of_one_process(together, tiny_config):
             assert (found[name]["boxes"] == expected["boxes"]).all()
             assert (found[name]["scores"] == expected["scores"]).all()
             assert found[name]["labels"] == expected["labels"]
+
+
+def test_a_gradient_that_no_process_has_stays_absent(together):
+    """As zeros, weight decay would move its parameter, as it does not in one process."""
+
+    def work(rank):
+        processes = Processes(on_cpu=True)
+        used, unused = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.ones(1))
+        used.grad = torch.tensor([1.0, 2.0]) * (rank + 1)
+        processes.average_gradients([used, unused])
+        return used.grad.tolist(), unused.grad
+
+    assert together(work) == [([1.5, 3.0], None)] * 2
