@@ -127,9 +127,9 @@ def test_a_method_of_the_users_own(detector, batch):
     student, teacher = detector(), detector("fasterrcnn_resnet10x0.25_c4", seed=1)
     distiller = detkt.Distiller(student, teacher, Hint, {"weight": 3.0, "layers": ["layer2=layer2.0.conv1"]})
     assert distiller.method.adapter.weight.shape == (32, 16, 1, 1)
-    maps = []
-    for layer in (student.backbone.layer2, teacher.backbone.layer2[0].conv1):
-        layer.register_forward_hook(lambda module, inputs, output: maps.append(output))
+    maps = [None, None]
+    for place, layer in enumerate((student.backbone.layer2, teacher.backbone.layer2[0].conv1)):
+        layer.register_forward_hook(lambda module, inputs, output, place=place: maps.__setitem__(place, output))
     losses = distiller(*batch)
     assert set(losses) == TASK | {"hint"}
     expected = 3 * nn.functional.mse_loss(distiller.method.adapter(maps[0]), maps[1])

@@ -14,7 +14,6 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _RESET_PEAK = "5"
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _MARK = "the work that is measured"
 
 
@@ -64,18 +63,6 @@ def tensor_peak_rise(work: Callable[[], None], device: torch.device) -> int:
             level += event.nbytes()
             peak = max(peak, level)
     return peak
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what this process frees for its next allocation (glibc alone, no effect elsewhere).
-
-    By default large blocks go back to the system at once, and a training step on the CPU asks for them anew, page by
-    page: up to a fifth of its time. The most that the process holds stays about what it was.
-    """
-    with suppress(OSError, AttributeError):
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_TRIM_THRESHOLD, -1)
-        library.mallopt(_M_MMAP_MAX, 0)
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:

@@ -24,6 +24,8 @@ from detkt.tasks.base import LayerRecorder, TeacherMaps, evaluating, map_specs
 
 Targets = list[dict[str, Tensor]]
 
+PIXELS_AT_ONCE = 2**18
+
 
 def named_outputs(backbone_output: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
     """A backbone's output by name: ``output``, or ``output.<level>`` for a feature pyramid."""
@@ -230,10 +232,14 @@ class DetectionTask:
         valid = _valid(batch)
         heads = DetectionHeads({"student": self._student, "teacher": self._teacher}, batch, targets)
         student = teacher = None
+        from_teacher = bool(needs & {"teacher.features", "teacher.logits"})
+        if from_teacher and self.teacher_cache is None:
+            # First: of its activations nothing but these maps is left when the student's pile up.
+            teacher = Knowledge(self._teacher_features(batch, host_targets), valid=valid)
         if needs & {"student", "student.features"}:
             features = self._student.features(batch.tensors)
             student = Knowledge(features, valid=valid)
-        if needs & {"teacher.features", "teacher.logits"}:
+        if from_teacher and self.teacher_cache is not None:
             # Here, before the RoIs are sampled, cached maps are read while a GPU still computes the student's.
             teacher = Knowledge(self._teacher_features(batch, host_targets), valid=valid)
         if "student" in needs:
@@ -268,8 +274,14 @@ class DetectionTask:
         if self.teacher_cache is not None:
             flipped = [bool(target["flipped"]) for target in targets]
             return self.teacher_cache.read(self.pictures(targets), flipped, batch.tensors.device)
+        images = batch.tensors
+        # On the CPU more pictures at once are no faster, but the maps of the first layers of all of them fill the memory.
+        at_once = len(images) if images.is_cuda else max(1, PIXELS_AT_ONCE // images[0, 0].numel())
         with torch.no_grad():
-            return self._teacher.features(batch.tensors)
+            if at_once >= len(images):
+                return self._teacher.features(images)
+            parts = [self._teacher.features(part) for part in images.split(at_once)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _teacher_logits(self, features: dict[str, Tensor], proposals: list[Tensor], batch: ImageList) -> Tensor:
         """The teacher's RoI head on the student's sampled RoIs (M, K): no RPN of the teacher."""

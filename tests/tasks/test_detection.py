@@ -290,3 +290,18 @@ def test_unfit_networks_are_refused(detector, batch):
     with pytest.raises(InputError, match="the student is in evaluation mode"):
         task.run(*batch, EVERYTHING)
     task.run(*batch, frozenset({"teacher.features"}))
+
+
+def test_large_pictures_pass_the_teacher_one_by_one(detector, batch, monkeypatch):
+    """The maps are those of the batch; the student's pass comes after, when the teacher's activations are gone."""
+    student, teacher = detector(), detector(seed=1)
+    task, order = make_task(student, teacher, ["layer2"], ["layer2"]), []
+    whole = task.run(*batch, EVERYTHING)[1].features
+    student.backbone.register_forward_pre_hook(lambda module, inputs: order.append("student"))
+    teacher.backbone.register_forward_pre_hook(lambda module, inputs: order.append(len(inputs[0])))
+    monkeypatch.setattr("detkt.tasks.detection.PIXELS_AT_ONCE", 1)
+    parts = task.run(*batch, EVERYTHING)[1].features
+    assert order == [1, 1, "student"]
+    assert list(parts) == list(whole)
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-6)
