@@ -256,6 +256,9 @@ def _check(config: Config) -> None:
     methods.choose(data.format, DETECTION_FORMATS + CLASSIFICATION_FORMATS, "data.format")
     if data.cache is not None and config.task == "classification":
         raise InputError("'data.cache' is for detectors: small pictures are kept decoded in memory; leave it out")
+    for key in ("flip", "color"):
+        if not 0 <= (value := getattr(data, key)) <= 1:
+            raise InputError(f"'data.{key}' is {value}: it must be in [0, 1]")
     if data.image_size < 0 or data.crop_padding < 0:
         raise InputError("'data.image_size' and 'data.crop_padding' must be 0 or more")
     if len(data.mean) != len(data.std) or not all(value > 0 for value in data.std):

@@ -251,7 +251,7 @@ def _published_set(
     images = torch.from_numpy(pictures[kept])
     if data.format == "tcifar100":
         images = distort(images, kept.tolist(), _DISTORTION_KEYS[split], [255 * deviation for deviation in known.std])
-    mean, std = _normalisation(data, known.mean, known.std)
+    mean, std = normalisation(data)
     ids = [f"{split}/{number:05d}" for number in kept]
     source = MemoryPictures(images, data.crop_padding, data.flip)
     return ClassificationSet(source, labels[kept], ids, known.classes, mean, std, train)
@@ -263,7 +263,7 @@ def _folder_set(
     names, labels, classes = list_pictures(root, split, classes)
     kept = _part(len(names), split, part)
     names = [names[number] for number in kept]
-    mean, std = _normalisation(data, _IMAGENET_MEAN, _IMAGENET_STD)
+    mean, std = normalisation(data)
     if data.image_size == 0:
         source = MemoryPictures(read_equal_pictures(root, names), data.crop_padding, data.flip)
     else:
@@ -304,9 +304,10 @@ def _check_settings(data: DataConfig) -> None:
         raise InputError("data.color: small pictures are cropped and flipped alone; give 0, or data.image_size=N")
 
 
-def _normalisation(
-    data: DataConfig, mean: tuple[float, ...], std: tuple[float, ...]
-) -> tuple[Sequence[float], Sequence[float]]:
+def normalisation(data: DataConfig) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation a channel, of pixels in [0, 1]: the config's, the published set's, or ImageNet's."""
+    known = _PUBLISHED.get(data.format)
+    mean, std = (known.mean, known.std) if known else (_IMAGENET_MEAN, _IMAGENET_STD)
     if not data.mean and not data.std:
         return mean, std
     if len(data.mean) != len(mean) or len(data.std) != len(mean):

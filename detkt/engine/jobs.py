@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from detkt.config import Config, NetConfig, TrainConfig
+from detkt.config import Config, DataConfig, NetConfig, TrainConfig
 from detkt.data import classification_data, test_set, training_set
+from detkt.data.classification import normalisation
 from detkt.engine.processes import Processes
 from detkt.errors import InputError
 from detkt.evaluation.accuracy import classify
@@ -47,6 +48,14 @@ class Job(Protocol):
 
     def summary(self, scores: dict[str, Any]) -> str:
         """The scores that count, in words."""
+        ...
+
+    def description(self, data: DataConfig) -> dict[str, Any]:
+        """What a model's file has to tell of the pictures it was trained on."""
+        ...
+
+    def check(self, model: nn.Module, role: str, data: DataConfig, description: dict[str, Any] | None) -> None:
+        """InputError where *model* cannot see the pictures of *data* as it should; *description*: its own, if known."""
         ...
 
     def image_size(self, dataset: Dataset) -> tuple[int, int] | None:
@@ -89,6 +98,12 @@ class DetectionJob:
 
     def options(self, net: NetConfig) -> dict[str, Any]:
         return default_options(net.architecture) | net.options
+
+    def description(self, data: DataConfig) -> dict[str, Any]:
+        return {}  # a detector normalises pictures itself
+
+    def check(self, model: nn.Module, role: str, data: DataConfig, description: dict[str, Any] | None) -> None:
+        pass
 
     def image_size(self, dataset: Dataset) -> None:
         return None
@@ -139,6 +154,25 @@ class ClassificationJob:
 
     def options(self, net: NetConfig) -> dict[str, Any]:
         return default_classifier_options(net.architecture) | net.options
+
+    def description(self, data: DataConfig) -> dict[str, Any]:
+        mean, std = normalisation(data)
+        return {"normalisation": {"mean": list(mean), "std": list(std)}}
+
+    def check(self, model: nn.Module, role: str, data: DataConfig, description: dict[str, Any] | None) -> None:
+        ours = self.description(data)["normalisation"]
+        channels = model.detkt["input"]["channels"]
+        if channels != len(ours["mean"]):
+            raise InputError(
+                f"the {role} takes pictures of {channels} channels and those of {data.format} have "
+                f"{len(ours['mean'])}; set {role}.options.in_channels={len(ours['mean'])} where the net has that option"
+            )
+        theirs = (description or {}).get("normalisation", ours)
+        if theirs != ours:
+            raise InputError(
+                f"the {role}'s checkpoint saw pictures with mean {theirs.get('mean')} and std {theirs.get('std')} "
+                f"removed, these have {ours['mean']} and {ours['std']}; set data.mean and data.std to the former"
+            )
 
     def image_size(self, dataset: Dataset) -> tuple[int, int]:
         return dataset.image_size

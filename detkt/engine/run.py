@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 import detkt
 from detkt import folders
-from detkt.config import Config, NetConfig, save_config
+from detkt.config import Config, DataConfig, NetConfig, save_config
 from detkt.data import data_root, shapes_config
+from detkt.data.classification import normalisation
 from detkt.data.picture_cache import PictureCache
 from detkt.distiller import Distiller
 from detkt.engine.checkpoint import LAST, older_checkpoints, seed_everything, write_atomically
@@ -118,18 +119,23 @@ def resolve_config(config: Config) -> Config:
     if config.data.format == "shapes":
         settings = asdict(shapes_config(config.data))
         config.data.shapes = settings | {"classes": list(settings["classes"])}
+    if config.task == "classification":
+        config.data.mean, config.data.std = (list(values) for values in normalisation(config.data))
     return config
 
 
-def build_net(job: Job, net: NetConfig, role: str, classes: list[str]) -> nn.Module:
+def build_net(job: Job, net: NetConfig, role: str, classes: list[str], data: DataConfig | None = None) -> nn.Module:
     """The network of *net*: its architecture with weights, or with a trained checkpoint of the same architecture.
 
     Raises:
         InputError: the checkpoint is of another architecture, was built with other options, or has other classes than
-            the data.
+            the data; with *data*, of a classifier, pictures have other channels or were normalised otherwise.
     """
     if net.checkpoint is None:
-        return job.build(net, classes)
+        model = job.build(net, classes)
+        if data is not None:
+            job.check(model, role, data, None)
+        return model
     path = resolve(net.checkpoint)
     if net.weights is not None:
         log.warning("%s.weights=%s is not used: the checkpoint %s holds all weights", role, net.weights, path)
@@ -150,6 +156,8 @@ def build_net(job: Job, net: NetConfig, role: str, classes: list[str]) -> nn.Mod
                 f"{role}.options.{key} is {value}, but the {role}'s checkpoint {path} was built with "
                 f"{meta['options'].get(key)}; a checkpoint keeps its options: set {role}.options.{key} to that"
             )
+    if data is not None:
+        job.check(model, role, data, meta.get("extra"))
     return model
 
 
@@ -197,8 +205,23 @@ def train(
     to_validate = _validation_set(config, job, dataset, held_out)
 
     net = config.teacher if config.role == "teacher" else config.student
-    student = build_net(job, net, config.role, dataset.classes).to(device)
-    teacher = build_net(job, config.teacher, "teacher", dataset.classes).to(device) if with_teacher else None
+    student = build_net(job, net, config.role, dataset.classes, config.data).to(device)
+    teacher = None
+    if with_teacher:
+        teacher = build_net(job, config.teacher, "teacher", dataset.classes, config.data).to(device)
+        if random := teacher.detkt.get("random"):
+            raise InputError(
+                f"teacher.weights={config.teacher.weights} does not fill the teacher's {', '.join(random)}, and random "
+                "weights teach nothing: train it on this data set first, with --role teacher --method none"
+            )
+    if shared := set(dataset.ids) & set(held_out.ids):
+        log.warning(
+            "data.train=%s and data.test=%s share %d pictures, such as %s: the scores will look better than they are",
+            config.data.train,
+            config.data.test,
+            len(shared),
+            min(shared),
+        )
     if config.data.cache is not None:
         size = max(student.transform.min_size), student.transform.max_size
         dataset.picture_cache = PictureCache(Path(config.data.cache).expanduser(), *size)
@@ -226,7 +249,7 @@ def train(
     if processes.rank > 0:
         # The weights are the same in all processes, what they draw from here on is not.
         seed_everything(config.train.seed + processes.rank * 1_000_003)
-    description = {"method": config.method, "config": config.name}
+    description = {"method": config.method, "config": config.name} | job.description(config.data)
     validation = None
     if to_validate is not None:
 

@@ -104,7 +104,8 @@ def build_classifier(name: str, num_classes: int, weights: str | Path | None = N
 
     Returns:
         The model. ``model.detkt`` holds "task", "architecture", "num_classes", "options" (all of them, resolved) and
-        "input" (``{"channels": C}``); ``build_classifier(m["architecture"], m["num_classes"], **m["options"])``
+        "input" (``{"channels": C}``), with *weights* also "random" (tensors that these left as they were);
+        ``build_classifier(m["architecture"], m["num_classes"], **m["options"])``
         rebuilds it.
 
     Raises:
@@ -129,6 +130,7 @@ def build_classifier(name: str, num_classes: int, weights: str | Path | None = N
             report = _load_imagenet(model, architecture)
         else:
             report = load_classifier_weights(model, weights)
+        model.detkt["random"] = [*report.missing, *(name for name, _, _ in report.mismatched)]
         logging.getLogger(__name__).info("%s", report)
     return model
 

@@ -149,8 +149,10 @@ def load_model(
     """
     path = Path(path)
     if path.is_file() and path.name not in (WEIGHTS_FILE, META_FILE):
+        where = f", perhaps {path.parent}" if (path.parent / WEIGHTS_FILE).exists() else ""
         raise InputError(
-            f"{path} is not a saved model: give the folder that holds {WEIGHTS_FILE}, perhaps {path.parent}"
+            f"{path} is not a saved model: give the folder that holds {WEIGHTS_FILE}{where}"
+            + ("" if where else " (bare weights are set with student.weights or teacher.weights)")
         )
     folder = path.parent if path.name in (WEIGHTS_FILE, META_FILE) else path
     meta = _read_meta(folder)

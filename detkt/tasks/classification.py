@@ -77,10 +77,7 @@ class ClassificationTask:
                 raise InputError(f"the teacher is a {type(teacher).__name__}, the student a classifier")
             self._nets["teacher"] = _Net(teacher, "teacher")
         self._classes = {"student": tuple(student_classes), "teacher": tuple(teacher_classes)}
-        for role, net in self._nets.items():
-            classes, known = self._classes[role], net.model.detkt["num_classes"]
-            if classes and len(classes) != known:
-                raise InputError(f"{role}_classes has {len(classes)} names, but the {role} has {known} classes")
+        self._num_classes: dict[str, int] = {}  # known once the networks were probed
         if len({_channels(net.model) for net in self._nets.values()}) > 1:
             ours, theirs = _channels(student), _channels(teacher)
             raise InputError(f"the student takes pictures of {ours} channels and the teacher of {theirs}")
@@ -102,12 +99,23 @@ class ClassificationTask:
         net = self._nets[role]
         size = self._image_size
         if size is None:
-            size = CIFAR_SIZE if self.student.detkt["architecture"].startswith("cifar_") else IMAGENET_SIZE
+            name = getattr(self.student, "detkt", {}).get("architecture", "")
+            size = CIFAR_SIZE if name.startswith("cifar_") else IMAGENET_SIZE
         height, width = (size, size) if isinstance(size, int) else size
         noise = torch.randn(2, _channels(net.model), height, width, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad(), evaluating(net.model):
-            maps = net.features(noise.to(next(net.model.parameters()).device))
-        return Spec(map_specs(maps, role), net.model.detkt["num_classes"], self._classes[role])
+        try:
+            with torch.no_grad(), evaluating(net.model):
+                maps = net.features(noise.to(next(net.model.parameters()).device))
+                classes = self._num_classes[role] = net.scores(maps).shape[1]
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise InputError(
+                f"the {role} cannot take pictures of {height} x {width} ({str(error).splitlines()[0]}); choose another "
+                "net or size (data.image_size, in your own loop image_size)"
+            ) from None
+        names = self._classes[role]
+        if names and len(names) != classes:
+            raise InputError(f"{role}_classes has {len(names)} names, but the {role} has {classes} classes")
+        return Spec(map_specs(maps, role), classes, names)
 
     def pictures(self, targets: dict[str, Tensor]) -> list[int]:
         """Indices of a batch's pictures in the data set."""
@@ -138,10 +146,18 @@ class ClassificationTask:
             )
         device = next(self.student.parameters()).device
         labels = targets["labels"] if isinstance(targets, dict) else targets
-        if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < self._num_classes:
+        if (
+            not isinstance(labels, Tensor)
+            or labels.dim() != 1
+            or len(labels) != len(images)
+            or labels.is_floating_point()
+        ):
             raise InputError(
-                f"labels must be 0 to {self._num_classes - 1}, found {int(labels.min())} to {int(labels.max())}"
+                "targets must be whole-number labels (N,), one a picture, or a dict that has them as 'labels'"
             )
+        classes = self._num_classes["student"]
+        if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+            raise InputError(f"labels must be 0 to {classes - 1}, found {int(labels.min())} to {int(labels.max())}")
         images = torch.stack(images) if isinstance(images, list) else images
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         student = teacher = None
@@ -163,10 +179,6 @@ class ClassificationTask:
         if self.teacher_cache is None:
             return self._nets["teacher"].features(images)
         return self.teacher_cache.read(self.pictures(targets), targets["flipped"].tolist(), images.device)
-
-    @property
-    def _num_classes(self) -> int:
-        return self.student.detkt["num_classes"]
 
 
 class ClassificationHeads:

@@ -275,7 +275,7 @@ class DetectionTask:
             flipped = [bool(target["flipped"]) for target in targets]
             return self.teacher_cache.read(self.pictures(targets), flipped, batch.tensors.device)
         images = batch.tensors
-        # On the CPU more pictures at once are no faster, but the maps of the first layers of all of them fill the memory.
+        # On the CPU more pictures at once are no faster, but the first layers' maps of all of them fill the memory.
         at_once = len(images) if images.is_cuda else max(1, PIXELS_AT_ONCE // images[0, 0].numel())
         with torch.no_grad():
             if at_once >= len(images):

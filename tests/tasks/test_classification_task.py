@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import detkt
 from detkt.errors import InputError
 from detkt.methods import available
-from detkt.models import build_classifier, build_detector
+from detkt.models import Classifier, build_classifier, build_detector
 from detkt.tasks import ClassificationTask, build_task
 
 EVERYTHING = frozenset({"student", "student.logits", "teacher.features", "teacher.logits"})
@@ -101,19 +102,35 @@ def test_labels_alone_are_targets_too(cifar_batch):
     assert task.pictures(targets) == [0, 1, 2, 3, 4, 5]
 
 
+def test_classifiers_of_the_users_own(cifar_batch):
+    images, targets = cifar_batch
+
+    def make(channels):
+        body = nn.Sequential(nn.Conv2d(3, channels, 3, stride=8), nn.ReLU())
+        return Classifier(body, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)))
+
+    distiller = detkt.Distiller(make(4), make(8), "fitnet+kd", image_size=32)
+    assert set(distiller.train()(images, targets)) == {"cross_entropy", "fitnet", "kd"}
+
+
 def test_what_does_not_fit_is_refused(cifar_batch):
     images, targets = cifar_batch
     student, teacher = nets()
     with pytest.raises(InputError, match="the same object"):
         ClassificationTask(student, student)
     with pytest.raises(InputError, match="student_classes has 2 names, but the student has 10"):
-        ClassificationTask(student, teacher, ["a", "b"])
+        ClassificationTask(student, teacher, ["a", "b"]).watch([], [])
+    with pytest.raises(InputError, match=r"the student cannot take pictures of 2 x 2 \("):
+        ClassificationTask(build_classifier("cifar_vgg13", 10), image_size=2).watch([], [])
     with pytest.raises(InputError, match="pictures of 3 channels and the teacher of 1"):
         ClassificationTask(student, build_classifier("cifar_resnet8", 10, in_channels=1))
     with pytest.raises(InputError, match="the teacher is a FasterRCNN"):
         ClassificationTask(student, build_detector("fasterrcnn_resnet10x0.125_c4", 4))
     with pytest.raises(InputError, match="labels must be 0 to 9, found 0 to 10"):
         watched(student, teacher).run(images, torch.tensor([0, 1, 2, 3, 10, 4]), EVERYTHING)
+    for labels in (torch.arange(5), torch.zeros(6), [{"labels": torch.tensor([1])}] * 6):
+        with pytest.raises(InputError, match="targets must be whole-number labels"):
+            watched(student, teacher).run(images, labels, EVERYTHING)
     with pytest.raises(InputError, match="no layer 'layr2'.*did you mean 'layer2'"):
         watched(student, teacher, "layr2")
     student.eval()
