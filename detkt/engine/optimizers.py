@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detkt.errors import InputError
 from detkt.methods.base import Player
 
 
 def build_player_optimizer(player: Player, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer a method asks for one of its own players; fused where the device has it."""
-    fused = all(p.is_cuda for p in parameters) or None
+    """The optimizer a method asks for one of its own players, fused: one pass over a player's small tensors."""
+    fused = all(p.is_cuda or p.is_cpu for p in parameters) or None
     if player.optimizer == "adam":
         return torch.optim.Adam(
             parameters, player.lr, betas=player.betas, weight_decay=player.weight_decay, fused=fused
@@ -23,6 +23,18 @@ def build_player_optimizer(player: Player, parameters: list[nn.Parameter]) -> to
             parameters, player.lr, momentum=player.momentum, weight_decay=player.weight_decay, fused=fused
         )
     raise InputError(f"unknown optimizer '{player.optimizer}'; there are: sgd, adam")
+
+
+def match_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Bring the optimizer's state into the memory order of its parameters.
+
+    A fused step walks both in the order of memory: a momentum that was saved in another order would be added to other
+    weights, without an error.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter).copy_(value)
 
 
 def schedule_factor(step: int, total: int, milestones: Sequence[float], gamma: float, warmup_steps: int) -> float:

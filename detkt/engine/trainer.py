@@ -28,7 +28,7 @@ from detkt.engine.checkpoint import (
     seed_everything,
 )
 from detkt.engine.guards import FiniteGuard, SkippedUpdates, Watcher, check_weights
-from detkt.engine.optimizers import build_player_optimizer, schedule_factor
+from detkt.engine.optimizers import build_player_optimizer, match_layout, schedule_factor
 from detkt.engine.processes import Processes
 from detkt.engine.reporting import NoReporter, Reporter, Window
 from detkt.engine.validation import Validation
@@ -143,6 +143,8 @@ class Trainer:
             if self.validation is not None:
                 self.validation.load_state_dict(state["validation"])
             self._restore_random_states(state["random"])
+            for optimizer in self.optimizers.values():
+                match_layout(optimizer)
         except InputError:
             raise
         except (KeyError, RuntimeError, ValueError) as error:

@@ -137,7 +137,10 @@ class DetectionTask:
     ) -> None:
         for role, model in (("student", student), ("teacher", teacher)):
             if model is not None and not isinstance(model, GeneralizedRCNN):
-                raise InputError(f"the {role} is a {type(model).__name__}, not a torchvision R-CNN detector")
+                raise InputError(
+                    f"the {role} is a {type(model).__name__}, not a torchvision R-CNN detector; classifiers are "
+                    "detkt.models.build_classifier(NAME, classes) or detkt.models.Classifier(backbone, head)"
+                )
         if teacher is not None:
             if teacher is student:
                 raise InputError("student and teacher are the same object; give a copy (copy.deepcopy) as the teacher")

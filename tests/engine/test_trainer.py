@@ -16,7 +16,7 @@ from detkt.data.loading import dead_workers_in_one_line
 from detkt.distiller import Distiller
 from detkt.engine.checkpoint import load_checkpoint
 from detkt.engine.guards import SkippedUpdates
-from detkt.engine.optimizers import build_player_optimizer, schedule_factor
+from detkt.engine.optimizers import build_player_optimizer, match_layout, schedule_factor
 from detkt.engine.trainer import Interrupted, Trainer
 from detkt.errors import InputError
 from detkt.methods.base import STUDENT, Method, Player, Stage, Update
@@ -449,3 +449,15 @@ def test_a_long_row_of_skipped_half_precision_updates_is_told(tiny_config, tmp_p
     warned = {line["step"]: line["warning"] for line in read_log(tmp_path / "run") if "warning" in line}
     assert list(warned) == [6]
     assert warned[6].startswith("the last 6 updates of player 'student' were skipped")
+
+
+def test_a_loaded_momentum_takes_the_order_of_its_parameter():
+    """A fused optimizer walks both in the order of memory; of other orders it would mix up the weights, silently."""
+    parameter = torch.nn.Parameter(torch.randn(4, 3, 2, 2).contiguous(memory_format=torch.channels_last))
+    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
+    momentum = torch.randn(4, 3, 2, 2)
+    optimizer.state[parameter]["momentum_buffer"] = momentum
+    match_layout(optimizer)
+    found = optimizer.state[parameter]["momentum_buffer"]
+    assert torch.equal(found, momentum)
+    assert found.stride() == parameter.stride() != momentum.stride()
