@@ -224,3 +224,9 @@ def test_a_zoom_that_is_no_range_is_named(written, value):
 )
 def test_overrides_that_do_not_fit(written, override, message):
     assert message in refused(written(""), override)
+
+
+@pytest.mark.parametrize("key", ["flip", "color"])
+@pytest.mark.parametrize("value", ["-0.1", "1.5", "nan"])
+def test_shares_lie_between_0_and_1(written, key, value):
+    assert refused(written(""), f"data.{key}={value}") == f"'data.{key}' is {value}: it must be in [0, 1]"
