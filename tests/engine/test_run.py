@@ -304,7 +304,6 @@ def test_a_teacher_of_other_classes_is_refused(classes, tiny_config, tmp_path, n
         ("student.weights=/nowhere.pth", "cannot read weights /nowhere.pth: No such file"),
         ("student.checkpoint=/nowhere", "/nowhere"),
         ("data.classes=[cross, disc]", "unknown class"),
-        ("data.flip=2", "'flip' of the training transforms is 2.0"),
     ],
 )
 def test_settings_that_name_nothing(override, message, tiny_config, tmp_path, no_training):

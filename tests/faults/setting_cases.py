@@ -134,7 +134,7 @@ SETTINGS = [
         "data-flip",
         "a probability above 1",
         {"train_det": f"{TRAIN_DET} data.flip=2"},
-        "'flip' of the training transforms is 2.0; it must lie in [0, 1]",
+        "'data.flip' is 2.0: it must be in [0, 1]",
     ),
     Case(
         "data-val-test",
