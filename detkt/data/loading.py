@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from detkt.errors import InputError
 
 _PRIME = 1_000_003
+SIGNAL_SECONDS = 3.0
 
 
 class EndlessBatches(Sampler):
@@ -134,15 +136,24 @@ def dead_workers_in_one_line() -> Iterator[None]:
     """An InputError for torch's complaint, which it may raise anywhere, that a process loading pictures died."""
     try:
         yield
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else ""
-        if not isinstance(error, RuntimeError):  # its end of the pipe was gone before it was known to be dead
-            reason = "DataLoader worker: connection lost"
+    except (ConnectionError, EOFError):  # its end of the pipe was gone before it was known to be dead
+        reason = "DataLoader worker: connection lost"
+        try:
+            # Torch tells of the death, too, in a handler of a signal that comes a moment later: here, not anywhere.
+            time.sleep(SIGNAL_SECONDS)
+        except RuntimeError as error:
+            reason = _first_line(error)
+    except RuntimeError as error:
+        reason = _first_line(error)
         if not reason.startswith("DataLoader worker"):
             raise
-        raise InputError(
-            f"a process that loads pictures died: {reason.rstrip('. ')}; free memory or use --workers 0"
-        ) from None
+    else:
+        return
+    raise InputError(f"a process that loads pictures died: {reason.rstrip('. ')}; free memory or use --workers 0")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else ""
 
 
 def _in_one_line(batches: Iterator) -> Iterator:

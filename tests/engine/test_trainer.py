@@ -11,7 +11,7 @@ import pytest
 import torch
 from run_comparison import assert_same, read_log
 
-from detkt.data import training_set
+from detkt.data import loading, training_set
 from detkt.data.loading import dead_workers_in_one_line
 from detkt.distiller import Distiller
 from detkt.engine.checkpoint import load_checkpoint
@@ -425,9 +425,26 @@ def test_a_dead_worker_is_reported_in_one_line(tiny_config, tmp_path, at_step):
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
-def test_a_worker_whose_pipe_broke_first(error):
+def test_a_worker_whose_pipe_broke_first(error, monkeypatch):
+    monkeypatch.setattr(loading, "SIGNAL_SECONDS", 0.0)
     with pytest.raises(InputError, match="connection lost; free memory or use --workers 0"), dead_workers_in_one_line():
         raise error
+
+
+def test_a_worker_whose_death_is_told_after_its_pipe_broke(monkeypatch):
+    """Torch raises from a signal's handler: outside, it would end the program with a traceback."""
+
+    def told(number, frame):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. \nMore")
+
+    previous = signal.signal(signal.SIGALRM, told)
+    try:
+        with pytest.raises(InputError, match=r"died: DataLoader worker \(pid 7\) is killed by signal: Killed; free"):
+            with dead_workers_in_one_line():
+                signal.setitimer(signal.ITIMER_REAL, 0.1)
+                raise ConnectionResetError(104, "Connection reset by peer")
+    finally:
+        signal.signal(signal.SIGALRM, previous)
 
 
 def test_a_long_row_of_skipped_half_precision_updates_is_told(tiny_config, tmp_path, monkeypatch):
