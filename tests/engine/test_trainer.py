@@ -439,10 +439,10 @@ def test_a_worker_whose_death_is_told_after_its_pipe_broke(monkeypatch):
 
     previous = signal.signal(signal.SIGALRM, told)
     try:
-        with pytest.raises(InputError, match=r"died: DataLoader worker \(pid 7\) is killed by signal: Killed; free"):
-            with dead_workers_in_one_line():
-                signal.setitimer(signal.ITIMER_REAL, 0.1)
-                raise ConnectionResetError(104, "Connection reset by peer")
+        message = r"died: DataLoader worker \(pid 7\) is killed by signal: Killed; free"
+        with pytest.raises(InputError, match=message), dead_workers_in_one_line():
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            raise ConnectionResetError(104, "Connection reset by peer")
     finally:
         signal.signal(signal.SIGALRM, previous)
 
