@@ -26,11 +26,12 @@ def main(arguments=None):
     config, folder, resume = training_config(arguments, DEFAULT_CONFIG)
     require_task(config, "classification")
     metrics = train(config, folder, resume=resume, overwrite=arguments.overwrite, quiet=arguments.quiet)
-    print(
-        f"{config.method} on {config.name}, seed {config.train.seed}: "
-        f"{job_of(config).summary(metrics)} on {metrics['split']}; "
-        f"{metrics['updates']} updates in {metrics['seconds']:.0f} s; model in {folder}"
-    )
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one tells
+        print(
+            f"{config.method} on {config.name}, seed {config.train.seed}: "
+            f"{job_of(config).summary(metrics)} on {metrics['split']}; "
+            f"{metrics['updates']} updates in {metrics['seconds']:.0f} s; model in {folder}"
+        )
 
 
 if __name__ == "__main__":

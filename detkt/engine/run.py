@@ -31,6 +31,7 @@ from detkt.distiller import Distiller
 from detkt.engine.checkpoint import LAST, older_checkpoints, seed_everything, write_atomically
 from detkt.engine.jobs import Job, job_of
 from detkt.engine.processes import Processes
+from detkt.engine.synced_norm import sync_batch_norms
 from detkt.engine.teacher_cache import open_teacher_cache
 from detkt.engine.trainer import Trainer
 from detkt.engine.validation import Validation
@@ -246,6 +247,8 @@ def train(
             "give --student-init CKPT (a run with --method none)",
             config.method,
         )
+    if processes.count > 1:
+        sync_batch_norms(distiller)
     if processes.rank > 0:
         # The weights are the same in all processes, what they draw from here on is not.
         seed_everything(config.train.seed + processes.rank * 1_000_003)

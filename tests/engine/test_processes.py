@@ -21,6 +21,7 @@ from detkt.data import test_set as held_out_set
 from detkt.engine.jobs import job_of
 from detkt.engine.processes import Processes
 from detkt.engine.run import build_net, train
+from detkt.engine.synced_norm import sync_batch_norms
 from detkt.engine.trainer import Interrupted, Trainer
 from detkt.errors import InputError
 from detkt.evaluation.detector import detect
@@ -241,3 +242,47 @@ def test_a_gradient_that_no_process_has_stays_absent(together):
         return used.grad.tolist(), unused.grad
 
     assert together(work) == [([1.5, 3.0], None)] * 2
+
+
+def test_batch_norms_see_the_whole_batch(together):
+    """Values, running statistics and averaged gradients of two processes with unequal parts are those of one."""
+    generator = torch.Generator().manual_seed(0)
+    batch = 3 + 2 * torch.randn(6, 4, 5, 3, generator=generator)
+    weight = torch.randn(6, 4, 5, 3, generator=generator)
+    parts = [slice(0, 2), slice(2, 6)]
+
+    def network():
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+        for norm in (net[1], net[3]):
+            nn.init.uniform_(norm.weight)
+        return net
+
+    def work(rank):
+        processes, net = Processes(on_cpu=True), network()
+        sync_batch_norms(net)
+        found = net(batch[parts[rank]])
+        (found * weight[parts[rank]]).sum().backward()
+        processes.average_gradients(net.parameters())
+        state = {name: value.tolist() for name, value in net.state_dict().items()}
+        return found.tolist(), [p.grad.tolist() for p in net.parameters()], state
+
+    whole = network()
+    expected = whole(batch)
+    ((expected * weight).sum() / 2).backward()
+    results = together(work)
+    for (found, gradients, state), part in zip(results, parts, strict=True):
+        torch.testing.assert_close(torch.tensor(found), expected[part].detach(), rtol=1e-5, atol=1e-5)
+        for gradient, parameter in zip(gradients, whole.parameters(), strict=True):
+            torch.testing.assert_close(torch.tensor(gradient), parameter.grad, rtol=1e-4, atol=1e-4)
+        for name, value in whole.state_dict().items():
+            torch.testing.assert_close(torch.tensor(state[name]), value, rtol=1e-5, atol=1e-5)
+
+
+def test_a_synchronised_norm_is_a_plain_one_in_evaluation():
+    plain, synced = nn.BatchNorm2d(3).eval(), nn.BatchNorm2d(3).eval()
+    sync_batch_norms(synced)
+    x = torch.randn(2, 3, 4, 4)
+    assert type(synced) is not type(plain)
+    assert torch.equal(plain(x), synced(x))
+    assert list(synced.state_dict()) == list(plain.state_dict())
