@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+
+
+class _SumOfAll(torch.autograd.Function):
+    """The sum of a tensor over the processes; so is its gradient, since all of their losses depend on it."""
+
+    @staticmethod
+    def forward(context, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> Tensor:
+        return _SumOfAll.forward(context, gradient)
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
@@ -20,11 +34,11 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         values = x.float()
         count = values.new_full((1,), values.numel() / values.shape[1])
-        sums = all_reduce(torch.cat([values.sum(dim=(0, 2, 3)), count]))
+        sums = _SumOfAll.apply(torch.cat([values.sum(dim=(0, 2, 3)), count]))
         total, mean = sums[-1], sums[:-1] / sums[-1]
         # In a second exchange: the difference of two sums of squares would lose what a small deviation is made of.
         centred = values - mean[:, None, None]
-        variance = all_reduce(centred.square().sum(dim=(0, 2, 3))) / total
+        variance = _SumOfAll.apply(centred.square().sum(dim=(0, 2, 3))) / total
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked += 1

@@ -41,7 +41,7 @@ def detect(
     """
     model.eval()
     with torch.inference_mode(False):  # or the weights could not be trained afterwards
-        channels_last(model.backbone)
+        channels_last(getattr(model, "backbone", model))
     detections: Detections = {}
     seconds = 0.0
     rank, count = (processes.rank, processes.count) if processes else (0, 1)

@@ -546,7 +546,7 @@ def test_a_pyramid_is_distilled_level_by_level(detector, batch):
         net.backbone.register_forward_hook(lambda module, inputs, output: pyramids.append(list(output.values())))
     *_, update = distiller.updates(distiller.stages[-1], *batch)
     knowledge = Knowledge(valid=[(1.0, 80 / 96), (53 / 64, 1.0)])
-    student, teacher = pyramids
+    teacher, student = pyramids  # the teacher runs first
     with torch.no_grad():
         targets = [layer(level) for layer, level in zip(method.regressors.values(), teacher, strict=True)]
         mses = [feature_mse(s, t, knowledge.mask(s)) for s, t in zip(student, targets, strict=True)]
