@@ -129,6 +129,24 @@ def training_config(arguments: argparse.Namespace, default_config: str) -> tuple
     return config, Path(arguments.output or default), None
 
 
+def train_and_tell(arguments: argparse.Namespace, default_config: str, task: str) -> None:
+    """Train what the flags of :func:`training_parser` ask for, and print the scores; of several processes one does."""
+    # Imported here: tools that do not train would wait for it.
+    from detkt.engine.jobs import job_of, require_task
+    from detkt.engine.processes import Processes
+    from detkt.engine.run import train
+
+    config, folder, resume = training_config(arguments, default_config)
+    require_task(config, task)
+    metrics = train(config, folder, resume=resume, overwrite=arguments.overwrite, quiet=arguments.quiet)
+    if Processes().is_main:
+        print(
+            f"{config.method} on {config.name}, seed {config.train.seed}: "
+            f"{job_of(config).summary(metrics)} on {metrics['split']}; "
+            f"{metrics['updates']} updates in {metrics['seconds']:.0f} s; model in {folder}"
+        )
+
+
 def _resumed(arguments: argparse.Namespace) -> tuple[Config, Path, Path]:
     if not arguments.resume and not arguments.output:
         raise InputError("--resume needs to know the run: give its checkpoint, or --output with its folder")

@@ -131,6 +131,11 @@ class Config:
         """``detection`` or ``classification``, as the data have it."""
         return "classification" if self.data.format in CLASSIFICATION_FORMATS else "detection"
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether ``method``, or a part of the sum that it is, has a teacher."""
+        return any(cls.needs_teacher for cls in methods.parse(self.method, self.methods))
+
     def method_settings(self) -> dict[str, Any] | None:
         """The settings of ``method`` as :class:`detkt.Distiller` takes them: a section a method only for a sum."""
         return self.methods if "+" in self.method else self.methods.get(self.method)

@@ -18,6 +18,11 @@ class InputError(ValueError):
         return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], super().__str__())
 
 
+def first_line(error: Exception, longest: int | None = None) -> str:
+    """The first line of an exception's message, cut to *longest* characters; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:longest]
+
+
 def suggestion(name: str, choices: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` with the choice nearest to *name*, or an empty string."""
     near = difflib.get_close_matches(str(name), list(map(str, choices)), n=1, cutoff=0.5)

@@ -29,6 +29,12 @@ TINY_OPTIONS = {
     "box_batch_size_per_image": 8,
 }
 
+TINY_TRAINING = {"epochs": 2, "batch_size": 4, "warmup_steps": 2, "workers": 0, "device": "cpu", "log_every": 4}
+TINY_METHODS = {
+    "ktan": {"regressor_steps": 3, "warmup_steps": 3, "discriminator_width": 8},
+    "dln": {"regressor_steps": 3},
+}
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
@@ -111,19 +117,8 @@ def tiny_file(tmp_path_factory, voc_folder, tiny_teacher) -> Path:
             "checkpoint": str(tiny_teacher),
             "options": TINY_OPTIONS,
         },
-        "train": {
-            "epochs": 2,
-            "batch_size": 4,
-            "lr_per_image": 0.001,
-            "warmup_steps": 2,
-            "workers": 0,
-            "device": "cpu",
-            "log_every": 4,
-        },
-        "methods": {
-            "ktan": {"regressor_steps": 3, "warmup_steps": 3, "discriminator_width": 8},
-            "dln": {"regressor_steps": 3},
-        },
+        "train": {**TINY_TRAINING, "lr_per_image": 0.001},
+        "methods": TINY_METHODS,
     }
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -175,18 +170,8 @@ def tiny_classifier_file(tmp_path_factory, photo_folder) -> Path:
         "method": "none",
         "student": {"architecture": "cifar_resnet8x0.25"},
         "teacher": {"architecture": "cifar_resnet14x0.5", "checkpoint": str(folder / "teacher")},
-        "train": {
-            "epochs": 2,
-            "batch_size": 4,
-            "warmup_steps": 2,
-            "workers": 0,
-            "device": "cpu",
-            "log_every": 4,
-        },
-        "methods": {
-            "ktan": {"regressor_steps": 3, "warmup_steps": 3, "discriminator_width": 8},
-            "dln": {"regressor_steps": 3},
-        },
+        "train": TINY_TRAINING,
+        "methods": TINY_METHODS,
     }
     path = folder / "tiny-classifier.yaml"
     path.write_text(yaml.safe_dump(content))

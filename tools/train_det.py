@@ -10,9 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports, which take seconds
 
-from detkt.cli import run_tool, training_config, training_parser
-from detkt.engine.jobs import job_of, require_task
-from detkt.engine.run import train
+from detkt.cli import run_tool, train_and_tell, training_parser
 
 DEFAULT_CONFIG = "configs/shapes.yaml"
 EXAMPLE = (
@@ -23,16 +21,7 @@ EXAMPLE = (
 
 def main(arguments=None):
     parser = training_parser(__doc__, EXAMPLE, DEFAULT_CONFIG)
-    arguments = parser.parse_intermixed_args(arguments)
-    config, folder, resume = training_config(arguments, DEFAULT_CONFIG)
-    require_task(config, "detection")
-    metrics = train(config, folder, resume=resume, overwrite=arguments.overwrite, quiet=arguments.quiet)
-    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one tells
-        print(
-            f"{config.method} on {config.name}, seed {config.train.seed}: "
-            f"{job_of(config).summary(metrics)} on {metrics['split']}; "
-            f"{metrics['updates']} updates in {metrics['seconds']:.0f} s; model in {folder}"
-        )
+    train_and_tell(parser.parse_intermixed_args(arguments), DEFAULT_CONFIG, "detection")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from detkt.errors import InputError
+from detkt.errors import InputError, first_line
 
 _PRIME = 1_000_003
 SIGNAL_SECONDS = 3.0
@@ -142,18 +142,14 @@ def dead_workers_in_one_line() -> Iterator[None]:
             # Torch tells of the death, too, in a handler of a signal that comes a moment later: here, not anywhere.
             time.sleep(SIGNAL_SECONDS)
         except RuntimeError as error:
-            reason = _first_line(error)
+            reason = first_line(error)
     except RuntimeError as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         if not reason.startswith("DataLoader worker"):
             raise
     else:
         return
     raise InputError(f"a process that loads pictures died: {reason.rstrip('. ')}; free memory or use --workers 0")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else ""
 
 
 def _in_one_line(batches: Iterator) -> Iterator:

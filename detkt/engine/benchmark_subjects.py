@@ -25,7 +25,7 @@ from detkt.engine.run import build_net, resolve_device
 from detkt.engine.teacher_cache import open_teacher_cache
 from detkt.engine.trainer import Trainer
 from detkt.errors import InputError
-from detkt.methods import method_class, parse
+from detkt.methods import parse
 from detkt.models import load_model
 from detkt.models.layout import channels_last
 from detkt.paths import resolve
@@ -75,7 +75,7 @@ class Subjects:
         if config.train.precision == "fp16" and self.device.type != "cuda":
             raise InputError("precision fp16 needs a CUDA device; use --precision bf16 or fp32")
         for method in methods:
-            if not all(method_class(name).needs_teacher for name in parse(method, config.methods)):
+            if not all(cls.needs_teacher for cls in parse(method, config.methods)):
                 raise InputError(f"--methods: '{method}' has no teacher; the plain student is timed anyway")
         seed_everything(config.train.seed)
         self.dataset, self.pictures = self._pictures(random)

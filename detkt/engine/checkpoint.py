@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from detkt.errors import InputError
+from detkt.errors import InputError, first_line
 
 FORMAT = 2
 LAST = "last.pt"
@@ -41,7 +41,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError of its zip writer
-        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"cannot write {path}: {reason}; free space or choose another folder") from None
     finally:
         with contextlib.suppress(OSError):

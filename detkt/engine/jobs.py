@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from detkt.config import Config, DataConfig, NetConfig, TrainConfig
-from detkt.data import classification_data, test_set, training_set
+from detkt.data import classification_data, shapes_config, test_set, training_set
 from detkt.data.classification import normalisation
 from detkt.engine.processes import Processes
 from detkt.errors import InputError
@@ -48,6 +49,10 @@ class Job(Protocol):
 
     def summary(self, scores: dict[str, Any]) -> str:
         """The scores that count, in words."""
+        ...
+
+    def resolve_data(self, data: DataConfig) -> None:
+        """Write out, in *data*, every setting of the pictures that has a default of its own."""
         ...
 
     def description(self, data: DataConfig) -> dict[str, Any]:
@@ -98,6 +103,11 @@ class DetectionJob:
 
     def options(self, net: NetConfig) -> dict[str, Any]:
         return default_options(net.architecture) | net.options
+
+    def resolve_data(self, data: DataConfig) -> None:
+        if data.format == "shapes":
+            settings = asdict(shapes_config(data))
+            data.shapes = settings | {"classes": list(settings["classes"])}
 
     def description(self, data: DataConfig) -> dict[str, Any]:
         return {}  # a detector normalises pictures itself
@@ -154,6 +164,9 @@ class ClassificationJob:
 
     def options(self, net: NetConfig) -> dict[str, Any]:
         return default_classifier_options(net.architecture) | net.options
+
+    def resolve_data(self, data: DataConfig) -> None:
+        data.mean, data.std = (list(values) for values in normalisation(data))
 
     def description(self, data: DataConfig) -> dict[str, Any]:
         mean, std = normalisation(data)

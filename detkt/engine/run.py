@@ -24,8 +24,7 @@ from tqdm import tqdm
 import detkt
 from detkt import folders
 from detkt.config import Config, DataConfig, NetConfig, save_config
-from detkt.data import data_root, shapes_config
-from detkt.data.classification import normalisation
+from detkt.data import data_root
 from detkt.data.picture_cache import PictureCache
 from detkt.distiller import Distiller
 from detkt.engine.checkpoint import LAST, older_checkpoints, seed_everything, write_atomically
@@ -36,7 +35,7 @@ from detkt.engine.teacher_cache import open_teacher_cache
 from detkt.engine.trainer import Trainer
 from detkt.engine.validation import Validation
 from detkt.errors import InputError
-from detkt.methods import method_class, parse
+from detkt.methods import parse
 from detkt.models import load_model, save_model
 from detkt.paths import resolve
 from detkt.tasks.compiling import compile_backbones
@@ -109,7 +108,7 @@ def _run_files(folder: Path) -> list[Path]:
 
 
 def resolve_config(config: Config) -> Config:
-    """A copy of *config* with every setting of its method, its networks and its drawn scenes written out.
+    """A copy of *config* with every setting of its method, its networks and its pictures written out.
 
     Defaults may change from one version to the next; a run's own ``config.yaml`` must not change with them.
     """
@@ -117,11 +116,7 @@ def resolve_config(config: Config) -> Config:
     config.methods = {cls.name: asdict(settings) for cls, settings in parse(config.method, config.methods).items()}
     for net in (config.student, config.teacher):
         net.options = job.options(net)
-    if config.data.format == "shapes":
-        settings = asdict(shapes_config(config.data))
-        config.data.shapes = settings | {"classes": list(settings["classes"])}
-    if config.task == "classification":
-        config.data.mean, config.data.std = (list(values) for values in normalisation(config.data))
+    job.resolve_data(config.data)
     return config
 
 
@@ -133,10 +128,16 @@ def build_net(job: Job, net: NetConfig, role: str, classes: list[str], data: Dat
             the data; with *data*, of a classifier, pictures have other channels or were normalised otherwise.
     """
     if net.checkpoint is None:
-        model = job.build(net, classes)
-        if data is not None:
-            job.check(model, role, data, None)
-        return model
+        model, description = job.build(net, classes), None
+    else:
+        model, description = _trained_net(job, net, role, classes)
+    if data is not None:
+        job.check(model, role, data, description)
+    return model
+
+
+def _trained_net(job: Job, net: NetConfig, role: str, classes: list[str]) -> tuple[nn.Module, dict[str, Any] | None]:
+    """The network of the checkpoint, and what its file tells of the pictures it was trained on."""
     path = resolve(net.checkpoint)
     if net.weights is not None:
         log.warning("%s.weights=%s is not used: the checkpoint %s holds all weights", role, net.weights, path)
@@ -157,9 +158,7 @@ def build_net(job: Job, net: NetConfig, role: str, classes: list[str], data: Dat
                 f"{role}.options.{key} is {value}, but the {role}'s checkpoint {path} was built with "
                 f"{meta['options'].get(key)}; a checkpoint keeps its options: set {role}.options.{key} to that"
             )
-    if data is not None:
-        job.check(model, role, data, meta.get("extra"))
-    return model
+    return model, meta.get("extra")
 
 
 def train(
@@ -185,11 +184,10 @@ def train(
         device = processes.device
     if config.train.precision == "fp16" and device.type != "cuda":
         raise InputError("precision fp16 needs a CUDA device; use --precision bf16 or fp32")
-    with_teacher = any(method_class(name).needs_teacher for name in parse(config.method, config.methods))
-    if with_teacher and config.role == "teacher":
+    if config.needs_teacher and config.role == "teacher":
         raise InputError(f"--role teacher trains on ground truth: use --method none, not {config.method}")
     job = job_of(config)
-    if with_teacher and not job.has_trained(config.teacher):
+    if config.needs_teacher and not job.has_trained(config.teacher):
         raise InputError(
             f"method '{config.method}' needs a trained teacher: give --teacher CKPT "
             "(train one with --role teacher --method none)"
@@ -208,7 +206,7 @@ def train(
     net = config.teacher if config.role == "teacher" else config.student
     student = build_net(job, net, config.role, dataset.classes, config.data).to(device)
     teacher = None
-    if with_teacher:
+    if config.needs_teacher:
         teacher = build_net(job, config.teacher, "teacher", dataset.classes, config.data).to(device)
         if random := teacher.detkt.get("random"):
             raise InputError(

@@ -45,8 +45,7 @@ def classify(
     *processes* take every n-th batch each and all get the whole.
     """
     model.eval()
-    with torch.inference_mode(False):  # or the weights could not be trained afterwards
-        channels_last(getattr(model, "backbone", model))
+    channels_last(getattr(model, "backbone", model))
     labels, first, fifth, seconds = [], [], [], 0.0
     rank, count = (processes.rank, processes.count) if processes else (0, 1)
     loader = evaluation_loader(dataset, batch_size, workers, share_of_batches(len(dataset), batch_size, rank, count))

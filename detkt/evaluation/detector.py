@@ -40,8 +40,7 @@ def detect(
     *processes* take every n-th batch each and all get the whole.
     """
     model.eval()
-    with torch.inference_mode(False):  # or the weights could not be trained afterwards
-        channels_last(getattr(model, "backbone", model))
+    channels_last(getattr(model, "backbone", model))
     detections: Detections = {}
     seconds = 0.0
     rank, count = (processes.rank, processes.count) if processes else (0, 1)

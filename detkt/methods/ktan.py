@@ -50,6 +50,7 @@ from detkt.methods.base import (
     choose,
     frozen,
     masked_mean,
+    outputs,
     view_title,
 )
 
@@ -188,8 +189,7 @@ class KTAN(Method):
             raise InputError(
                 f"methods.{self.name}.num_convs is {config.num_convs}: the papers have 1 (2018) or 2 (2020)"
             )
-        outputs = {name for name in student.features if name.split(".")[0] == "output"}
-        if {pair.student for pair in self.pairs()} != outputs:
+        if {pair.student for pair in self.pairs()} != set(outputs(student.features)):
             raise InputError(
                 f"methods.{self.name}.layers must be all backbone outputs, since the head that trains the regressor "
                 "reads them; leave it empty"
@@ -369,8 +369,8 @@ class KTAN(Method):
 
 def _interface(spec: Spec) -> tuple:
     """What a head is made for: channels and size of every backbone output, and the classes."""
-    outputs = {name: feature for name, feature in spec.features.items() if name.split(".")[0] == "output"}
-    maps = {name: (feature.channels, feature.height, feature.width) for name, feature in outputs.items()}
+    read = {name: spec.features[name] for name in outputs(spec.features)}
+    maps = {name: (feature.channels, feature.height, feature.width) for name, feature in read.items()}
     return maps, spec.num_classes, spec.classes
 
 

@@ -12,8 +12,9 @@ def channels_last(network: nn.Module) -> None:
     From any other order they rearrange every map, there and back. Values and names stay; ``network.to(memory_format=
     torch.contiguous_format)`` undoes it, for code that wants contiguous weights.
     """
-    for module in network.modules():
-        # Weights alone, and those that are not yet so: ``to`` would replace all others by copies, too.
-        for parameter in module.parameters(recurse=False):
+    # Weights that are made in inference mode, which scoring is done in, could not be trained afterwards.
+    with torch.inference_mode(False):
+        for parameter in network.parameters():
+            # ``Module.to`` would replace those that are so already by copies, too.
             if parameter.dim() == 4 and not parameter.is_contiguous(memory_format=torch.channels_last):
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

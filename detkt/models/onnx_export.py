@@ -30,8 +30,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 import detkt
 from detkt.engine.checkpoint import write_atomically
-from detkt.errors import InputError
-from detkt.models.reading import first_line
+from detkt.errors import InputError, first_line
 
 ONNX_FILE = "model.onnx"
 OPSETS = range(16, 21)
@@ -113,7 +112,9 @@ def export_onnx(
     try:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:  # the checker's and the shape inference's own, and protobuf's
-        raise InputError(f"torch {torch.__version__} made a faulty ONNX graph of it: {first_line(error)}") from error
+        raise InputError(
+            f"torch {torch.__version__} made a faulty ONNX graph of it: {first_line(error, 160)}"
+        ) from error
     content = proto.SerializeToString()
     compare = compare_detectors if detects else compare_classifiers
     agreement = compare(model, open_session(content), pictures)
@@ -159,7 +160,7 @@ def open_session(model: bytes | str) -> Any:
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base
-        raise InputError(f"ONNX Runtime {onnxruntime.__version__} cannot load it: {first_line(error)}") from error
+        raise InputError(f"ONNX Runtime {onnxruntime.__version__} cannot load it: {first_line(error, 160)}") from error
 
 
 def compare_detectors(model: nn.Module, session: Any, pictures: Sequence[Tensor]) -> Agreement:
@@ -311,7 +312,7 @@ def _trace(graph: nn.Module, example: Tensor, axes: dict[str, dict[int, str]], o
     except Exception as error:  # a layer that ONNX has not raises nearly anything
         size = " x ".join(map(str, example.shape[-2:]))
         raise InputError(
-            f"torch {torch.__version__} cannot export this net for pictures of {size} as ONNX: {first_line(error)}"
+            f"torch {torch.__version__} cannot export this net for pictures of {size} as ONNX: {first_line(error, 160)}"
         ) from error
     return content.getvalue()
 
@@ -335,7 +336,7 @@ def _run(session: Any, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         return session.run(None, inputs)
     except Exception as error:  # its exceptions have no common base
         shapes = ", ".join(" x ".join(map(str, value.shape)) for value in inputs.values())
-        raise InputError(f"ONNX Runtime fails on pictures {shapes}: {first_line(error)}") from error
+        raise InputError(f"ONNX Runtime fails on pictures {shapes}: {first_line(error, 160)}") from error
 
 
 def _metadata(

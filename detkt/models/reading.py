@@ -14,7 +14,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from detkt.errors import InputError
+from detkt.errors import InputError, first_line
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -50,7 +50,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # a damaged file raises nearly anything
         raise InputError(
-            f"weights {path}: damaged, truncated or not plain weights ({first_line(error)}); "
+            f"weights {path}: damaged, truncated or not plain weights ({first_line(error, 160)}); "
             "save a state dict of tensors with torch.save or safetensors"
         ) from error
     for key in ("model", "state_dict", "model_state_dict"):
@@ -73,11 +73,6 @@ def imagenet_tensors(classifier: str) -> dict[str, Tensor]:
         return weights.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
     except Exception as error:  # the network, the disk, the hash and the unpickler each raise their own
         raise InputError(
-            f"cannot get the ImageNet weights of {classifier} ({first_line(error)}); download {weights.url} "
+            f"cannot get the ImageNet weights of {classifier} ({first_line(error, 160)}); download {weights.url} "
             f"elsewhere and give the file as weights, or put it into {torch.hub.get_dir()}/checkpoints"
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an exception's message, at most 160 characters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

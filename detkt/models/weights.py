@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from detkt.engine.checkpoint import write_atomically
-from detkt.errors import InputError
+from detkt.errors import InputError, first_line
 from detkt.models.options import parse_name, resolve_options
-from detkt.models.reading import first_line, imagenet_tensors, read_tensors
+from detkt.models.reading import imagenet_tensors, read_tensors
 
 WEIGHTS_FILE = "model.safetensors"
 META_FILE = "model.json"
@@ -195,7 +195,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
             f"cannot read {path}: {error.strerror}; a saved model is a folder with {META_FILE} and {WEIGHTS_FILE}"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({first_line(error)})") from error
+        raise InputError(f"{path}: not JSON ({first_line(error, 160)})") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise InputError(f"{path}: not a model description of format {FORMAT}")
     if meta.get("task") not in ("detection", "classification"):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkt.errors import InputError
+from detkt.errors import InputError, first_line
 from detkt.knowledge import Knowledge, Spec
 from detkt.models.classifier import Classifier
 from detkt.models.layout import channels_last
@@ -109,7 +109,7 @@ class ClassificationTask:
                 classes = self._num_classes[role] = net.scores(maps).shape[1]
         except (RuntimeError, ValueError, IndexError) as error:
             raise InputError(
-                f"the {role} cannot take pictures of {height} x {width} ({str(error).splitlines()[0]}); choose another "
+                f"the {role} cannot take pictures of {height} x {width} ({first_line(error)}); choose another "
                 "net or size (data.image_size, in your own loop image_size)"
             ) from None
         names = self._classes[role]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from detkt.errors import InputError
+from detkt.errors import InputError, first_line
 from detkt.tasks.base import Task
 
 
@@ -19,6 +19,5 @@ def compile_backbones(task: Task, device: torch.device) -> None:
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
     except Exception as error:  # each of its back ends fails in ways of its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"torch.compile does not work here ({reason}); leave out --compile") from None
+        raise InputError(f"torch.compile does not work here ({first_line(error)}); leave out --compile") from None
     task.compile()

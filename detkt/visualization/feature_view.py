@@ -12,7 +12,7 @@ from detkt.config import load_config
 from detkt.data.voc import VOCDetection
 from detkt.distiller import Distiller
 from detkt.visualization.matching import DISTILLED, STUDENT, TEACHER
-from detkt.visualization.method_maps import CONFIG, holds_method, picture_maps, reads_teacher, restore
+from detkt.visualization.method_maps import CONFIG, holds_method, picture_maps, restore
 from detkt.visualization.sources import Source
 
 
@@ -24,7 +24,7 @@ def trained_distiller(sources: Mapping[str, Source]) -> Distiller | None:
     distilled, teacher = sources.get(DISTILLED), sources.get(TEACHER)
     if None in (distilled, teacher) or None in (distilled.model, teacher.model):
         return None
-    if not holds_method(distilled.folder) or not reads_teacher(load_config(distilled.folder / CONFIG)):
+    if not holds_method(distilled.folder) or not load_config(distilled.folder / CONFIG).needs_teacher:
         return None
     # The task leaves hooks in the networks it is given.
     return restore(distilled.folder, copy.deepcopy(distilled.model), copy.deepcopy(teacher.model))

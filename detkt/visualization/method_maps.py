@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from detkt.config import Config, load_config
+from detkt.config import load_config
 from detkt.data.classification import ClassificationSet
 from detkt.data.loading import evaluation_loader
 from detkt.distiller import Distiller
@@ -18,7 +18,6 @@ from detkt.engine.checkpoint import LAST, load_checkpoint
 from detkt.engine.jobs import job_of
 from detkt.engine.run import build_net
 from detkt.errors import InputError
-from detkt.methods import parse
 from detkt.models import load_model
 from detkt.visualization.feature_maps import PictureMaps
 from detkt.visualization.matching import check_choice
@@ -29,11 +28,6 @@ CONFIG = "config.yaml"
 def holds_method(run: Path) -> bool:
     """Whether *run* has what `restore` reads."""
     return (run / CONFIG).is_file() and (run / LAST).is_file()
-
-
-def reads_teacher(config: Config) -> bool:
-    """Whether the method of *config* has a teacher."""
-    return any(cls.needs_teacher for cls in parse(config.method, config.methods))
 
 
 def open_run(run: Path, data_root: str | None = None) -> tuple[Distiller, Dataset]:
@@ -53,7 +47,7 @@ def open_run(run: Path, data_root: str | None = None) -> tuple[Distiller, Datase
     job = job_of(config)
     student, meta = load_model(run, task=job.task)
     dataset = job.test_set(config, list(meta["classes"]))
-    teacher = build_net(job, config.teacher, "teacher", dataset.classes) if reads_teacher(config) else None
+    teacher = build_net(job, config.teacher, "teacher", dataset.classes) if config.needs_teacher else None
     return restore(run, student, teacher, job.image_size(dataset)), dataset
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from run_comparison import CLASSIFICATION_SETTINGS, DETECTION_SETTINGS, assert_s
 
 from detkt import methods
 from detkt.config import load_config
-from detkt.distiller import Distiller
 from detkt.engine.checkpoint import load_checkpoint
 from detkt.engine.run import train
 from detkt.engine.trainer import Interrupted
@@ -51,26 +49,6 @@ def uninterrupted(configured, tmp_path_factory):
         return folders[arguments]
 
     return run
-
-
-@pytest.fixture
-def at_step(monkeypatch):
-    """``at_step(n, action)``: do *action* in the midst of the n-th step from now on."""
-    original = Distiller.updates
-
-    def arrange(number: int, action: Callable[[], None] | None) -> None:
-        count = 0
-
-        def updates(self, *arguments):
-            nonlocal count
-            count += 1
-            if count == number:
-                action()
-            return original(self, *arguments)
-
-        monkeypatch.setattr(Distiller, "updates", updates)
-
-    return arrange
 
 
 def step_of(folder: Path) -> int:

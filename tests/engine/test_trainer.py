@@ -23,26 +23,6 @@ from detkt.methods.base import STUDENT, Method, Player, Stage, Update
 from detkt.models import build_detector, load_model
 
 
-@pytest.fixture
-def at_step(monkeypatch):
-    """``at_step(n, action)``: do *action* in the midst of the n-th step from now on."""
-    original = Distiller.updates
-
-    def arrange(number, action):
-        count = 0
-
-        def updates(self, *arguments):
-            nonlocal count
-            count += 1
-            if count == number:
-                action()
-            return original(self, *arguments)
-
-        monkeypatch.setattr(Distiller, "updates", updates)
-
-    return arrange
-
-
 def make_trainer(config, folder, method=None, budget=None):
     """The trainer of *config* without what surrounds it in a run; *method* may be a class."""
     folder.mkdir(exist_ok=True)

@@ -119,23 +119,9 @@ def test_detectors_are_scored_alike(tiny_config, voc_folder, tmp_path):
 
 
 @pytest.fixture
-def while_scoring(monkeypatch):
+def while_scoring(at_call):
     """``while_scoring(n, action)``: do *action* in the midst of the n-th validation from now on."""
-    original = ClassificationJob.evaluate
-
-    def arrange(number, action):
-        calls = 0
-
-        def evaluate(self, *arguments):
-            nonlocal calls
-            calls += 1
-            if calls == number:
-                action()
-            return original(self, *arguments)
-
-        monkeypatch.setattr(ClassificationJob, "evaluate", evaluate)
-
-    return arrange
+    return at_call(ClassificationJob, "evaluate")
 
 
 def interrupt():
