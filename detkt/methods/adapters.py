@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkt.knowledge import FeatureSpec
+from detkt.methods.reductions import full_precision
 
 Pool = Callable[[Tensor, Tensor | None, tuple[int, int]], tuple[Tensor, Tensor | None]]
 
@@ -47,6 +48,10 @@ class Regressor(nn.Module):
         nn.init.zeros_(self.convolution.bias)
         self.activation = nn.ReLU() if target.nonnegative else nn.Identity()
 
+    def is_pointwise(self, feature: Tensor, size: tuple[int, int]) -> bool:
+        """Whether every cell of the output is made of one cell of *feature* alone; *size* as in ``forward``."""
+        return max(self.convolution.kernel_size) == 1 and tuple(feature.shape[-2:]) == tuple(size)
+
     def forward(self, feature: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """*size*: height and width of the target's map on this batch; None: as the convolution gives it."""
         if self.resize_first and size is not None:
@@ -55,11 +60,6 @@ class Regressor(nn.Module):
         if size is not None and regressed.shape[-2:] != size:
             regressed = F.interpolate(regressed, size=size, mode="bilinear", align_corners=False)
         return self.activation(regressed)
-
-
-def full_precision(tensor: Tensor) -> Tensor:
-    """*tensor* in float32 where autocast made it narrower; float64 stays."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def average_pool(feature: Tensor, mask: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:

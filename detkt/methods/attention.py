@@ -28,8 +28,9 @@ from torch import Tensor
 
 from detkt.errors import InputError
 from detkt.knowledge import Knowledge, Spec
-from detkt.methods.adapters import full_precision, to_common_size
+from detkt.methods.adapters import to_common_size
 from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Stage, Update, view_title
+from detkt.methods.reductions import full_precision
 
 
 def attention_map(feature: Tensor, p: float = 2, mask: Tensor | None = None) -> Tensor:

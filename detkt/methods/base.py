@@ -271,13 +271,6 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of *values* (N, C, H, W) over the cells where *mask* (N, 1, H, W) is 1; all cells if None."""
-    if mask is None:
-        return values.mean()
-    return (values * mask).sum() / (mask.sum() * values.shape[1])
-
-
 def choose(name: str, choices: Iterable[str], what: str) -> str:
     """*name* if it is among *choices*, else an InputError that suggests the nearest."""
     choices = list(choices)

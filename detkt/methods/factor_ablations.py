@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from detkt.errors import InputError
 from detkt.knowledge import FeatureSpec, Knowledge, Spec
-from detkt.methods.adapters import full_precision
-from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Player, Stage, Update, masked_mean
+from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Player, Stage, Update
 from detkt.methods.factor_transfer import (
     CIFAR_ELEMENTS,
     PAPER_CIFAR,
@@ -37,6 +36,7 @@ from detkt.methods.factor_transfer import (
     require,
 )
 from detkt.methods.paraphraser import Encoder, Paraphraser
+from detkt.methods.reductions import full_precision, masked_mean
 
 
 @dataclass

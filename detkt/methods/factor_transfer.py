@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from detkt.errors import InputError
 from detkt.knowledge import FeatureSpec, Knowledge, Spec
-from detkt.methods.adapters import full_precision, to_common_size
+from detkt.methods.adapters import to_common_size
 from detkt.methods.base import (
     STUDENT,
     Heads,
@@ -48,10 +48,10 @@ from detkt.methods.base import (
     Player,
     Stage,
     Update,
-    masked_mean,
     view_title,
 )
 from detkt.methods.paraphraser import Encoder, Paraphraser, paraphraser_widths
+from detkt.methods.reductions import full_precision, mean_square, root_mean_square
 
 CIFAR_ELEMENTS = 2048  # of the factor the paper's beta was chosen on: 8 x 8 cells, 0.5 * 64 channels
 # The official mean over elements; 30 epochs of 390 batches.
@@ -100,7 +100,7 @@ def factor_loss(
 
 def reconstruction_loss(reconstructed: Tensor, feature: Tensor, mask: Tensor | None = None) -> Tensor:
     """Eq. 1: (t - P(t))^2, mean over all elements (N, C, H, W) or, with *mask* (N, 1, H, W), over its cells. Scalar."""
-    return masked_mean((full_precision(feature) - full_precision(reconstructed)).square(), mask)
+    return mean_square(full_precision(feature) - full_precision(reconstructed), mask)
 
 
 @dataclass
@@ -224,8 +224,7 @@ class FactorTransfer(Method):
         feature = teacher.features[pair.teacher]
         mask = teacher.mask(feature)
         if self.config.normalize:
-            scale = masked_mean(full_precision(feature).square(), mask).sqrt().clamp_min(1e-6)
-            feature = feature / scale
+            feature = feature / root_mean_square(feature, mask)
         return _without_padding(feature, mask)
 
 

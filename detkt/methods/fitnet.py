@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from detkt.knowledge import Knowledge, Spec
-from detkt.methods.adapters import Regressor, full_precision
+from detkt.methods.adapters import Regressor
 from detkt.methods.base import (
     STUDENT,
     Heads,
@@ -35,14 +35,14 @@ from detkt.methods.base import (
     Player,
     Stage,
     Update,
-    masked_mean,
     view_title,
 )
+from detkt.methods.reductions import full_precision, mean_square, root_mean_square
 
 
 def hint_loss(regressed: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """1/2 (reg(s) - t)^2, mean over all elements (N, C, H, W) or, with *mask* (N, 1, H, W), over its cells. Scalar."""
-    return 0.5 * masked_mean((full_precision(regressed) - full_precision(teacher)).square(), mask)
+    return 0.5 * mean_square(full_precision(regressed) - full_precision(teacher), mask)
 
 
 @dataclass
@@ -76,7 +76,7 @@ class FitNet(Method):
             target = full_precision(teacher.features[pair.teacher])
             mask = teacher.mask(target)
             if self.config.normalize:
-                target = target / _root_mean_square(target, mask)
+                target = target / root_mean_square(target, mask)
             hints.append(hint_loss(self._regressed(i, pair, student, target), target, mask))
         added = self.config.weight * torch.stack(hints).mean()
         yield Update(STUDENT, {**student.losses, self.name: added})
@@ -94,12 +94,8 @@ class FitNet(Method):
 
     def _regressed(self, index: int, pair: LayerPair, student: Knowledge, target: Tensor) -> Tensor:
         """reg(s) of the pair of this *index*, in the *target*'s shape."""
-        source = student.features[pair.student]
+        source, regressor, size = student.features[pair.student], self.regressors[index], target.shape[-2:]
         mask = student.mask(source)
-        # A kernel wider than 1x1, or resizing, would mix padding into the picture's border.
-        source = source if mask is None else source * mask
-        return self.regressors[index](source, target.shape[-2:])
-
-
-def _root_mean_square(feature: Tensor, mask: Tensor | None) -> Tensor:
-    return masked_mean(feature.square(), mask).sqrt().clamp_min(1e-6)
+        if mask is not None and not regressor.is_pointwise(source, size):
+            source = source * mask  # else padding would be mixed into the picture's border
+        return regressor(source, size)

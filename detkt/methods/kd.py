@@ -19,8 +19,8 @@ from torch import Tensor
 
 from detkt.errors import InputError
 from detkt.knowledge import Knowledge, Spec
-from detkt.methods.adapters import full_precision
 from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Stage, Update
+from detkt.methods.reductions import full_precision
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:

@@ -35,9 +35,9 @@ from torch import Tensor, nn
 
 from detkt.errors import InputError
 from detkt.knowledge import Knowledge, Spec
-from detkt.methods.adapters import full_precision
 from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Player, Stage, Update, frozen
 from detkt.methods.kd import distillation_loss
+from detkt.methods.reductions import full_precision
 
 
 def discriminator_loss(true: Tensor, student: Tensor, teacher: Tensor, alpha: float = 0.5) -> Tensor:

@@ -58,7 +58,7 @@ from torch import Tensor, nn
 
 from detkt.errors import InputError
 from detkt.knowledge import FeatureSpec, Knowledge, Spec
-from detkt.methods.adapters import Regressor, average_pool, full_precision
+from detkt.methods.adapters import Regressor, average_pool
 from detkt.methods.base import (
     STUDENT,
     Heads,
@@ -68,10 +68,10 @@ from detkt.methods.base import (
     Player,
     Stage,
     Update,
-    masked_mean,
     view_title,
 )
 from detkt.methods.layer_groups import Group, named_groups, output_groups
+from detkt.methods.reductions import full_precision, masked_mean, mean_square, root_mean_square
 
 
 def deviation_weights(maps: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
@@ -79,7 +79,7 @@ def deviation_weights(maps: Sequence[Tensor], mask: Tensor | None = None) -> Ten
     deviations = []
     for feature in maps:
         feature = full_precision(feature)
-        deviations.append(masked_mean((feature - masked_mean(feature, mask)).square(), mask).sqrt())
+        deviations.append(mean_square(feature - masked_mean(feature, mask), mask).sqrt())
     # Maps of constants have nothing to weigh them by: equal weights.
     weights = torch.stack(deviations) + torch.finfo(deviations[0].dtype).tiny
     return weights / weights.sum()
@@ -91,7 +91,7 @@ def transport_cost(aggregated: Tensor, maps: Sequence[Tensor], mask: Tensor | No
     The weights are :func:`deviation_weights`, without a gradient.
     """
     weights = deviation_weights([feature.detach() for feature in maps], mask)
-    distances = [masked_mean((full_precision(aggregated) - full_precision(feature)).square(), mask) for feature in maps]
+    distances = [mean_square(full_precision(aggregated) - full_precision(feature), mask) for feature in maps]
     return (weights * torch.stack(distances)).sum()
 
 
@@ -226,7 +226,7 @@ class KRDense(Method):
 
     def penalize(self, group: int, gap: Tensor, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """What the student minimises of a group's *gap* (N, C, H, W), and what to log of it."""
-        return masked_mean(gap.square(), mask) / 2, {}
+        return mean_square(gap, mask) / 2, {}
 
     def _stack(self, group: Group, student: Knowledge, teacher: Knowledge) -> tuple[list[Tensor], Tensor | None]:
         """The teacher's maps at the student's size, the last of a root mean square of 1, and the cells that count."""
@@ -237,7 +237,7 @@ class KRDense(Method):
             feature, shown = average_pool(feature, teacher.mask(feature), ours.shape[-2:])
             mask = shown if mask is None else mask if shown is None else mask * shown
             maps.append(feature)
-        scale = masked_mean(maps[-1].square(), mask).sqrt().clamp_min(1e-6)
+        scale = root_mean_square(maps[-1], mask)
         return [feature / scale for feature in maps], mask
 
 

@@ -49,10 +49,10 @@ from detkt.methods.base import (
     Watch,
     choose,
     frozen,
-    masked_mean,
     outputs,
     view_title,
 )
+from detkt.methods.reductions import full_precision, masked_mean, mean_square, root_mean_square
 
 Maps = dict[LayerPair, Tensor | None]
 
@@ -84,7 +84,7 @@ def feature_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) ->
     """Eq. 2: mean over all elements (N, C, H, W) of (student - teacher)^2; with *mask* over its cells. Scalar."""
     if student.shape != teacher.shape:
         raise ValueError(f"maps of unequal shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
-    return masked_mean((student.float() - teacher.float()).square(), mask)
+    return mean_square(full_precision(student) - full_precision(teacher), mask)
 
 
 class Discriminator(nn.Module):
@@ -334,7 +334,7 @@ class KTAN(Method):
         """Root mean square of R(t) over the batch; 1 where the maps are taken as they are."""
         if not self.config.normalize:
             return 1.0
-        return masked_mean(target.float().square(), mask).sqrt().clamp_min(1e-6).to(target.dtype)
+        return root_mean_square(target, mask).to(target.dtype)
 
     def _judge(self, pair: LayerPair, feature: Tensor, mask: Tensor | None) -> Tensor:
         if self.config.instance_noise:

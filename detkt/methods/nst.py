@@ -30,8 +30,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detkt.knowledge import Knowledge, Spec
-from detkt.methods.adapters import full_precision, to_common_size
+from detkt.methods.adapters import to_common_size
 from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Stage, Update
+from detkt.methods.reductions import full_precision
 
 
 def nst_loss(

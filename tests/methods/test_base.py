@@ -11,7 +11,7 @@ from torch import nn
 from detkt import methods
 from detkt.errors import InputError
 from detkt.knowledge import FeatureSpec, Spec
-from detkt.methods.base import LayerPair, Method, MethodConfig, Stage, Update, frozen, masked_mean
+from detkt.methods.base import LayerPair, Method, MethodConfig, Stage, Update, frozen
 from detkt.methods.ktan import DLN, KTAN
 from detkt.methods.none import NoDistillation
 
@@ -181,16 +181,3 @@ def test_frozen_lets_gradients_through_and_restores_what_was_on():
     with pytest.raises(ZeroDivisionError), frozen(net):
         raise ZeroDivisionError
     assert [p.requires_grad for p in net.parameters()] == before
-
-
-def test_masked_mean_counts_the_cells_of_every_channel():
-    values = torch.arange(12.0).reshape(1, 2, 2, 3)
-    mask = torch.tensor([[1.0, 1, 0], [1, 0, 0]]).reshape(1, 1, 2, 3)
-    assert masked_mean(values, None).item() == 5.5
-    assert masked_mean(values, mask).item() == pytest.approx((0 + 1 + 3 + 6 + 7 + 9) / 6)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_masked_mean_of_half_precision_neither_overflows_nor_miscounts(dtype):
-    values = torch.full((2, 64, 40, 45), 3.0, dtype=dtype)  # 230,400 elements: infinite in float16
-    assert masked_mean(values, torch.ones(2, 1, 40, 45)).item() == 3.0
