@@ -105,8 +105,8 @@ class Distiller(nn.Module):
         for stage in self._stages:
             if stage.trains_student:
                 break
-            for images, targets in _cycle(batches, stage.steps):
-                for update in self.updates(stage, images, targets):
+            for step, (images, targets) in enumerate(_cycle(batches, stage.steps)):
+                for update in self.updates(stage.turn(step), images, targets):
                     self._learn(update)
         self._prepared = True
 
@@ -121,7 +121,7 @@ class Distiller(nn.Module):
                 break
             left -= stage.steps
         losses = {}
-        for update in self.updates(stage, images, targets):
+        for update in self.updates(stage.turn(left), images, targets):
             if update.player == STUDENT:
                 losses.update(update.losses)
             else:

@@ -31,7 +31,7 @@ TINY_OPTIONS = {
 
 TINY_TRAINING = {"epochs": 2, "batch_size": 4, "warmup_steps": 2, "workers": 0, "device": "cpu", "log_every": 4}
 TINY_METHODS = {
-    "ktan": {"regressor_steps": 3, "warmup_steps": 3, "discriminator_width": 8},
+    "ktan": {"regressor_steps": 3, "warmup_steps": 3, "discriminator_width": 8, "adversary_every": 2},
     "dln": {"regressor_steps": 3},
 }
 

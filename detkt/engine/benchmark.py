@@ -8,6 +8,7 @@ times far more than ratios.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
@@ -32,7 +33,8 @@ from detkt.errors import InputError
 
 FORMAT = 1
 WARM_UP = 4  # each of the batches once: what is compiled is compiled for their sizes
-# Steps in a row a repetition: on a GPU the processor runs ahead, as in training; there, waiting after each would cost.
+# Steps in a row a repetition, at least: on a GPU the processor runs ahead, as in training; there, waiting after each
+# would cost.
 BURST = {"cpu": 1, "cuda": 5}
 MEMORY_REPETITIONS = 3
 _CLOCKS = {"ratio": "seconds", "processor_ratio": "processor_seconds"}
@@ -76,7 +78,8 @@ def run_benchmark(
     subjects = Subjects(config, methods, random, image_size)
     works = {**subjects.works, **benchmark_baselines.build(against, subjects)}
     seed_everything(config.train.seed)
-    times = interleave(works, subjects.batches, repetitions, subjects.device, quiet)
+    burst = math.ceil(BURST[subjects.device.type] / subjects.cycle) * subjects.cycle
+    times = interleave(works, subjects.batches, repetitions, subjects.device, burst, quiet)
     report = {
         "format": FORMAT,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -90,7 +93,7 @@ def run_benchmark(
         "precision": config.train.precision,
         "batch_size": subjects.plain.batch_size,
         "repetitions": repetitions,
-        "steps_a_repetition": BURST[subjects.device.type],
+        "steps_a_repetition": burst,
         "times": times,
         "methods": {name: _method(name, subjects, times) for name in subjects.last_stage if name != STUDENT},
         "against": _against(times, subjects, against),
@@ -108,14 +111,19 @@ def run_benchmark(
 
 
 def interleave(
-    works: Mapping[str, Work], batches: Sequence[Batch], repetitions: int, device: torch.device, quiet: bool = True
+    works: Mapping[str, Work],
+    batches: Sequence[Batch],
+    repetitions: int,
+    device: torch.device,
+    burst: int = 1,
+    quiet: bool = True,
 ) -> Times:
-    """Seconds a step of each of *works*, by name: all of them once a round, on the round's batch, in changing order.
+    """Seconds a step of each of *works*, by name: *burst* steps a round, on the round's batch, in changing order.
 
     "seconds" are on the wall; "processor_seconds" those that this process computed, which leave out the time it waited
     for others (on the CPU alone, where they are what counts).
     """
-    names, burst = list(works), BURST[device.type]
+    names = list(works)
     times: Times = {name: {"seconds": [], "processor_seconds": []} for name in names}
     rounds = tqdm(range(-WARM_UP, repetitions), desc="rounds", unit="round", disable=quiet, file=sys.stderr)
     for number in rounds:
@@ -196,7 +204,8 @@ def _add_memory(report: dict[str, Any], subjects: Subjects) -> None:
     for name, last in subjects.last_stage.items():
 
         def step(work: Work = subjects.works[last]) -> None:
-            work(batch)
+            for _ in range(subjects.cycle):
+                work(batch)
 
         rises = [peak_rise(step, subjects.device) for _ in range(MEMORY_REPETITIONS)]
         taken = tensor_peak_rise(step, subjects.device)
@@ -220,7 +229,7 @@ def _profile(subjects: Subjects, method: str, trace: Path, steps: int = 4) -> st
     if subjects.device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profiler:
-        for number in range(steps):
+        for number in range(math.lcm(steps, subjects.cycle)):
             work(subjects.batches[number % len(subjects.batches)])
     # Where it cannot write, the profiler only logs so.
     write_atomically(trace, lambda temporary: profiler.export_chrome_trace(str(temporary)))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from detkt.engine.teacher_cache import open_teacher_cache
 from detkt.engine.trainer import Trainer
 from detkt.errors import InputError
 from detkt.methods import parse
+from detkt.methods.base import Stage
 from detkt.models import load_model
 from detkt.models.layout import channels_last
 from detkt.paths import resolve
@@ -83,6 +86,8 @@ class Subjects:
         self.student = self._network(config.student, "student", image_size)
         self.teacher = self._network(config.teacher, "teacher", image_size).eval().requires_grad_(False)
         self.batches = [Batch(images, targets, self._seen(images)) for images, targets in self._loaded(BATCHES)]
+        # In so many steps in a row, every stage has been through all its turns, equally often.
+        self.cycle = 1
         self.trainers: dict[str, Trainer] = {}
         self.works: dict[str, Work] = {}
         self.last_stage: dict[str, str] = {}
@@ -196,9 +201,8 @@ class Subjects:
         stages = [stage for stage in distiller.stages if stage.steps != 0]
         for stage in stages:
             title = name if method == "none" else f"{name}: {stage.name}"
-            self.works[title] = lambda batch, stage=stage: trainer._train_step(
-                stage, iter([(batch.images, batch.targets)])
-            )
+            self.cycle = math.lcm(self.cycle, stage.every)
+            self.works[title] = _steps_of(trainer, stage)
             self.last_stage[name] = title
         return trainer
 
@@ -211,6 +215,12 @@ class Subjects:
     def _evaluate(self, model: nn.Module, batch: Batch) -> None:
         images = batch.images
         model(images.to(self.device) if isinstance(images, Tensor) else [image.to(self.device) for image in images])
+
+
+def _steps_of(trainer: Trainer, stage: Stage) -> Work:
+    """One step of *stage* after the other, on whichever batch, in its turns."""
+    steps = count()
+    return lambda batch: trainer._train_step(stage.turn(next(steps)), iter([(batch.images, batch.targets)]))
 
 
 def _constant(config: Config, image_size: int | None) -> Config:

@@ -18,7 +18,7 @@ import torch
 
 from detkt.errors import InputError, first_line
 
-FORMAT = 2
+FORMAT = 3
 LAST = "last.pt"
 # After torch's own bytes stands the checksum of all of them: torch.load passes over it, and over flipped bits as well.
 _MARK, _CHECKSUM_BYTES = b"detkt crc32 ", 4

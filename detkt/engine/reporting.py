@@ -106,7 +106,8 @@ class Window:
 
     def _reset(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._steps = self._images = 0
+        self._counts: dict[str, int] = {}
+        self._images = 0
         self._learning_rate = 0.0
         self._since = time.perf_counter()
 
@@ -114,16 +115,16 @@ class Window:
         for name, value in values.items():
             value = value.detach().float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._steps += 1
+            self._counts[name] = self._counts.get(name, 0) + 1
         self._images += images
         self._learning_rate = learning_rate
 
     def flush(self, processes: Processes | None = None) -> dict[str, float]:
-        """The means, over all *processes* too, and a fresh start."""
-        if not self._steps:
+        """The means, of each value over the steps that have it and over all *processes*, and a fresh start."""
+        if not self._sums:
             return {}
         names = list(self._sums)
-        means = torch.stack([self._sums[name] for name in names]) / self._steps
+        means = torch.stack([self._sums[name] / self._counts[name] for name in names])
         means = (means if processes is None else processes.mean(means)).tolist()
         entry = {"lr": self._learning_rate} | dict(zip(names, means, strict=True))
         images = self._images * (1 if processes is None else processes.count)
@@ -135,14 +136,15 @@ class Window:
         """What a checkpoint between two log lines keeps, so that a resumed run logs the same means."""
         return {
             "sums": dict(self._sums),
-            "counts": [self._steps, self._images],
+            "counts": dict(self._counts),
+            "images": self._images,
             "learning_rate": self._learning_rate,
             "seconds": time.perf_counter() - self._since,
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         self._sums = {name: value.to(device) for name, value in state["sums"].items()}
-        self._steps, self._images = state["counts"]
+        self._counts, self._images = dict(state["counts"]), state["images"]
         self._learning_rate = state["learning_rate"]
         self._since = time.perf_counter() - state["seconds"]
 

@@ -236,7 +236,7 @@ class Trainer:
         if self._validation_is_due():
             self._validate(stage)
         while self.stage_step < length:
-            self._train_step(stage, loader)
+            self._train_step(stage.turn(self.stage_step), loader)
             self.stage_step += 1
             self.step += 1
             self.student_step += stage.trains_student

@@ -33,15 +33,18 @@ class Regressor(nn.Module):
 
     Equal sizes give a 1x1 kernel; it ends with a ReLU where the target's layer does. Detection maps vary in
     size; where rounding makes a batch differ from the probed sizes the output is resized bilinearly.
+
+    *padded*: a map that is a little too small is enlarged by padding and a wider kernel. Else, as where the sizes are
+    far apart, it is resized bilinearly first: a 1x1 kernel then costs a quarter of a 2x2 one, or less.
     """
 
-    def __init__(self, source: FeatureSpec, target: FeatureSpec) -> None:
+    def __init__(self, source: FeatureSpec, target: FeatureSpec, padded: bool = True) -> None:
         super().__init__()
         axes = (
             regressor_geometry(source.height, target.height),
             regressor_geometry(source.width, target.width),
         )
-        self.resize_first = None in axes
+        self.resize_first = None in axes or (not padded and any(padding for _, _, padding in axes))
         (kh, sh, ph), (kw, sw, pw) = ((1, 1, 0), (1, 1, 0)) if self.resize_first else axes
         self.convolution = nn.Conv2d(source.channels, target.channels, (kh, kw), (sh, sw), (ph, pw))
         nn.init.kaiming_normal_(self.convolution.weight, nonlinearity="relu")

@@ -33,16 +33,24 @@ class Stage:
             whichever mode it is), ``student.logits``, ``teacher.features``, ``teacher.logits``.
         players: who learns.
         steps: how many batches; None: until the student's budget is used up (the last stage).
+        every: how often the stage is what it says: its first batch of so many; the others are run as ``between``.
+        between: a stage of no more passes and players than this one.
     """
 
     name: str
     needs: frozenset[str]
     players: tuple[str, ...] = (STUDENT,)
     steps: int | None = None
+    every: int = 1
+    between: Stage | None = None
 
     @property
     def trains_student(self) -> bool:
         return STUDENT in self.needs
+
+    def turn(self, step: int) -> Stage:
+        """What batch number *step* of this stage is run as: this stage, or the one between."""
+        return self if step % self.every == 0 else self.between
 
 
 @dataclass

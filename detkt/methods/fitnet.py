@@ -9,8 +9,9 @@ papers, which compare with it: the last shared layer, w = 4, and the hint beside
 FitNets has a stage of hints alone before a stage of KD. What the papers leave open, and we decided:
 
 * ||.||^2 is the mean over the elements that show picture, so that w does not depend on the map's size.
-* The regressor is one convolution, 1x1 between equal sizes, and ends as the teacher's layer ends (FitNets asks for
-  "the same non-linearity").
+* The regressor is one convolution, and ends as the teacher's layer ends (FitNets asks for "the same non-linearity").
+  From a larger map its kernel makes the size fit, as in FitNets; from one that is smaller, which FitNets does not have,
+  it is 1x1 on the resized map.
 * Several layers (or the levels of a feature pyramid) count by their mean.
 * ``normalize`` divides t by its root mean square, so that w does not depend on the teacher's scale either. Off by
   default, as in the papers.
@@ -62,7 +63,7 @@ class FitNet(Method):
 
     def __init__(self, config: FitNetConfig, student: Spec, teacher: Spec) -> None:
         super().__init__(config, student, teacher)
-        self.regressors = nn.ModuleList(Regressor(*self.pair_specs(pair)) for pair in self.pairs())
+        self.regressors = nn.ModuleList(Regressor(*self.pair_specs(pair), padded=False) for pair in self.pairs())
 
     def stages(self) -> Sequence[Stage]:
         return [Stage("distill", frozenset({"student", "teacher.features"}))]

@@ -18,6 +18,9 @@ while the discriminator D minimises -log D(R(t)) - log(1 - D(s)). The papers lea
   before D and the MSE see them; ``preset=paper`` takes them as they are.
 * Detection maps differ in size from batch to batch, so D scores every location (patch output) and the padding is
   masked; ``patch=false`` pools and scores the whole map, as the paper's figure does.
+* The adversary plays in every fourth step only, with four times its weight: its forward and backward passes are many
+  small operations, which would cost more than the teacher of a small pair. So StyleGAN2 regularises "lazily" (Karras et
+  al., CVPR 2020, section 3.1). ``adversary_every=1`` plays always, as the papers do.
 * D's learning rate follows the student's schedule, D sees noisy maps through spectrally normalised layers, and its
   labels are smoothed: otherwise it soon tells every pair apart, and its gradient is noise.
 """
@@ -57,7 +60,7 @@ from detkt.methods.reductions import full_precision, masked_mean, mean_square, r
 Maps = dict[LayerPair, Tensor | None]
 
 EXPLOSION = 10
-WIDEST = 128
+WIDEST = 64
 
 
 def discriminator_loss(
@@ -119,8 +122,9 @@ class KTANConfig(MethodConfig):
 
     ``warmup_steps``: k, student updates with the MSE alone. ``normalize``: bring both maps to one scale.
     ``instance_noise``: standard deviation of the noise on D's inputs, as these are (in root mean squares of R(t) with
-    ``normalize``). ``discriminator_width``: channels of D's convolutions; 0 takes half of the map's, at most 128,
-    so that D stays cheap beside the student.
+    ``normalize``). ``discriminator_width``: channels of D's convolutions; 0 takes half of the map's, at most 64,
+    so that D stays cheap beside the student. ``adversary_every``: D and the student's term from it have their turn once
+    in so many steps, that term with so many times ``alpha``.
     """
 
     alpha: float = 0.6
@@ -130,10 +134,11 @@ class KTANConfig(MethodConfig):
     regressor_optimizer: str = "adam"
     regressor_lr: float = 1e-3
     warmup_steps: int = 300
+    adversary_every: int = 4
     num_convs: int = 2
     discriminator_width: int = 0
     discriminator_optimizer: str = "adam"
-    discriminator_lr: float = 1e-4
+    discriminator_lr: float = 4e-4
     patch: bool = True
     spectral_norm: bool = True
     label_smoothing: float = 0.1
@@ -143,6 +148,7 @@ class KTANConfig(MethodConfig):
         least = {
             "regressor_steps": 0,
             "warmup_steps": 0,
+            "adversary_every": 1,
             "discriminator_width": 0,
             "alpha": 0,
             "beta": 0,
@@ -174,6 +180,7 @@ class KTAN(Method):
             "discriminator_lr": 0.01,
             "regressor_optimizer": "sgd",
             "regressor_lr": 0.01,
+            "adversary_every": 1,
             "patch": False,
             "spectral_norm": False,
             "label_smoothing": 0.0,
@@ -217,7 +224,8 @@ class KTAN(Method):
             return [*stages, Stage("distill", both)]
         if self.config.warmup_steps:
             stages.append(Stage("warmup", both, steps=self.config.warmup_steps))
-        return [*stages, Stage("adversarial", both, (STUDENT, "discriminator"))]
+        every, between = self.config.adversary_every, Stage("between", both)
+        return [*stages, Stage("adversarial", both, (STUDENT, "discriminator"), every=every, between=between)]
 
     def players(self) -> dict[str, Player]:
         config = self.config
@@ -293,7 +301,8 @@ class KTAN(Method):
                     for pair in pairs
                 ]
             metrics["generator_loss"] = torch.stack(fooled).mean()
-            losses[f"{self.name}_generator"] = self.config.alpha * metrics["generator_loss"]
+            weight = self.config.alpha * self.config.adversary_every
+            losses[f"{self.name}_generator"] = weight * metrics["generator_loss"]
         yield Update(STUDENT, losses, metrics)
 
     def views(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:

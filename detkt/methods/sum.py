@@ -16,6 +16,9 @@ class Sum(Method):
 
     Preparatory stages follow one another; the student's stages run side by side and are cut wherever one of the
     methods changes its stage.
+
+    Raises:
+        InputError: two methods train nets of one name, or do something every so many steps, but not as many.
     """
 
     def __init__(self, methods: Sequence[Method]) -> None:
@@ -100,4 +103,14 @@ class Sum(Method):
         self._plan[name] = parts
         needs = frozenset().union(*(stage.needs for stage in parts.values()))
         players = tuple(dict.fromkeys(player for stage in parts.values() for player in stage.players))
-        return Stage(name, needs, players, steps)
+        rhythms = {stage.every: method for method, stage in parts.items() if stage.every > 1}
+        if len(rhythms) > 1:
+            (first, one), (second, other), *_ = rhythms.items()
+            raise InputError(
+                f"methods {one} and {other} cannot be summed: one does something every {first} steps, the other every "
+                f"{second}; give them the same number"
+            )
+        if not rhythms:
+            return Stage(name, needs, players, steps)
+        between = {method: stage.turn(1) for method, stage in parts.items()}
+        return Stage(name, needs, players, steps, next(iter(rhythms)), self._plan_stage(between, steps))

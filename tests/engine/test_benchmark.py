@@ -102,6 +102,21 @@ def test_subjects_take_turns_on_the_same_batch():
     assert [called[0][1] for called in rounds[WARM_UP:]] == ["first", "second", "first", "second"]
 
 
+def test_a_repetition_is_a_step_of_each_turn(tiny_config):
+    calls = []
+    times = interleave({"a": calls.append, "b": lambda batch: None}, ["first", "second"], 2, CPU, burst=3)
+    assert len(times["a"]["seconds"]) == 2
+    assert calls[3 * WARM_UP :] == 3 * ["first"] + 3 * ["second"]
+    subjects = Subjects(tiny_config("train.batch_size=2", "data.format=shapes"), ["fitnet", "ktan"], random=True)
+    assert subjects.cycle == 2  # of the tiny KTAN's adversary
+    name, batch = subjects.last_stage["ktan"], subjects.batches[0]
+    logged = []
+    subjects.trainers["ktan"]._window.add = lambda values, *_: logged.append("discriminator" in values)
+    for _ in range(5):
+        subjects.works[name](batch)
+    assert logged == [True, False, True, False, True]
+
+
 def test_only_the_time_of_the_work_counts():
     times = interleave({"long": lambda batch: sum(range(300_000)), "short": lambda batch: None}, [None], 5, CPU)
     for kind in ("seconds", "processor_seconds"):

@@ -159,6 +159,13 @@ def test_stage_counts_towards_the_budget_if_the_student_runs():
     assert not Stage("a", frozenset({"teacher.features"}), ("net",), 3).trains_student
 
 
+def test_a_stage_takes_turns_with_the_one_between():
+    between = Stage("b", frozenset({"student"}))
+    stage = Stage("a", frozenset({"student"}), every=3, between=between)
+    assert [stage.turn(step).name for step in range(7)] == list("abbabba")
+    assert [between.turn(step) for step in range(3)] == 3 * [between]
+
+
 def test_update_total_is_the_sum_in_single_precision():
     losses = {"a": torch.tensor(1.5), "b": torch.tensor(0.25, dtype=torch.bfloat16), "c": torch.tensor(-1.0)}
     total = Update("student", losses, {"ignored": torch.tensor(100.0)}).total

@@ -50,6 +50,9 @@ def test_regressor_reaches_any_size(size):
     assert output.shape == (2, 5, *size)
     assert (output >= 0).all()
     assert Regressor(source, source).convolution.kernel_size == (1, 1)
+    unpadded = Regressor(source, target, padded=False)
+    assert unpadded(torch.randn(2, 3, 8, 12), size).shape == (2, 5, *size)
+    assert (unpadded.convolution.kernel_size == (1, 1)) == (max(size[0] - 8, size[1] - 12) > 0)
 
 
 def test_step_between_unequal_channels():

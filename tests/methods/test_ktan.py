@@ -261,6 +261,7 @@ def test_the_papers_preset():
     assert (config.alpha, config.beta, config.normalize) == (0.6, 0.5, False)
     assert (config.patch, config.spectral_norm, config.label_smoothing, config.instance_noise) == (False, False, 0, 0)
     method = make(spec(), spec(), preset="paper")
+    assert stage_of(method, "adversarial").every == 1
     for player in method.players().values():
         assert (player.optimizer, player.lr, player.weight_decay) == ("sgd", 0.01, 1e-4)
 
@@ -269,7 +270,8 @@ def test_the_papers_preset():
 @pytest.mark.parametrize("normalize", [False, True])
 def test_losses_of_a_step_by_hand(patch, normalize):
     """With R the identity and D the mean over channels, every term can be written down."""
-    settings = {**EXACT, "normalize": normalize, "patch": patch, "alpha": 0.3, "beta": 0.7, "label_smoothing": 0.2}
+    settings = {"alpha": 0.1, "adversary_every": 3, "beta": 0.7, "label_smoothing": 0.2}
+    settings = {**EXACT, "normalize": normalize, "patch": patch, **settings}
     method = make(spec(), spec(), **settings)
     layer = method.regressors["output"].convolution
     layer.weight.data.copy_(torch.eye(8).reshape(8, 8, 1, 1))
@@ -295,12 +297,14 @@ def test_losses_of_a_step_by_hand(patch, normalize):
     mse = 0.7 * ((s - t) ** 2).sum().item() / (2 * 8 * 4 * 6)
     fooled = 0.3 * F.binary_cross_entropy_with_logits(logits[1], torch.ones_like(logits[1])).item()
     assert learned.player == STUDENT
-    raw = {"feature_mse": mse / 0.7, "generator_loss": fooled / 0.3}
+    raw = {"feature_mse": mse / 0.7, "generator_loss": fooled / 0.3}  # 0.3: thrice alpha, a third as often
     assert values(learned) == pytest.approx({"task": 2.0, "ktan_mse": mse, "ktan_generator": fooled, **raw})
     assert learned.total.item() == pytest.approx(2.0 + mse + fooled)
 
-    (warmup,) = method.step(stage_of(method, "warmup"), student, teacher, ToyHeads())
-    assert values(warmup) == pytest.approx({"task": 2.0, "ktan_mse": mse, "feature_mse": mse / 0.7})
+    for quiet in (stage_of(method, "warmup"), *map(stage_of(method, "adversarial").turn, (1, 2, 4, 5))):
+        (matched,) = method.step(quiet, student, teacher, ToyHeads())
+    assert stage_of(method, "adversarial").turn(3).name == "adversarial"
+    assert values(matched) == pytest.approx({"task": 2.0, "ktan_mse": mse, "feature_mse": mse / 0.7})
 
 
 def test_dln_is_ktan_without_its_adversary():

@@ -101,6 +101,38 @@ def test_stages_are_cut_where_a_part_changes_its_own():
     assert stages[3].needs == {"student", "student.logits", "teacher.logits", "teacher.features"}
 
 
+class Seldom(Method):
+    """Adds 8 in every third step, 1 in those between."""
+
+    name = "seldom"
+    every = 3
+
+    def stages(self):
+        needs = frozenset({"student"})
+        return [Stage("whole", needs, (STUDENT, "own"), every=self.every, between=Stage("little", needs))]
+
+    def step(self, stage, student, teacher, heads):
+        yield Update(STUDENT, {**student.losses, "seldom": torch.tensor(8.0 if stage.name == "whole" else 1.0)})
+
+
+def test_a_part_keeps_its_rhythm(student):
+    total = summed(Adversary, Seldom)
+    fight = total.stages()[-1]
+    assert (fight.every, fight.players) == (3, (STUDENT, "judge", "own"))
+    added = []
+    for step in range(4):
+        *others, last = total.step(fight.turn(step), student, None, None)
+        assert [update.player for update in others] == ["judge"]
+        added.append(last.losses["seldom"].item())
+    assert added == [8, 1, 1, 8]
+
+
+def test_parts_of_two_rhythms_are_refused():
+    often = type("Often", (Seldom,), {"name": "often", "every": 2})
+    with pytest.raises(InputError, match="seldom and often cannot be summed: one .* every 3 steps, the other every 2"):
+        summed(Seldom, Adversary, often)
+
+
 def test_parts_that_change_together_leave_no_empty_stage(monkeypatch):
     monkeypatch.setattr(Rescaling, "warmup", 5)
     stages = summed(Adversary, Rescaling).stages()
