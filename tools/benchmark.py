@@ -11,6 +11,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports, which take seconds
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells when it starts, and that it found no GPU
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # and that what was there before it started is not seen freed
 
 from detkt.cli import Parser, run_tool
 from detkt.config import load_config

@@ -35,7 +35,7 @@ FORMAT = 1
 WARM_UP = 4  # each of the batches once: what is compiled is compiled for their sizes
 # Steps in a row a repetition, at least: on a GPU the processor runs ahead, as in training; there, waiting after each
 # would cost.
-BURST = {"cpu": 1, "cuda": 5}
+BURST = {"cpu": 1, "cuda": 4}
 MEMORY_REPETITIONS = 3
 _CLOCKS = {"ratio": "seconds", "processor_ratio": "processor_seconds"}
 
@@ -78,7 +78,7 @@ def run_benchmark(
     subjects = Subjects(config, methods, random, image_size)
     works = {**subjects.works, **benchmark_baselines.build(against, subjects)}
     seed_everything(config.train.seed)
-    burst = math.ceil(BURST[subjects.device.type] / subjects.cycle) * subjects.cycle
+    burst = whole_cycles(BURST[subjects.device.type], subjects)
     times = interleave(works, subjects.batches, repetitions, subjects.device, burst, quiet)
     report = {
         "format": FORMAT,
@@ -108,6 +108,11 @@ def run_benchmark(
     if trace is not None:
         report["profile"] = _profile(subjects, next(name for name in subjects.last_stage if name != STUDENT), trace)
     return report
+
+
+def whole_cycles(steps: int, subjects: Subjects) -> int:
+    """At least *steps*, and so many that what a stage does in some steps alone has its share."""
+    return math.ceil(steps / subjects.cycle) * subjects.cycle
 
 
 def interleave(
@@ -223,13 +228,13 @@ def _add_memory(report: dict[str, Any], subjects: Subjects) -> None:
 
 
 def _profile(subjects: Subjects, method: str, trace: Path, steps: int = 4) -> str:
-    """Write the trace of *steps* of the method's last stage, and return a table of the operators that take most."""
+    """Write the trace of *steps* or more of the method's last stage, and return a table of the greatest operators."""
     work = subjects.works[subjects.last_stage[method]]
     activities = [torch.profiler.ProfilerActivity.CPU]
     if subjects.device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profiler:
-        for number in range(math.lcm(steps, subjects.cycle)):
+        for number in range(whole_cycles(steps, subjects)):
             work(subjects.batches[number % len(subjects.batches)])
     # Where it cannot write, the profiler only logs so.
     write_atomically(trace, lambda temporary: profiler.export_chrome_trace(str(temporary)))

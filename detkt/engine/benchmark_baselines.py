@@ -30,6 +30,8 @@ BASELINES = ("torchvision", "torchdistill")
 HINT = "fitnet"  # what torchdistill's step is compared with
 _CUT = "torchdistill, teacher's backbone alone"
 
+Sizes = dict[str, tuple[int, int]]
+
 
 def check(against: Sequence[str], task: str) -> None:
     """InputError for a baseline that is not known, not for this task, or not installed."""
@@ -109,7 +111,15 @@ class TorchdistillLoop:
 
         self._subjects, self._device = subjects, subjects.device
         fitnet = subjects.trainers[HINT].distiller.method
-        student = _hint_student(_copy(subjects.student), copy.deepcopy(fitnet.regressors), fitnet.pairs())
+        own_teacher = _copy(subjects.teacher).eval()
+        sizes: Sizes = {}  # of the teacher's maps, which runs first
+        own_teacher.backbone.register_forward_hook(
+            lambda backbone, given, output: sizes.update(
+                {name: tuple(found.shape[-2:]) for name, found in named_outputs(output).items()}
+            )
+        )
+        regressors = copy.deepcopy(fitnet.regressors)
+        student = _hint_student(_copy(subjects.student), regressors, fitnet.pairs(), sizes)
         layer = "backbone" if whole_teacher else "seq.backbone"
         teacher = {
             "forward_proc": "forward_batch_only",
@@ -142,7 +152,6 @@ class TorchdistillLoop:
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            own_teacher = _copy(subjects.teacher).eval()
             self._box = DistillationBox(own_teacher, student, {}, config, self._device, None, False, 1)
         self._box.pre_epoch_process(epoch=0)
 
@@ -154,8 +163,11 @@ class TorchdistillLoop:
         _check_finite("torchdistill", loss.item())
 
 
-def _hint_student(detector: nn.Module, regressors: nn.ModuleList, pairs: Sequence) -> nn.Module:
-    """*detector* with regressors on its backbone's outputs, as a module that torchdistill knows how to run."""
+def _hint_student(detector: nn.Module, regressors: nn.ModuleList, pairs: Sequence, sizes: Sizes) -> nn.Module:
+    """*detector* with regressors on its backbone's outputs, as a module that torchdistill knows how to run.
+
+    *sizes*: of the teacher's maps of the batch.
+    """
     from torchdistill.models.wrapper import AuxiliaryModelWrapper
 
     class Hint(nn.Module):
@@ -165,7 +177,10 @@ def _hint_student(detector: nn.Module, regressors: nn.ModuleList, pairs: Sequenc
 
         def forward(self, output: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
             maps = named_outputs(output)
-            return {pair.teacher: net(maps[pair.student]) for pair, net in zip(pairs, self.regressors, strict=True)}
+            return {
+                pair.teacher: net(maps[pair.student], sizes[pair.teacher])
+                for pair, net in zip(pairs, self.regressors, strict=True)
+            }
 
     class HintStudent(AuxiliaryModelWrapper):
         def __init__(self) -> None:
@@ -190,12 +205,7 @@ class _HintLoss(nn.Module):
 
     def forward(self, student: dict[str, Any], teacher: dict[str, Any], targets: Any) -> Tensor:
         maps = named_outputs(teacher[self._layer]["output"])
-        losses = []
-        for name, hint in student["hint"]["output"].items():
-            size = maps[name].shape[-2:]
-            if hint.shape[-2:] != size:
-                hint = F.interpolate(hint, size=size, mode="bilinear", align_corners=False)
-            losses.append(F.mse_loss(hint.float(), maps[name].float()))
+        losses = [F.mse_loss(hint.float(), maps[name].float()) for name, hint in student["hint"]["output"].items()]
         return torch.stack(losses).mean()
 
 

@@ -38,9 +38,15 @@ def _headline(report: dict[str, Any]) -> str:
         f"{report['device']}: {device}, {machine['threads']} threads of torch on {machine['processors']} processors, "
         f"{_load(machine)}; "
         f"torch {versions['torch']}, torchvision {versions['torchvision']}\n"
-        f"medians of {report['repetitions']} rounds, in brackets their quartiles; the floor is student + teacher, "
+        f"medians of {report['repetitions']} rounds{_burst(report)}, in brackets their "
+        "quartiles; the floor is student + teacher, "
         "without a teacher in the step the student alone"
     )
+
+
+def _burst(report: dict[str, Any]) -> str:
+    steps = report["steps_a_repetition"]
+    return "" if steps == 1 else f" of {steps} steps"
 
 
 def _load(machine: dict[str, Any]) -> str:

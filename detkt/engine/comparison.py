@@ -60,7 +60,8 @@ def run_missing(config: Config, methods: Iterable[str], seeds: Sequence[int], ro
 
 def _check_same(wanted: Config, folder: Path) -> None:
     """A run made with other settings must not pass for this one. What does not change the result may differ."""
-    found, wanted = resolve_config(load_config(folder / "config.yaml")), resolve_config(wanted)
+    # The run's own is resolved already: a setting that it lacks is younger than the run, and had no value then.
+    found, wanted = load_config(folder / "config.yaml"), resolve_config(wanted)
     for config in (found, wanted):
         config.train.device, config.train.workers, config.data.root, config.paper = "", 0, None, {}
     if found != wanted:

@@ -34,8 +34,8 @@ class Regressor(nn.Module):
     Equal sizes give a 1x1 kernel; it ends with a ReLU where the target's layer does. Detection maps vary in
     size; where rounding makes a batch differ from the probed sizes the output is resized bilinearly.
 
-    *padded*: a map that is a little too small is enlarged by padding and a wider kernel. Else, as where the sizes are
-    far apart, it is resized bilinearly first: a 1x1 kernel then costs a quarter of a 2x2 one, or less.
+    *padded*: an axis that is a little too short is lengthened by padding and a wider kernel. Else the map is resized
+    bilinearly first, in both axes, as it is where the sizes are far apart, and the kernel is 1x1, which is cheaper.
     """
 
     def __init__(self, source: FeatureSpec, target: FeatureSpec, padded: bool = True) -> None:

@@ -34,7 +34,10 @@ class Stage:
         players: who learns.
         steps: how many batches; None: until the student's budget is used up (the last stage).
         every: how often the stage is what it says: its first batch of so many; the others are run as ``between``.
-        between: a stage of no more passes and players than this one.
+        between: a stage of no more passes and players than this one, which trains the student if this one does.
+
+    Raises:
+        ValueError: ``every`` or ``between`` without the other, or a stage between that does more.
     """
 
     name: str
@@ -43,6 +46,22 @@ class Stage:
     steps: int | None = None
     every: int = 1
     between: Stage | None = None
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or (self.between is None) != (self.every == 1):
+            raise ValueError(
+                f"stage '{self.name}' has every={self.every}: with 2 or more, and only then, it needs a stage between"
+            )
+        if (other := self.between) and not (
+            other.needs <= self.needs
+            and set(other.players) <= set(self.players)
+            and other.trains_student == self.trains_student
+            and other.between is None
+        ):
+            raise ValueError(
+                f"stage '{self.name}': the stage '{other.name}' between needs passes or players that '{self.name}' has "
+                "not, or trains the student where that does not"
+            )
 
     @property
     def trains_student(self) -> bool:

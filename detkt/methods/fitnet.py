@@ -10,8 +10,8 @@ FitNets has a stage of hints alone before a stage of KD. What the papers leave o
 
 * ||.||^2 is the mean over the elements that show picture, so that w does not depend on the map's size.
 * The regressor is one convolution, and ends as the teacher's layer ends (FitNets asks for "the same non-linearity").
-  From a larger map its kernel makes the size fit, as in FitNets; from one that is smaller, which FitNets does not have,
-  it is 1x1 on the resized map.
+  From a larger map its kernel makes the size fit, as in FitNets; from one with an axis that is shorter than the
+  teacher's, which FitNets does not have, it is 1x1 on the resized map.
 * Several layers (or the levels of a feature pyramid) count by their mean.
 * ``normalize`` divides t by its root mean square, so that w does not depend on the teacher's scale either. Off by
   default, as in the papers.

@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -124,8 +125,11 @@ class KTANConfig(MethodConfig):
     ``instance_noise``: standard deviation of the noise on D's inputs, as these are (in root mean squares of R(t) with
     ``normalize``). ``discriminator_width``: channels of D's convolutions; 0 takes half of the map's, at most 64,
     so that D stays cheap beside the student. ``adversary_every``: D and the student's term from it have their turn once
-    in so many steps, that term with so many times ``alpha``.
+    in so many steps (1 to 100), that term with so many times ``alpha``. ``discriminator_lr``: for a turn in four steps;
+    with a turn in every step take a quarter.
     """
+
+    section: ClassVar[str] = "ktan"
 
     alpha: float = 0.6
     beta: float = 20.0
@@ -145,24 +149,21 @@ class KTANConfig(MethodConfig):
     instance_noise: float = 0.5
 
     def __post_init__(self) -> None:
-        least = {
-            "regressor_steps": 0,
-            "warmup_steps": 0,
-            "adversary_every": 1,
-            "discriminator_width": 0,
-            "alpha": 0,
-            "beta": 0,
-            "regressor_lr": 0,
-            "discriminator_lr": 0,
-            "instance_noise": 0,
-        }
-        for key, low in least.items():
-            if not low <= getattr(self, key) < math.inf:
-                raise InputError(f"methods.ktan.{key} is {getattr(self, key)}: it must be a number of at least {low}")
+        section = f"methods.{self.section}"
+        for key in (
+            *("alpha", "beta", "regressor_steps", "warmup_steps", "regressor_lr", "discriminator_lr"),
+            *("discriminator_width", "instance_noise"),
+        ):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise InputError(f"{section}.{key} is {getattr(self, key)}: it must be a number of at least 0")
+        if not 1 <= self.adversary_every <= 100:
+            raise InputError(
+                f"{section}.adversary_every is {self.adversary_every}: it must be a whole number from 1 to 100"
+            )
         if not 0 <= self.label_smoothing < 1:
-            raise InputError(f"methods.ktan.label_smoothing is {self.label_smoothing}: it must be in [0, 1)")
+            raise InputError(f"{section}.label_smoothing is {self.label_smoothing}: it must be in [0, 1)")
         for key in ("regressor_optimizer", "discriminator_optimizer"):
-            choose(getattr(self, key), OPTIMIZERS, f"methods.ktan.{key}")
+            choose(getattr(self, key), OPTIMIZERS, f"{section}.{key}")
 
 
 class KTAN(Method):
@@ -224,7 +225,8 @@ class KTAN(Method):
             return [*stages, Stage("distill", both)]
         if self.config.warmup_steps:
             stages.append(Stage("warmup", both, steps=self.config.warmup_steps))
-        every, between = self.config.adversary_every, Stage("between", both)
+        every = self.config.adversary_every
+        between = Stage("between", both) if every > 1 else None
         return [*stages, Stage("adversarial", both, (STUDENT, "discriminator"), every=every, between=between)]
 
     def players(self) -> dict[str, Player]:
@@ -303,6 +305,9 @@ class KTAN(Method):
             metrics["generator_loss"] = torch.stack(fooled).mean()
             weight = self.config.alpha * self.config.adversary_every
             losses[f"{self.name}_generator"] = weight * metrics["generator_loss"]
+        elif stage.name == "between":
+            # So that its mean over steps is what it adds to the mean loss.
+            losses[f"{self.name}_generator"] = torch.zeros_like(metrics["feature_mse"])
         yield Update(STUDENT, losses, metrics)
 
     def views(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
@@ -383,8 +388,16 @@ def _interface(spec: Spec) -> tuple:
     return maps, spec.num_classes, spec.classes
 
 
+@dataclass
+class DLNConfig(KTANConfig):
+    """KTAN's settings, of which those of the adversary are not read."""
+
+    section: ClassVar[str] = "dln"
+
+
 class DLN(KTAN):
     """Directly learning network: KTAN without its adversary (same papers). Stages: regressor, distill."""
 
     name = "dln"
+    Config = DLNConfig
     adversarial = False

@@ -15,7 +15,7 @@ class Sum(Method):
     """L_task + sum over methods of (L_method - L_task), so that a method that rescales a task loss (KD) still does.
 
     Preparatory stages follow one another; the student's stages run side by side and are cut wherever one of the
-    methods changes its stage.
+    methods changes its stage. A stage with an ``every`` begins anew where it is cut.
 
     Raises:
         InputError: two methods train nets of one name, or do something every so many steps, but not as many.
@@ -98,8 +98,8 @@ class Sum(Method):
                     position[name] += 1
                     left[name] = timelines[name][position[name]].steps
 
-    def _plan_stage(self, parts: dict[str, Stage], steps: int | None) -> Stage:
-        name = "+".join(f"{method}.{stage.name}" for method, stage in parts.items())
+    def _plan_stage(self, parts: dict[str, Stage], steps: int | None, name: str | None = None) -> Stage:
+        name = name or "+".join(f"{method}.{stage.name}" for method, stage in parts.items())
         self._plan[name] = parts
         needs = frozenset().union(*(stage.needs for stage in parts.values()))
         players = tuple(dict.fromkeys(player for stage in parts.values() for player in stage.players))
@@ -113,4 +113,5 @@ class Sum(Method):
         if not rhythms:
             return Stage(name, needs, players, steps)
         between = {method: stage.turn(1) for method, stage in parts.items()}
-        return Stage(name, needs, players, steps, next(iter(rhythms)), self._plan_stage(between, steps))
+        merged = self._plan_stage(between, steps, f"{name}, between")
+        return Stage(name, needs, players, steps, next(iter(rhythms)), merged)

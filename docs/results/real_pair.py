@@ -20,7 +20,9 @@ def report(what: str, started: float) -> None:
 torch.manual_seed(0)
 started = time.perf_counter()
 student, teacher = build_detector("fasterrcnn_resnet50_c4", 21), build_detector("fasterrcnn_resnet152_c4", 21)
-distiller = detkt.Distiller(student, teacher, "ktan", {"regressor_steps": 3, "warmup_steps": 3}).train()
+distiller = detkt.Distiller(
+    student, teacher, "ktan", {"regressor_steps": 3, "warmup_steps": 3, "adversary_every": 1}
+).train()
 optimizer = torch.optim.SGD(distiller.trainable_parameters(), lr=1e-3, momentum=0.9)
 report("both networks built", started)
 

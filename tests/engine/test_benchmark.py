@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import statistics
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from detkt.engine.benchmark_baselines import TorchvisionLoop, check
 from detkt.engine.benchmark_subjects import Subjects
 from detkt.engine.benchmark_table import benchmark_text
 from detkt.engine.memory import peak_rise, tensor_bytes, tensor_peak_rise
+from detkt.engine.trainer import Trainer
 from detkt.errors import InputError
 from detkt.visualization.benchmark_chart import benchmark_figure
 
@@ -115,6 +117,35 @@ def test_a_repetition_is_a_step_of_each_turn(tiny_config):
     for _ in range(5):
         subjects.works[name](batch)
     assert logged == [True, False, True, False, True]
+
+
+def test_times_are_those_of_one_step():
+    times = interleave({"a": lambda batch: time.sleep(0.02)}, [None], 3, CPU, burst=4)
+    assert 0.02 <= statistics.median(times["a"]["seconds"]) < 0.04
+
+
+def test_memory_and_profile_are_of_whole_cycles(tiny_config, tmp_path, monkeypatch):
+    turns, works, original = [], [], Trainer._train_step
+
+    def step(trainer, stage, loader):
+        turns.append(stage.name)
+        original(trainer, stage, loader)
+
+    def rise(work, device):
+        turns.clear()
+        work()
+        works.append(sorted(turns))
+        return 1
+
+    monkeypatch.setattr(Trainer, "_train_step", step)
+    for name in ("peak_rise", "tensor_peak_rise"):
+        monkeypatch.setattr(f"detkt.engine.benchmark.{name}", rise)
+    config = tiny_config("train.batch_size=2", "methods.ktan.adversary_every=3")
+    report = run_benchmark(config, ["ktan"], repetitions=1, random=True, trace=tmp_path / "trace.json", quiet=True)
+    assert report["steps_a_repetition"] == 3
+    assert works == 4 * [3 * ["train"]] + 4 * [["adversarial", "between", "between"]]
+    assert turns[-6:] == 2 * ["adversarial", "between", "between"]  # 4 steps would not be two cycles
+    assert len(turns) == 3 + 6
 
 
 def test_only_the_time_of_the_work_counts():
@@ -267,11 +298,14 @@ def test_torchvisions_loop_trains_on_the_same_losses(tiny_config):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchdistill") is None, reason="torchdistill is not installed")
-def test_torchdistills_step_has_the_losses_of_fitnet(tiny_config):
+@pytest.mark.parametrize("student", ["fasterrcnn_resnet10x0.25_c4", "fasterrcnn_alexnet"])
+def test_torchdistills_step_has_the_losses_of_fitnet(student, tiny_config):
+    """AlexNet's map is a cell smaller than its teacher's."""
     from detkt.engine.benchmark_baselines import TorchdistillLoop
 
     # Equal pictures, since torchdistill masks no padding.
-    subjects = Subjects(tiny_config("train.batch_size=2", "data.format=shapes"), ["fitnet"], random=True)
+    config = tiny_config("train.batch_size=2", "data.format=shapes", f"student.architecture={student}")
+    subjects = Subjects(config, ["fitnet"], random=True)
     batch = subjects.batches[0]
     trainer = subjects.trainers["fitnet"]
     torch.manual_seed(1)

@@ -376,6 +376,50 @@ def test_an_update_moves_its_player_alone_and_at_once(tiny_config, tmp_path):
     assert "seen" in read_log(tmp_path)[0]
 
 
+class Turns(Method):
+    """Notes what each part of a batch was run as, in a preparatory stage of 5 batches and in the student's."""
+
+    name = "turns"
+    needs_teacher = False
+
+    def __init__(self, config, student, teacher):
+        super().__init__(config, student, teacher)
+        self.own, self.seen = torch.nn.Linear(1, 1), []
+
+    def stages(self):
+        passes, both = frozenset({"student"}), (STUDENT, "own")
+        before = {"steps": 5, "every": 2, "between": Stage("unprepared", frozenset(), ("own",))}
+        return [
+            Stage("prepared", frozenset(), ("own",), **before),
+            Stage("whole", passes, both, every=3, between=Stage("between", passes)),
+        ]
+
+    def players(self):
+        return {"own": Player((self.own,))}
+
+    def step(self, stage, student, teacher, heads):
+        self.seen.append(stage.name)
+        if "own" in stage.players:
+            yield Update("own", {"own": self.own(torch.ones(1)).sum()})
+        if stage.trains_student:
+            yield Update(STUDENT, student.losses)
+
+
+def test_stages_take_turns_step_by_step_and_not_part_by_part(tiny_config, tmp_path):
+    config = tiny_config("train.epochs=4", "train.batch_size=8", "train.accumulate=2", "train.log_every=1")
+    trainer = make_trainer(config, tmp_path, Turns)
+    weight = trainer.distiller.method.own.weight.item()
+    trainer.fit()
+    seen = trainer.distiller.method.seen
+    assert seen[0::2] == seen[1::2], "both parts of a batch alike"
+    names = ["prepared", "unprepared", "prepared", "unprepared", "prepared"]
+    assert seen[0::2] == names + (["whole", "between", "between"] * trainer.student_steps)[: trainer.student_steps]
+    assert trainer.student_steps >= 4
+    logged = ["own" in line for line in read_log(tmp_path)]
+    assert logged == 5 * [True] + [step % 3 == 0 for step in range(trainer.student_steps)]
+    assert trainer.distiller.method.own.weight.item() < weight  # stepped, though its turn is not in every step
+
+
 # -- clipping, workers -----------------------------------------------------------------------------------------------
 
 

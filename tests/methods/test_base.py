@@ -11,7 +11,7 @@ from torch import nn
 from detkt import methods
 from detkt.errors import InputError
 from detkt.knowledge import FeatureSpec, Spec
-from detkt.methods.base import LayerPair, Method, MethodConfig, Stage, Update, frozen
+from detkt.methods.base import STUDENT, LayerPair, Method, MethodConfig, Stage, Update, frozen
 from detkt.methods.ktan import DLN, KTAN
 from detkt.methods.none import NoDistillation
 
@@ -164,6 +164,17 @@ def test_a_stage_takes_turns_with_the_one_between():
     stage = Stage("a", frozenset({"student"}), every=3, between=between)
     assert [stage.turn(step).name for step in range(7)] == list("abbabba")
     assert [between.turn(step) for step in range(3)] == 3 * [between]
+    for wrong in ({"every": 3}, {"every": 0}, {"between": between}):
+        with pytest.raises(ValueError, match="stage 'c' has every=.* needs a stage between"):
+            Stage("c", frozenset({"student"}), **wrong)
+    for more in (
+        Stage("d", frozenset({"student", "teacher.features"})),
+        Stage("d", frozenset({"student"}), (STUDENT, "net")),
+        Stage("d", frozenset()),
+        stage,
+    ):
+        with pytest.raises(ValueError, match="stage 'c': the stage '[ad]' between needs passes or players"):
+            Stage("c", frozenset({"student"}), every=2, between=more)
 
 
 def test_update_total_is_the_sum_in_single_precision():

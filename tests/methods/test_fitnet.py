@@ -55,6 +55,14 @@ def test_regressor_reaches_any_size(size):
     assert (unpadded.convolution.kernel_size == (1, 1)) == (max(size[0] - 8, size[1] - 12) > 0)
 
 
+@pytest.mark.parametrize(("student", "kernel"), [((4, 5), 1), ((3, 5), 1), ((3, 7), 1), ((5, 6), 2), ((4, 6), 2)])
+def test_a_student_with_a_shorter_axis_is_resized(student, kernel):
+    method = make("fitnet", spec(output=(3, *student)), spec(output=(2, 4, 5)))
+    assert max(method.regressors[0].convolution.kernel_size) == kernel
+    maps = Knowledge({"output": random_map(1, 3, *student, seed=1)}, losses=task_losses())
+    one_update(method, maps, Knowledge({"output": random_map(1, 2, 4, 5, seed=2)}))
+
+
 def test_step_between_unequal_channels():
     student, teacher, losses = random_map(2, 3, 4, 6, seed=1), random_map(2, 5, 4, 6, seed=2), task_losses()
     method = make("fitnet", spec(output=(3, 4, 6)), spec(output=(5, 4, 6)))

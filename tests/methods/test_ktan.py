@@ -256,6 +256,27 @@ def test_stages_of_ktan_and_dln():
     assert len(dln.discriminators) == 0
 
 
+def test_a_discriminator_is_cheap_beside_the_student():
+    widths = {channels: make(spec(channels), spec(channels)) for channels in (1, 8, 64, 1024)}
+    for channels, width in {1: 1, 8: 4, 64: 32, 1024: 64}.items():
+        assert widths[channels].discriminators["output"].score.in_channels == width
+    assert stage_of(widths[8], "adversarial").every == 4
+    assert widths[8].players()["discriminator"].lr == 4e-4  # a quarter as often, four times as far
+
+
+@pytest.mark.parametrize("every", [0, -1, 101])
+def test_turns_too_seldom_or_never_are_refused(every):
+    message = f"methods.ktan.adversary_every is {every}: it must be a whole number from 1 to 100"
+    with pytest.raises(InputError, match=message):
+        make(spec(), spec(), adversary_every=every)
+
+
+def test_a_setting_out_of_range_is_told_of_its_own_method():
+    for name in ("ktan", "dln"):
+        with pytest.raises(InputError, match=f"methods.{name}.beta is -1.0: it must be a number of at least 0"):
+            methods.method_config(name, {"beta": -1})
+
+
 def test_the_papers_preset():
     config = methods.method_config("ktan", {"preset": "paper"})
     assert (config.alpha, config.beta, config.normalize) == (0.6, 0.5, False)
@@ -301,9 +322,12 @@ def test_losses_of_a_step_by_hand(patch, normalize):
     assert values(learned) == pytest.approx({"task": 2.0, "ktan_mse": mse, "ktan_generator": fooled, **raw})
     assert learned.total.item() == pytest.approx(2.0 + mse + fooled)
 
-    for quiet in (stage_of(method, "warmup"), *map(stage_of(method, "adversarial").turn, (1, 2, 4, 5))):
-        (matched,) = method.step(quiet, student, teacher, ToyHeads())
+    for step in (1, 2, 4, 5):
+        (between,) = method.step(stage_of(method, "adversarial").turn(step), student, teacher, ToyHeads())
+        terms = {"task": 2.0, "ktan_mse": mse, "ktan_generator": 0.0, "feature_mse": mse / 0.7}
+        assert values(between) == pytest.approx(terms)
     assert stage_of(method, "adversarial").turn(3).name == "adversarial"
+    (matched,) = method.step(stage_of(method, "warmup"), student, teacher, ToyHeads())
     assert values(matched) == pytest.approx({"task": 2.0, "ktan_mse": mse, "feature_mse": mse / 0.7})
 
 

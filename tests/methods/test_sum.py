@@ -127,6 +127,21 @@ def test_a_part_keeps_its_rhythm(student):
     assert added == [8, 1, 1, 8]
 
 
+def test_the_stage_between_may_have_the_same_name(student, monkeypatch):
+    needs = frozenset({"student"})
+    stage = Stage("whole", needs, (STUDENT, "own"), every=2, between=Stage("whole", needs))
+    monkeypatch.setattr(Seldom, "stages", lambda self: [stage])
+    monkeypatch.setattr(
+        Seldom,
+        "step",
+        lambda self, stage, *_: iter([Update(STUDENT, {"seldom": torch.tensor(float(len(stage.players)))})]),
+    )
+    total = summed(Seldom, Adversary)
+    last = total.stages()[-1]
+    values = [list(total.step(last.turn(step), student, None, None))[-1].losses["seldom"] for step in range(3)]
+    assert values == [2, 1, 2]
+
+
 def test_parts_of_two_rhythms_are_refused():
     often = type("Often", (Seldom,), {"name": "often", "every": 2})
     with pytest.raises(InputError, match="seldom and often cannot be summed: one .* every 3 steps, the other every 2"):
