@@ -18,10 +18,10 @@ from detkt.errors import InputError
 from detkt.paths import resolve
 
 
-def run_tool(main: Callable[[list[str] | None], None], to_go_on: str = "go on with --resume") -> None:
+def run_tool(main: Callable[[list[str] | None], None], to_go_on: str = "go on with --resume {folder}") -> None:
     """Call *main* and exit: 0 done; 2 bad input, with one line ``error: ...``; 128 + signal when stopped.
 
-    *to_go_on* is what the tool tells after a training that was stopped.
+    *to_go_on* is what the tool tells after a training that was stopped; "{folder}" in it is the run's.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # until now the tools just ended, see there
     # What the package tells while it works, such as which of a file's weights were loaded.
@@ -33,7 +33,7 @@ def run_tool(main: Callable[[list[str] | None], None], to_go_on: str = "go on wi
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stop:
-        print(f"{stop}; the checkpoint is saved, {to_go_on}", file=sys.stderr)
+        print(f"{stop}; the checkpoint is saved, {to_go_on.format(folder=stop.folder)}", file=sys.stderr)
         sys.exit(128 + stop.signal)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -161,7 +161,8 @@ def _resumed(arguments: argparse.Namespace) -> tuple[Config, Path, Path]:
     ]
     if changed or arguments.overrides:
         raise InputError(
-            f"{(changed + arguments.overrides)[0]} cannot be given with --resume: the run goes on with its own settings"
+            f"{(changed + arguments.overrides)[0]} cannot be given with --resume: the run goes on with its own "
+            "settings; leave it out"
         )
     if not checkpoint.is_file():
         raise InputError(f"no checkpoint at {checkpoint}; nothing to resume")

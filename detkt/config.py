@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from detkt import methods
 from detkt.errors import InputError, suggestion
+from detkt.settings import wrong_value
 
 DETECTION_FORMATS = ("voc", "shapes")
 CLASSIFICATION_FORMATS = ("cifar10", "cifar100", "tcifar100", "mnist", "fashion-mnist", "imagenet", "folder")
@@ -242,7 +243,7 @@ def _merge(config: DictConfig, values: dict[str, Any], where: str, prefix: str =
             else:
                 config[key] = value
         except OmegaConfBaseException as error:
-            raise InputError(f"{where}'{full}': {str(error).splitlines()[0]}") from None
+            raise InputError(f"{where}'{full}'{wrong_value(schema, key, value, error)}") from None
 
 
 def _check(config: Config) -> None:

@@ -25,5 +25,6 @@ def first_line(error: Exception, longest: int | None = None) -> str:
 
 def suggestion(name: str, choices: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` with the choice nearest to *name*, or an empty string."""
-    near = difflib.get_close_matches(str(name), list(map(str, choices)), n=1, cutoff=0.5)
-    return f" (did you mean '{near[0]}'?)" if near else ""
+    by_lower = {str(choice).lower(): choice for choice in choices}
+    near = difflib.get_close_matches(str(name).lower(), list(by_lower), n=1, cutoff=0.5)
+    return f" (did you mean '{by_lower[near[0]]}'?)" if near else ""

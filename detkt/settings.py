@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import is_dataclass
+from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from detkt.errors import InputError, suggestion
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def wrong_value(schema: Any, key: str, value: Any, error: Exception) -> str:
+    """What to say after a key of the dataclass *schema* whose *value* OmegaConf refused with *error*."""
+    hint = get_type_hints(schema).get(key) if is_dataclass(schema) else None
+    if hint not in _KINDS:
+        return f": {str(error).splitlines()[0]}"
+    return f" is {'empty' if value is None else repr(value)}: it must be {_KINDS[hint]}"
 
 
 def typed_settings(schema: type, values: Mapping[str, Any], section: str) -> Any:
@@ -25,5 +36,5 @@ def typed_settings(schema: type, values: Mapping[str, Any], section: str) -> Any
         try:
             OmegaConf.update(settings, key, value)
         except OmegaConfBaseException as error:
-            raise InputError(f"{section}.{key}: {str(error).splitlines()[0]}") from None
+            raise InputError(f"{section}.{key}{wrong_value(schema, key, value, error)}") from None
     return OmegaConf.to_object(settings)

@@ -263,7 +263,9 @@ def train(
     trainer = Trainer(distiller, dataset, config.train, folder, quiet, processes, validation)
     if resume is not None:
         trainer.resume(resume)
-    if config.train.cache_teacher is not None and teacher is not None:
+    if config.train.cache_teacher is not None and teacher is None:
+        log.info("method '%s' learns from no teacher: train.cache_teacher is not used", config.method)
+    elif config.train.cache_teacher is not None:
         with processes.main_first():
             cache = open_teacher_cache(config, distiller, dataset, Path(config.train.cache_teacher), quiet)
         distiller.task.teacher_cache = cache

@@ -37,11 +37,11 @@ from detkt.methods.base import STUDENT, Stage, Update
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM: the checkpoint is saved. ``signal`` is the signal's number."""
+    """Ctrl-C or SIGTERM: the checkpoint is saved. ``signal`` is the signal's number, ``folder`` the run's."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, folder: Path) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.signal = number
+        self.signal, self.folder = number, folder
 
 
 class Trainer:
@@ -222,7 +222,7 @@ class Trainer:
                     self.stage_index, self.stage_step = self.stage_index + 1, 0
                     self.save()
             if (number := self._agreed_stop()) is not None:
-                raise Interrupted(number)
+                raise Interrupted(number, self.folder)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -248,7 +248,7 @@ class Trainer:
             alone = self.processes.count == 1
             if (alone or self.step % self.config.log_every == 0) and (number := self._agreed_stop()) is not None:
                 self.save()
-                raise Interrupted(number)
+                raise Interrupted(number, self.folder)
             if self.step % self.config.checkpoint_every == 0:
                 self.save()
 
@@ -260,7 +260,7 @@ class Trainer:
         """Score the student. All is saved before, so that a stop need not wait; random states stay as they are."""
         self.save()
         if (number := self._agreed_stop()) is not None:
-            raise Interrupted(number)
+            raise Interrupted(number, self.folder)
         states, entry = random_state(), self._entry(stage)
         self._may_stop_at_once = self.processes.count == 1
         try:
@@ -361,7 +361,7 @@ class Trainer:
         if self._stop_signal is not None:
             raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step to end
         if self._may_stop_at_once:
-            raise Interrupted(number)
+            raise Interrupted(number, self.folder)
         self._stop_signal = number
 
 

@@ -53,7 +53,7 @@ def method_config(method: str | type[Method], settings: Mapping[str, Any] | None
     name, settings = cls.name, {} if settings is None else settings
     if not isinstance(settings, Mapping):
         raise InputError(f"methods.{name} must hold 'key: value' settings, got {settings!r}")
-    preset = choose(settings.get("preset") or "default", cls.presets, f"preset of method '{name}'")
+    preset = choose(settings.get("preset") or "default", cls.presets, f"methods.{name}.preset")
     return typed_settings(cls.Config, {**cls.presets[preset], **settings}, f"methods.{name}")
 
 

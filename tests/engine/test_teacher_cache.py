@@ -334,10 +334,12 @@ def test_the_flag(tool, tiny_file, tmp_path, monkeypatch, capsys):
         tool("train_det").main([*arguments, "--overwrite", "data.color=0.5"])
 
 
-def test_a_run_without_teacher_needs_no_cache(tiny_config, tmp_path):
+def test_a_run_without_teacher_needs_no_cache(tiny_config, tmp_path, caplog):
+    caplog.set_level("INFO")
     config = tiny_config("method=none", "train.epochs=1", f"train.cache_teacher={tmp_path / 'c'}")
     train(config, tmp_path / "run", quiet=True)
     assert not (tmp_path / "c").exists()
+    assert "method 'none' learns from no teacher: train.cache_teacher is not used" in caplog.messages
 
 
 def test_the_picture_cache_serves_the_pass(tiny_config, tmp_path):

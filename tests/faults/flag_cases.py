@@ -198,7 +198,7 @@ CONFIGS = [
         "config-type",
         "a value of the wrong type",
         _OWN,
-        "config file own.yaml: 'train.epochs': …",
+        "config file own.yaml: 'train.epochs' is 'many': it must be a whole number",
         _config("train: {epochs: many}\n"),
     ),
     Case(

@@ -218,13 +218,13 @@ RESUMING = [
         "resume-settings",
         "other settings than the run's",
         {"train_det": f"{RESUME} --epochs 9", "train_cls": f"{RESUME} --epochs 9"},
-        "--epochs cannot be given with --resume: the run goes on with its own settings",
+        "--epochs cannot be given with --resume: the run goes on with its own settings; leave it out",
     ),
     Case(
         "resume-override",
         "an override of the run's settings",
         {"train_det": "--output {run} train.seed=3 --resume"},
-        "train.seed=3 cannot be given with --resume: the run goes on with its own settings",
+        "train.seed=3 cannot be given with --resume: the run goes on with its own settings; leave it out",
     ),
     Case(
         "resume-config",

@@ -61,7 +61,7 @@ SETTINGS = [
         "method-preset",
         "an unknown preset",
         also(TRAINING, "methods.ktan.preset=papper"),
-        "unknown preset of method 'ktan' 'papper' (did you mean 'paper'?); there are: default, paper",
+        "unknown methods.ktan.preset 'papper' (did you mean 'paper'?); there are: default, paper",
     ),
     Case(
         "method-range",

@@ -66,10 +66,11 @@ def test_settings_go_over_the_preset_over_the_defaults():
     ("settings", "message"),
     [
         ({"wieght": 1.0}, r"unknown key 'methods\.hint\.wieght' \(did you mean 'weight'\?\)"),
-        ({"weight": "heavy"}, r"methods\.hint\.weight: .*heavy"),
-        ({"rounds": 1.5}, r"methods\.hint\.rounds: "),
-        ({"rounds": None}, r"methods\.hint\.rounds: "),
-        ({"preset": "papre"}, r"unknown preset of method 'hint' 'papre' \(did you mean 'paper'\?\)"),
+        ({"weight": "heavy"}, r"methods\.hint\.weight is 'heavy': it must be a number"),
+        ({"rounds": 1.5}, r"methods\.hint\.rounds is 1.5: it must be a whole number"),
+        ({"rounds": None}, r"methods\.hint\.rounds is empty: it must be a whole number"),
+        ({"layers": 3}, r"methods\.hint\.layers: \S"),
+        ({"preset": "papre"}, r"unknown methods.hint.preset 'papre' \(did you mean 'paper'\?\)"),
         (5, r"methods\.hint must hold 'key: value' settings, got 5"),
     ],
 )
