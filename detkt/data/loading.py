@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -122,7 +123,7 @@ class _Loader(DataLoader):
         super().__init__(
             dataset,
             collate_fn=getattr(dataset, "collate", collate),
-            worker_init_fn=_start_worker,
+            worker_init_fn=partial(_start_worker, os.getpid()),
             generator=torch.Generator(),
             **options,
         )
@@ -159,7 +160,7 @@ def _in_one_line(batches: Iterator) -> Iterator:
         raise InputError(error.args[0].splitlines()[-1].removeprefix("detkt.errors.InputError: ")) from None
 
 
-def _start_worker(worker: int) -> None:
+def _start_worker(parent: int, worker: int) -> None:
     # Ctrl-C reaches every process of the group: a worker that died of it would keep the run from saving itself.
     if hasattr(os, "setpgrp"):
         os.setpgrp()
@@ -168,3 +169,6 @@ def _start_worker(worker: int) -> None:
     import cv2
 
     cv2.setNumThreads(0)
+    # torch's worker ends when its parent changes; one whose parent was killed before it looks would stay for ever.
+    if os.getppid() != parent:
+        os._exit(1)

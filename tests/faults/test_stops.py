@@ -156,3 +156,10 @@ def test_a_tool_ends_quietly_when_it_is_stopped_while_it_imports(name):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, "", "")
+
+
+def test_a_worker_that_starts_after_its_parents_death_ends():
+    program = "import os; from detkt.data.loading import _start_worker as start; start({}, 0); print('at work')"
+    for parent, status, said in (("os.getppid()", 0, "at work\n"), ("os.getppid() + 1", 1, "")):
+        child = subprocess.run([sys.executable, "-c", program.format(parent)], capture_output=True, text=True)
+        assert (child.returncode, child.stdout) == (status, said), child.stderr
