@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from detkt import methods
-from detkt.errors import InputError, suggestion
+from detkt.errors import InputError, first_line, suggestion
 from detkt.settings import wrong_value
 
 DETECTION_FORMATS = ("voc", "shapes")
@@ -184,7 +184,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         result = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:  # an interpolation ${...} that leads nowhere, a mandatory ???
-        raise InputError(f"{where}{str(error).splitlines()[0]}") from None
+        raise InputError(f"{where}{first_line(error)}") from None
     _check(result)
     return result
 

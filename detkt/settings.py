@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from detkt.errors import InputError, suggestion
+from detkt.errors import InputError, first_line, suggestion
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -18,7 +18,7 @@ def wrong_value(schema: Any, key: str, value: Any, error: Exception) -> str:
     """What to say after a key of the dataclass *schema* whose *value* OmegaConf refused with *error*."""
     hint = get_type_hints(schema).get(key) if is_dataclass(schema) else None
     if hint not in _KINDS:
-        return f": {str(error).splitlines()[0]}"
+        return f": {first_line(error)}"
     return f" is {'empty' if value is None else repr(value)}: it must be {_KINDS[hint]}"
 
 

@@ -184,10 +184,11 @@ def train(
         device = processes.device
     if config.train.precision == "fp16" and device.type != "cuda":
         raise InputError("precision fp16 needs a CUDA device; use --precision bf16 or fp32")
-    if config.needs_teacher and config.role == "teacher":
+    with_teacher = config.needs_teacher
+    if with_teacher and config.role == "teacher":
         raise InputError(f"--role teacher trains on ground truth: use --method none, not {config.method}")
     job = job_of(config)
-    if config.needs_teacher and not job.has_trained(config.teacher):
+    if with_teacher and not job.has_trained(config.teacher):
         raise InputError(
             f"method '{config.method}' needs a trained teacher: give --teacher CKPT "
             "(train one with --role teacher --method none)"
@@ -206,7 +207,7 @@ def train(
     net = config.teacher if config.role == "teacher" else config.student
     student = build_net(job, net, config.role, dataset.classes, config.data).to(device)
     teacher = None
-    if config.needs_teacher:
+    if with_teacher:
         teacher = build_net(job, config.teacher, "teacher", dataset.classes, config.data).to(device)
         if random := teacher.detkt.get("random"):
             raise InputError(
