@@ -1,12 +1,11 @@
 """detkt: small object detectors learn from large ones."""
 
-__version__ = "0.1.0"
-
 import importlib
 
+from detkt.base.version import __version__
 from detkt.distiller import Distiller
 
-_PARTS = ("data", "engine", "evaluation", "methods", "models", "tasks", "visualization")
+_PARTS = ("base", "data", "engine", "evaluation", "methods", "models", "prepare", "tasks", "visualization")
 
 
 def __getattr__(name: str):

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from detkt import methods
+from detkt.base.errors import InputError
+from detkt.base.paths import resolve
 from detkt.config import Config, load_config
 from detkt.engine.trainer import Interrupted
-from detkt.errors import InputError
-from detkt.paths import resolve
 
 
 def run_tool(main: Callable[[list[str] | None], None], to_go_on: str = "go on with --resume {folder}") -> None:
@@ -132,8 +132,8 @@ def training_config(arguments: argparse.Namespace, default_config: str) -> tuple
 def train_and_tell(arguments: argparse.Namespace, default_config: str, task: str) -> None:
     """Train what the flags of :func:`training_parser` ask for, and print the scores; of several processes one does."""
     # Imported here: tools that do not train would wait for it.
+    from detkt.base.processes import Processes
     from detkt.engine.jobs import job_of, require_task
-    from detkt.engine.processes import Processes
     from detkt.engine.run import train
 
     config, folder, resume = training_config(arguments, default_config)

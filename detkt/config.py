@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from detkt import methods
-from detkt.errors import InputError, first_line, suggestion
-from detkt.settings import wrong_value
+from detkt.base.errors import InputError, first_line, suggestion
+from detkt.base.settings import wrong_value
 
 DETECTION_FORMATS = ("voc", "shapes")
 CLASSIFICATION_FORMATS = ("cifar10", "cifar100", "tcifar100", "mnist", "fashion-mnist", "imagenet", "folder")

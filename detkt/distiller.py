@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from detkt import methods
+from detkt.base.errors import InputError
 from detkt.engine.optimizers import build_player_optimizer
-from detkt.errors import InputError
 from detkt.methods.base import STUDENT, Stage, Update
 from detkt.tasks import build_task
 

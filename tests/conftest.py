@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from detkt.config import load_config
 from detkt.data.shapes import ShapesConfig, write_shapes
+from detkt.distiller import Distiller
 from detkt.models import build_classifier, build_detector, save_model
 
 TINY_CLASSES = ("cross", "disc", "star")
@@ -176,3 +178,33 @@ def tiny_classifier_file(tmp_path_factory, photo_folder) -> Path:
     path = folder / "tiny-classifier.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+@pytest.fixture
+def at_call(monkeypatch):
+    """``at_call(owner, name)``: a function ``(n, action)`` that lets *action* precede the n-th call from then on."""
+
+    def watch(owner: type, name: str) -> Callable[[int, Callable[[], None] | None], None]:
+        original = getattr(owner, name)
+
+        def arrange(number, action):
+            count = 0
+
+            def counted(self, *arguments):
+                nonlocal count
+                count += 1
+                if count == number:
+                    action()
+                return original(self, *arguments)
+
+            monkeypatch.setattr(owner, name, counted)
+
+        return arrange
+
+    return watch
+
+
+@pytest.fixture
+def at_step(at_call):
+    """``at_step(n, action)``: do *action* in the midst of the n-th step from now on."""
+    return at_call(Distiller, "updates")

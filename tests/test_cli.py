@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 
+from detkt.base.errors import InputError
 from detkt.cli import run_tool, training_config, training_parser
 from detkt.data.boxes import voc_to_corners
 from detkt.data.voc import VOCDetection
 from detkt.engine.checkpoint import load_checkpoint
 from detkt.engine.trainer import Interrupted, Trainer
-from detkt.errors import InputError
 from detkt.evaluation.voc_results import read_results
 from detkt.models import build_detector, save_model
 

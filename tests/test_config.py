@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 import pytest
 
+from detkt.base.errors import InputError
 from detkt.config import Config, load_config, save_config
-from detkt.errors import InputError
 from detkt.methods import method_config
 
 

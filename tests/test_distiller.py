@@ -14,7 +14,7 @@ from torchvision.models.detection import FasterRCNN, fasterrcnn_mobilenet_v3_lar
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 import detkt
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.methods.base import STUDENT, Method, MethodConfig, Player, Stage, Update
 
 TASK = {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}

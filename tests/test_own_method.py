@@ -53,7 +53,7 @@ def test_the_tool_finds_it_by_name(installed, tool, tiny_file, tmp_path):
         last = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
         assert last["sp"] > 0
         assert "weight: 7.5" in (run / "config.yaml").read_text()
-    with pytest.raises(detkt.errors.InputError, match=r"unknown key 'methods.sp.wieght' .*did you mean 'weight'"):
+    with pytest.raises(detkt.base.errors.InputError, match=r"unknown key 'methods.sp.wieght' .*did you mean 'weight'"):
         methods.method_config("sp", {"wieght": 1.0})
 
 

@@ -14,14 +14,14 @@ if __name__ == "__main__":
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells when it starts, and that it found no GPU
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # and that what was there before it started is not seen freed
 
+from benchmarking.chart import benchmark_figure
+from benchmarking.measuring import run_benchmark
+from benchmarking.table import benchmark_text
+
+from detkt.base.files import make_folder, write_atomically
+from detkt.base.paths import resolve
 from detkt.cli import Parser, run_tool
 from detkt.config import load_config
-from detkt.engine.benchmark import run_benchmark
-from detkt.engine.benchmark_table import benchmark_text
-from detkt.engine.checkpoint import write_atomically
-from detkt.folders import make_folder
-from detkt.paths import resolve
-from detkt.visualization.benchmark_chart import benchmark_figure
 from detkt.visualization.panels import save_figure
 
 DEFAULT_CONFIG = "configs/shapes.yaml"

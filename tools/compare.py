@@ -12,14 +12,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports, which take seconds
 
+from detkt.base.errors import InputError
+from detkt.base.files import write_atomically
+from detkt.base.paths import resolve
 from detkt.cli import Parser, run_tool
 from detkt.config import load_config
-from detkt.engine.checkpoint import write_atomically
 from detkt.engine.comparison import collect, markdown_table, run_missing, teacher_scores
 from detkt.engine.jobs import job_of
-from detkt.errors import InputError
 from detkt.methods import parse
-from detkt.paths import resolve
 from detkt.visualization.comparison_chart import comparison_figure
 from detkt.visualization.panels import save_figure
 

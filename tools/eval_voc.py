@@ -11,18 +11,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports, which take seconds
 
+from detkt.base.device import resolve_device
+from detkt.base.errors import InputError
+from detkt.base.paths import resolve
 from detkt.cli import Parser, run_tool
 from detkt.config import DataConfig
 from detkt.data import test_set
-from detkt.engine.run import resolve_device, versions, write_metrics
-from detkt.errors import InputError
+from detkt.engine.run import versions, write_metrics
 from detkt.evaluation.bootstrap import bootstrap_difference, bootstrap_map
 from detkt.evaluation.coco_ids import coco_ids
 from detkt.evaluation.detection_files import check_writable, is_coco_file, read_detections, write_detections
 from detkt.evaluation.detector import detect, score
 from detkt.evaluation.table import comparison_table, intervals_table, metrics_table
 from detkt.models import load_model
-from detkt.paths import resolve
 from detkt.visualization.sources import open_sources, score_source
 
 EXAMPLES = """examples:

@@ -13,17 +13,17 @@ if __name__ == "__main__":
 
 import torch
 
+from detkt.base.errors import InputError, suggestion
+from detkt.base.files import make_folder
+from detkt.base.paths import resolve
 from detkt.cli import Parser, run_tool
 from detkt.config import load_config
 from detkt.data import classification_data, data_root
 from detkt.data.images import read_image
 from detkt.data.voc_folder import IMAGE_SUFFIXES
-from detkt.errors import InputError, suggestion
-from detkt.folders import make_folder
 from detkt.models import load_model, save_model
 from detkt.models.onnx_export import DEFAULT_OPSET, ONNX_FILE, OPSETS, export_onnx, random_pictures
 from detkt.models.weights import WEIGHTS_FILE
-from detkt.paths import resolve
 
 FORMATS = ("safetensors", "onnx")
 REAL_PICTURES = 8

@@ -15,17 +15,16 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
+from detkt.base.device import resolve_device
+from detkt.base.errors import InputError
+from detkt.base.files import make_folder, write_atomically
+from detkt.base.paths import resolve
 from detkt.cli import Parser, run_tool
 from detkt.data.boxes import voc_to_corners
 from detkt.data.images import read_image
-from detkt.engine.checkpoint import write_atomically
-from detkt.engine.run import resolve_device
-from detkt.errors import InputError
 from detkt.evaluation.coco_ids import coco_ids
 from detkt.evaluation.coco_results import write_coco_results
-from detkt.folders import make_folder
 from detkt.models import load_model
-from detkt.paths import resolve
 from detkt.visualization.drawing import class_styles, picture_figure
 from detkt.visualization.panels import Mark, save_figure
 from detkt.visualization.prediction import CONVENTION, detect_picture, drawn_paths, find_pictures

@@ -15,13 +15,13 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
+from detkt.base.errors import InputError, suggestion
+from detkt.base.paths import resolve
 from detkt.cli import Parser, run_tool
 from detkt.data import DEFAULT_ROOTS
-from detkt.data.checking import check_folder, check_source
-from detkt.data.preparing import prepare
-from detkt.data.sources import SOURCES
-from detkt.errors import InputError, suggestion
-from detkt.paths import resolve
+from detkt.prepare.checking import check_folder, check_source
+from detkt.prepare.preparing import prepare
+from detkt.prepare.sources import SOURCES
 
 EXAMPLES = """examples:
   python tools/prepare_data.py voc2007

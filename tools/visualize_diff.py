@@ -11,10 +11,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports, which take seconds
 
+from detkt.base.device import resolve_device
+from detkt.base.files import check_folder, make_folder
+from detkt.base.paths import resolve
 from detkt.cli import Parser, run_tool
-from detkt.engine.run import resolve_device
-from detkt.folders import check_folder, make_folder
-from detkt.paths import resolve
 from detkt.visualization.difference import write_difference
 from detkt.visualization.matching import DISTILLED, STUDENT, TEACHER, check_choice, choose_pictures, compare
 from detkt.visualization.report import write_report

@@ -11,9 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports, which take seconds
 
+from detkt.base.errors import InputError
+from detkt.base.paths import resolve
 from detkt.cli import Parser, run_tool
-from detkt.errors import InputError
-from detkt.paths import resolve
 from detkt.visualization.curves import convergence_figure
 from detkt.visualization.feature_maps import channel_figure, feature_map_figure
 from detkt.visualization.kernels import NEAR_ZERO, kernel_figure, near_zero_share

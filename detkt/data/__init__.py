@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from detkt.base.errors import InputError
+from detkt.base.paths import resolve
+from detkt.base.settings import typed_settings
 from detkt.config import DataConfig
 from detkt.data.classification import ClassificationSet, classification_set
 from detkt.data.shapes import ShapesConfig, write_shapes
 from detkt.data.voc import VOCDetection
-from detkt.errors import InputError
-from detkt.paths import resolve
-from detkt.settings import typed_settings
 
 log = logging.getLogger(__name__)
 

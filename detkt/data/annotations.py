@@ -12,7 +12,7 @@ import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser, fromstring
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 
 COORDINATES = ("xmin", "ymin", "xmax", "ymax")
 _FLAGS = {

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from detkt.base.errors import InputError, suggestion
 from detkt.data.images import read_image, read_image_size
 from detkt.data.voc_folder import IMAGE_SUFFIXES, shorten
-from detkt.errors import InputError, suggestion
 
 SUFFIXES = tuple(sorted({suffix.lower() for suffix in (*IMAGE_SUFFIXES, ".ppm", ".pgm")}))
 

@@ -10,7 +10,7 @@ from os import PathLike
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 
 # EXIF 2.32, section 4.6.4, tag 274: what must be done to the stored picture so that it stands upright.
 _UPRIGHT = {

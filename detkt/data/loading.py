@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from detkt.errors import InputError, first_line
+from detkt.base.errors import InputError, first_line
 
 _PRIME = 1_000_003
 SIGNAL_SECONDS = 3.0
@@ -157,7 +157,7 @@ def _in_one_line(batches: Iterator) -> Iterator:
     try:
         yield from batches
     except InputError as error:
-        raise InputError(error.args[0].splitlines()[-1].removeprefix("detkt.errors.InputError: ")) from None
+        raise InputError(error.args[0].splitlines()[-1].removeprefix("detkt.base.errors.InputError: ")) from None
 
 
 def _start_worker(parent: int, worker: int) -> None:

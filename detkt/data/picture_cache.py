@@ -13,8 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from detkt.errors import InputError
-from detkt.folders import make_folder
+from detkt.base.errors import InputError
+from detkt.base.files import make_folder
 
 
 class PictureCache:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from detkt.errors import InputError, suggestion
+from detkt.base.errors import InputError, suggestion
 
 _MNIST_FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}  # torchvision's names
 _MNIST_PREFIXES = {"train": "train", "test": "t10k"}

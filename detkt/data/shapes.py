@@ -21,8 +21,8 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 
+from detkt.base.errors import InputError, suggestion
 from detkt.data import shapes_drawing as drawing
-from detkt.errors import InputError, suggestion
 
 GENERATOR_VERSION = 1  # raise it whenever the same config would draw other pictures
 JPEG_QUALITY = 90

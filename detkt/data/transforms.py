@@ -16,7 +16,7 @@ import cv2  # noqa: E402
 from albumentations.core.transforms_interface import BaseTransformInitSchema  # noqa: E402
 from albumentations.core.type_definitions import Targets  # noqa: E402
 
-from detkt.errors import InputError  # noqa: E402
+from detkt.base.errors import InputError  # noqa: E402
 
 IMAGENET_MEAN = (124, 116, 104)  # becomes about zero when the detector normalises the picture
 ZOOM_LIMITS = (0.25, 4.0)

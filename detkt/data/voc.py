@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from detkt.base.errors import InputError, suggestion
 from detkt.data.annotations import locate_object, parse_annotation
 from detkt.data.boxes import voc_to_corners
 from detkt.data.images import read_image, read_image_size
 from detkt.data.picture_cache import PictureCache
 from detkt.data.voc_folder import find_samples, shorten
-from detkt.errors import InputError, suggestion
 
 # fmt: off
 VOC_CLASSES = (

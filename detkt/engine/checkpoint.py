@@ -2,50 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
-import random
 import shutil
 import warnings
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 
-from detkt.errors import InputError, first_line
+from detkt.base.errors import InputError
+from detkt.base.files import write_atomically
 
 FORMAT = 3
 LAST = "last.pt"
 # After torch's own bytes stands the checksum of all of them: torch.load passes over it, and over flipped bits as well.
 _MARK, _CHECKSUM_BYTES = b"detkt crc32 ", 4
 _REMEDY = "resume from another checkpoint of the run, or start it anew"
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let *write* fill a temporary file beside *path*, flush it to disk, then rename it.
-
-    Whatever happens while writing, *path* is the old file or the new one, whole. What a killed process leaves of a
-    temporary file is overwritten by the next write.
-
-    Raises:
-        InputError: the disk is full or the folder is not writable; the temporary file is removed.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError of its zip writer
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise InputError(f"cannot write {path}: {reason}; free space or choose another folder") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -139,35 +113,3 @@ def _checksum(file: BinaryIO, size: int) -> bytes:
     while size and (part := file.read(min(size, 1 << 20))):
         value, size = zlib.crc32(part, value), size - len(part)
     return value.to_bytes(_CHECKSUM_BYTES)
-
-
-def random_state() -> dict[str, Any]:
-    """The state of every global generator training draws from, as tensors and plain values."""
-    version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    state = {
-        "torch": torch.get_rng_state(),
-        "python": [version, list(internal), gauss],
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """The reverse of :func:`random_state`."""
-    torch.set_rng_state(state["torch"])
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    if "cuda" in state and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's global generators."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

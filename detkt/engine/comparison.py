@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from detkt.base.device import resolve_device
+from detkt.base.errors import InputError
+from detkt.base.files import load_json
 from detkt.config import Config, load_config
 from detkt.engine.jobs import job_of
-from detkt.engine.run import build_net, resolve_config, resolve_device, train, write_metrics
-from detkt.errors import InputError
-from detkt.evaluation.coco_ids import load_json
+from detkt.engine.run import build_net, resolve_config, train, write_metrics
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.methods.base import Watch
 
 _REMEDY = "lower train.lr_per_image or the method's weight, or set train.clip_norm"

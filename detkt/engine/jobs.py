@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from detkt.base.errors import InputError
+from detkt.base.processes import Processes
 from detkt.config import Config, DataConfig, NetConfig, TrainConfig
 from detkt.data import classification_data, shapes_config, test_set, training_set
 from detkt.data.classification import normalisation
-from detkt.engine.processes import Processes
-from detkt.errors import InputError
 from detkt.evaluation.accuracy import classify
 from detkt.evaluation.detector import detect, score
 from detkt.models import build_classifier, build_detector, default_options

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.methods.base import Player
 
 

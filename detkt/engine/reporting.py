@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from detkt.engine.checkpoint import write_atomically
-from detkt.engine.processes import Processes
-from detkt.errors import InputError
+from detkt.base.errors import InputError
+from detkt.base.files import write_atomically
+from detkt.base.processes import Processes
 
 
 class Reporter:

@@ -21,42 +21,27 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-import detkt
-from detkt import folders
+from detkt.base import files as folders
+from detkt.base.device import resolve_device
+from detkt.base.errors import InputError
+from detkt.base.files import write_atomically
+from detkt.base.paths import resolve
+from detkt.base.processes import Processes
+from detkt.base.seeds import seed_everything
+from detkt.base.version import __version__
 from detkt.config import Config, DataConfig, NetConfig, save_config
 from detkt.data import data_root
 from detkt.data.picture_cache import PictureCache
 from detkt.distiller import Distiller
-from detkt.engine.checkpoint import LAST, older_checkpoints, seed_everything, write_atomically
+from detkt.engine.checkpoint import LAST, older_checkpoints
 from detkt.engine.jobs import Job, job_of
-from detkt.engine.processes import Processes
 from detkt.engine.synced_norm import sync_batch_norms
 from detkt.engine.teacher_cache import open_teacher_cache
 from detkt.engine.trainer import Trainer
 from detkt.engine.validation import Validation
-from detkt.errors import InputError
 from detkt.methods import parse
 from detkt.models import load_model, save_model
-from detkt.paths import resolve
 from detkt.tasks.compiling import compile_backbones
-
-
-def resolve_device(name: str) -> torch.device:
-    """``auto`` takes CUDA where there is one. InputError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"unknown device '{name}'; use cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"device '{name}' is not supported; use cpu, cuda or cuda:N")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device '{name}' was asked for but torch sees no CUDA; use --device cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device '{name}' was asked for but there are {torch.cuda.device_count()} CUDA devices")
-    return device
-
 
 log = logging.getLogger(__name__)
 
@@ -335,7 +320,7 @@ def versions(device: torch.device) -> dict[str, str]:
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "detkt": detkt.__version__,
+        "detkt": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,

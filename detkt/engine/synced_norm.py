@@ -25,7 +25,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d whose training statistics are those of all processes' parts of a batch.
 
     Parts may differ in size. Each process computes the gradient of its own loss; their mean, as
-    :meth:`detkt.engine.processes.Processes.average_gradients` forms it, is that of the mean loss. torch's own
+    :meth:`detkt.base.processes.Processes.average_gradients` forms it, is that of the mean loss. torch's own
     SyncBatchNorm does the same on GPUs alone, and for DistributedDataParallel.
     """
 

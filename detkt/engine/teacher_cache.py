@@ -36,6 +36,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from detkt.base.errors import InputError
+from detkt.base.files import make_folder
 from detkt.config import Config
 from detkt.data.loading import dead_workers_in_one_line, training_loader
 from detkt.distiller import Distiller
@@ -53,8 +55,6 @@ from detkt.engine.teacher_maps import (
     read_header,
     save,
 )
-from detkt.errors import InputError
-from detkt.folders import make_folder
 from detkt.tasks import Task
 
 SAVE_EVERY = 2**28  # bytes: what a killed process has to compute again at most

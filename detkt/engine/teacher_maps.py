@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detkt.engine.checkpoint import write_atomically
-from detkt.errors import InputError
+from detkt.base.errors import InputError
+from detkt.base.files import write_atomically
 
 try:
     import fcntl

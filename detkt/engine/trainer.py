@@ -14,25 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detkt.base.errors import InputError
+from detkt.base.processes import Processes
+from detkt.base.seeds import random_state, restore_random_state, seed_everything
 from detkt.config import TrainConfig
 from detkt.data.loading import EndlessBatches, dead_workers_in_one_line, training_loader
 from detkt.distiller import Distiller
-from detkt.engine.checkpoint import (
-    LAST,
-    keep_last,
-    load_checkpoint,
-    prune,
-    random_state,
-    restore_random_state,
-    save_checkpoint,
-    seed_everything,
-)
+from detkt.engine.checkpoint import LAST, keep_last, load_checkpoint, prune, save_checkpoint
 from detkt.engine.guards import FiniteGuard, SkippedUpdates, Watcher, check_weights
 from detkt.engine.optimizers import build_player_optimizer, match_layout, schedule_factor
-from detkt.engine.processes import Processes
 from detkt.engine.reporting import NoReporter, Reporter, Window
 from detkt.engine.validation import Validation
-from detkt.errors import InputError
 from detkt.methods.base import STUDENT, Stage, Update
 
 

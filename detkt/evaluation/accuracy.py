@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from detkt.base.device import clock
+from detkt.base.processes import Processes
 from detkt.data.loading import dead_workers_in_one_line, evaluation_loader, share_of_batches
-from detkt.engine.processes import Processes
-from detkt.engine.timing import clock
 from detkt.models.layout import channels_last
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.evaluation.records import Records, flatten_annotations, number_labels
 from detkt.evaluation.voc import ClassMatch, Matching, match, score
 

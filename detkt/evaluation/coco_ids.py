@@ -15,11 +15,12 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from os import PathLike
-from pathlib import Path, PureWindowsPath
+from pathlib import PureWindowsPath
 from typing import Any
 
+from detkt.base.errors import InputError, suggestion
+from detkt.base.files import load_json
 from detkt.data.voc_folder import IMAGE_SUFFIXES, shorten
-from detkt.errors import InputError, suggestion
 
 Id = int | str
 
@@ -154,20 +155,6 @@ class DatasetIds(CocoIds):
 def is_id(value: Any) -> bool:
     """Whether *value* can be an id: a whole number or a text."""
     return isinstance(value, int | str) and not isinstance(value, bool)
-
-
-def load_json(path: str | PathLike) -> Any:
-    """What the JSON file *path* holds. Raises InputError: it cannot be read, or is no JSON."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not JSON: it is no text (UTF-8)") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}, column {error.colno} is not JSON: {error.msg}") from None
-    except (ValueError, RecursionError):  # a number of thousands of digits, lists in lists in lists …
-        raise InputError(f"{path} holds a number too long, or lists nested too deeply, to be read") from None
 
 
 def _plain_name(name: str, pictures: Collection[str]) -> str:

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from detkt.base.errors import InputError
+from detkt.base.files import load_json, write_atomically
 from detkt.data.boxes import corners_to_voc
-from detkt.engine.checkpoint import write_atomically
-from detkt.errors import InputError
 from detkt.evaluation.coco import to_coco_results
-from detkt.evaluation.coco_ids import CocoIds, UnknownId, is_id, load_json
+from detkt.evaluation.coco_ids import CocoIds, UnknownId, is_id
 from detkt.evaluation.records import Records
 
 EXPECTED = '[{"image_id": …, "category_id": …, "bbox": [x, y, width, height], "score": …}, …]'

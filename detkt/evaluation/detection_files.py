@@ -5,13 +5,13 @@ from __future__ import annotations
 from os import PathLike
 from pathlib import Path
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
+from detkt.base.files import check_folder, make_folder
 from detkt.evaluation.coco_ids import CocoIds
 from detkt.evaluation.coco_results import read_coco_results, write_coco_results
 from detkt.evaluation.detector import Detections
 from detkt.evaluation.records import Records
 from detkt.evaluation.voc_results import read_results, write_results
-from detkt.folders import check_folder, make_folder
 
 
 def is_coco_file(path: str | PathLike) -> bool:

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from detkt.base.device import clock
+from detkt.base.processes import Processes
 from detkt.data.boxes import corners_to_voc
 from detkt.data.loading import dead_workers_in_one_line, evaluation_loader, share_of_batches
 from detkt.data.voc import VOCDetection
-from detkt.engine.processes import Processes
-from detkt.engine.timing import clock
 from detkt.evaluation import voc
 from detkt.evaluation.coco import evaluate_coco
 from detkt.models.layout import channels_last

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from detkt.errors import InputError, suggestion
+from detkt.base.errors import InputError, suggestion
 
 Records = Mapping[Hashable, Mapping[str, Any]]
 

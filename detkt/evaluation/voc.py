@@ -18,7 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.evaluation.records import (
     FlatRecords,
     Records,

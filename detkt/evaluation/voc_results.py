@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detkt.errors import InputError, suggestion
+from detkt.base.errors import InputError, suggestion
 from detkt.evaluation.voc import Records, check_labels, flatten_detections, number_labels
 
 EXPECTED = "expected 'image score x1 y1 x2 y2'"

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
+from detkt.base.settings import typed_settings
 from detkt.knowledge import Spec
 from detkt.methods.base import LayerPair, Method, MethodConfig, choose
 from detkt.methods.sum import Sum
-from detkt.settings import typed_settings
 
 
 @cache

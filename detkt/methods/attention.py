@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge, Spec
 from detkt.methods.adapters import to_common_size
 from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Stage, Update, view_title

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.knowledge import FeatureSpec, Knowledge, Spec
 from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Player, Stage, Update
 from detkt.methods.factor_transfer import (

@@ -28,7 +28,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.knowledge import FeatureSpec, Knowledge, Spec
 from detkt.methods.adapters import max_pool, to_common_size
 from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Player, Stage, Update

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge, Spec
 from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Stage, Update
 from detkt.methods.reductions import full_precision

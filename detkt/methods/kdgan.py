@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge, Spec
 from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Player, Stage, Update, frozen
 from detkt.methods.kd import distillation_loss

@@ -56,7 +56,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.knowledge import FeatureSpec, Knowledge, Spec
 from detkt.methods.adapters import Regressor, average_pool
 from detkt.methods.base import (

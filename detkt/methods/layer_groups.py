@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.methods.base import LayerPair
 
 

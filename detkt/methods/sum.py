@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge
 from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Player, Stage, Update, Watch
 

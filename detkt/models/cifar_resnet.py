@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, conv1x1, conv3x3
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 
 
 class PaddingShortcut(nn.Module):

@@ -25,7 +25,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from detkt.errors import InputError, suggestion
+from detkt.base.errors import InputError, suggestion
 from detkt.models.cifar_resnet import cifar_resnet
 from detkt.models.cifar_vgg import cifar_vgg13
 from detkt.models.imagenet_classifiers import (

@@ -22,7 +22,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import Conv2dNormActivation, MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.models import backbones
 from detkt.models.options import Architecture, parse_name, resolve_options
 from detkt.models.weights import load_imagenet, load_weights

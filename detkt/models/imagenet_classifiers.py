@@ -15,7 +15,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import get_model, list_models
 
-from detkt.errors import InputError, suggestion
+from detkt.base.errors import InputError, suggestion
 
 SPLIT_FAMILIES = (
     "alexnet",

@@ -28,9 +28,9 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-import detkt
-from detkt.engine.checkpoint import write_atomically
-from detkt.errors import InputError, first_line
+from detkt.base.errors import InputError, first_line
+from detkt.base.files import write_atomically
+from detkt.base.version import __version__
 
 ONNX_FILE = "model.onnx"
 OPSETS = range(16, 21)
@@ -355,7 +355,7 @@ def _metadata(
             "input": "images (batch, channels, height, width), in [0, 1], less mean, divided by std",
             "output": "logits (batch, classes)",
         }
-    facts |= {"task": described["task"], "architecture": described["architecture"], "detkt": detkt.__version__}
+    facts |= {"task": described["task"], "architecture": described["architecture"], "detkt": __version__}
     facts["classes"] = json.dumps(list(classes), ensure_ascii=False)
     if normalisation is not None:
         facts |= {key: json.dumps(list(values)) for key, values in zip(("mean", "std"), normalisation, strict=True)}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-from detkt.errors import InputError, suggestion
+from detkt.base.errors import InputError, suggestion
 from detkt.models.backbones import RESNETS
 
 SHARED_OPTIONS: dict[str, Any] = {

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import conv1x1, conv3x3
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 
 
 class PreActBottleneck(nn.Module):

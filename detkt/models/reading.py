@@ -14,7 +14,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from detkt.errors import InputError, first_line
+from detkt.base.errors import InputError, first_line
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

@@ -17,8 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from detkt.engine.checkpoint import write_atomically
-from detkt.errors import InputError, first_line
+from detkt.base.errors import InputError, first_line
+from detkt.base.files import write_atomically
 from detkt.models.options import parse_name, resolve_options
 from detkt.models.reading import imagenet_tensors, read_tensors
 

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 from torchvision.models.resnet import conv1x1, conv3x3
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 
 
 class WideBlock(nn.Module):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.models.classifier import Classifier
 from detkt.tasks.base import Task
 from detkt.tasks.classification import ClassificationTask

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from detkt.errors import InputError, suggestion
+from detkt.base.errors import InputError, suggestion
 from detkt.knowledge import FeatureSpec, Knowledge, Spec
 from detkt.methods.base import Heads
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkt.errors import InputError, first_line
+from detkt.base.errors import InputError, first_line
 from detkt.knowledge import Knowledge, Spec
 from detkt.models.classifier import Classifier
 from detkt.models.layout import channels_last

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from detkt.errors import InputError, first_line
+from detkt.base.errors import InputError, first_line
 from detkt.tasks.base import Task
 
 

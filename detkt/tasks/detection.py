@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge, Spec
 from detkt.models.layout import channels_last
 from detkt.tasks.base import LayerRecorder, TeacherMaps, evaluating, map_specs

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from detkt.errors import InputError, suggestion
+from detkt.base.errors import InputError, suggestion
 from detkt.evaluation.voc import VocResult
 from detkt.visualization.panels import DPI
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from detkt.base.errors import InputError
+from detkt.base.files import write_atomically
 from detkt.data.voc import VOCDetection
-from detkt.engine.checkpoint import write_atomically
-from detkt.errors import InputError
 from detkt.evaluation.bootstrap import PairedIntervals
 from detkt.visualization.curves import (
     per_class_ap_figure,

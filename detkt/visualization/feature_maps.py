@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.visualization.panels import DPI
 
 WIDEST = 26.0  # inches of a figure

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
+from detkt.base.errors import InputError
 from detkt.data.boxes import voc_to_corners
-from detkt.errors import InputError
 from detkt.evaluation import voc
 from detkt.evaluation.voc import ClassMatch, Records
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detkt.errors import InputError, suggestion
+from detkt.base.errors import InputError, suggestion
 from detkt.evaluation.voc import Records
 from detkt.visualization.judging import Judged, box_overlaps, judge, record_boxes
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from detkt.base.errors import InputError
 from detkt.config import load_config
 from detkt.data.classification import ClassificationSet
 from detkt.data.loading import evaluation_loader
@@ -17,7 +18,6 @@ from detkt.distiller import Distiller
 from detkt.engine.checkpoint import LAST, load_checkpoint
 from detkt.engine.jobs import job_of
 from detkt.engine.run import build_net
-from detkt.errors import InputError
 from detkt.models import load_model
 from detkt.visualization.feature_maps import PictureMaps
 from detkt.visualization.matching import check_choice

@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
-from detkt.engine.checkpoint import write_atomically
+from detkt.base.files import write_atomically
 from detkt.visualization.labels import place_labels
 
 DPI = 160

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from detkt.base.errors import InputError
 from detkt.data.boxes import corners_to_voc
 from detkt.data.voc_folder import IMAGE_SUFFIXES
-from detkt.errors import InputError
 
 CONVENTION = (
     "bbox: x, y, width, height in pixels of the upright picture (EXIF orientation applied), continuous, counted from 0 "

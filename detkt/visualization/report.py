@@ -25,13 +25,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from detkt.base.errors import InputError
+from detkt.base.files import make_folder, write_atomically
 from detkt.data.boxes import voc_to_corners
 from detkt.data.voc import VOCDetection
-from detkt.engine.checkpoint import write_atomically
-from detkt.errors import InputError
 from detkt.evaluation import voc
 from detkt.evaluation.bootstrap import PairedIntervals
-from detkt.folders import make_folder
 from detkt.visualization.judging import ERRORS, Judged, Verdict, box_overlaps
 from detkt.visualization.matching import DISTILLED, STUDENT, Comparison, PictureChanges, compare
 from detkt.visualization.sources import CONFIDENCE, RESAMPLES, Scored

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from detkt.base.errors import InputError
 from detkt.config import load_config
-from detkt.errors import InputError
 from detkt.models import load_model
 from detkt.visualization.curves import Log, read_log
 from detkt.visualization.kernels import convolution_weights

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from detkt.base.errors import InputError
 from detkt.config import DataConfig, load_config
 from detkt.data import test_set
 from detkt.data.voc import VOCDetection
-from detkt.errors import InputError
 from detkt.evaluation import voc
 from detkt.evaluation.bootstrap import PairedIntervals, bootstrap_difference
 from detkt.evaluation.coco_ids import coco_ids

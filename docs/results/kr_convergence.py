@@ -21,15 +21,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
+from detkt.base.errors import InputError
+from detkt.base.files import make_folder
+from detkt.base.paths import resolve
 from detkt.cli import Parser, run_tool
 from detkt.config import load_config
 from detkt.data import classification_data
 from detkt.engine.comparison import run_folder, run_missing
-from detkt.errors import InputError
-from detkt.folders import make_folder
 from detkt.methods import parse
 from detkt.methods.knowledge_representing import sparse_recoding_penalty
-from detkt.paths import resolve
 from detkt.visualization.curves import convergence_figure, mean_curve, read_log
 from detkt.visualization.kernels import kernel_figure, near_zero_share
 from detkt.visualization.panels import save_figure

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from detkt.base.errors import InputError
 from detkt.data.annotations import locate_object, parse_annotation
-from detkt.errors import InputError
 
 REAL = Path(os.environ.get("DETKT_TEST_DATA", Path(__file__).parents[2].parent / "shared/data"))
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from detkt.base.errors import InputError
 from detkt.config import DataConfig
 from detkt.data.batch_transforms import crop_and_flip
 from detkt.data.classification import CIFAR10_CLASSES, CIFAR100_CLASSES, classification_set
 from detkt.data.loading import EndlessBatches, evaluation_loader, training_loader
-from detkt.errors import InputError
 
 REAL = Path(os.environ.get("DETKT_TEST_DATA", Path(__file__).parents[2].parent / "shared/data"))
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from detkt.base.errors import InputError
 from detkt.data.image_folder import PhotoTransforms, check_pictures, list_pictures, read_equal_pictures
-from detkt.errors import InputError
 
 
 def refusal(function, *arguments) -> str:

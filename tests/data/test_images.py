@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detkt.base.errors import InputError
 from detkt.data.images import read_image, read_image_size
-from detkt.errors import InputError
 
 ORIENTATION = 274
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)

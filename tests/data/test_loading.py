@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from detkt.base.errors import InputError
 from detkt.data.loading import EndlessBatches, collate, evaluation_loader, share_of_batches, training_loader
-from detkt.errors import InputError
 
 
 def take(count, *arguments, **options):

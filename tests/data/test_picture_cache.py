@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from detkt.base.errors import InputError
 from detkt.config import load_config
 from detkt.data.picture_cache import PictureCache
 from detkt.data.transforms import TrainTransforms
 from detkt.data.voc import VOCDetection
 from detkt.engine.run import train
-from detkt.errors import InputError
 
 SIZES = {"wide": (90, 60), "tall": (50, 75), "long": (120, 30), "small": (30, 25)}
 

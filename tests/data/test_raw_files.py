@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from detkt.base.errors import InputError
 from detkt.data.raw_files import read_cifar, read_idx, read_mnist
-from detkt.errors import InputError
 
 
 def refusal(function, *arguments) -> str:

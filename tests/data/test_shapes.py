@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
+from detkt.base.errors import InputError
 from detkt.data import shapes_drawing as drawing
 from detkt.data.shapes import CLASSES, ShapeObject, ShapesConfig, draw_scene, scenes, write_shapes
 from detkt.data.voc import VOCDetection
-from detkt.errors import InputError
 
 BARE = {"max_lookalikes": 0, "max_strokes": 0, "max_noise": 0.0, "max_blur": 0.0}
 SMALL = ShapesConfig(train=6, test=4, val=2)

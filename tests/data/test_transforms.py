@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 
+from detkt.base.errors import InputError
 from detkt.data.transforms import IMAGENET_MEAN, TrainTransforms
-from detkt.errors import InputError
 
 HEIGHT, WIDTH = 60, 90
 BOXES = np.array([[10, 20, 40, 50], [0, 0, 90, 60], [89, 59, 90, 60], [50.25, 5, 70, 9.5]])

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from detkt.base.errors import InputError
 from detkt.data.transforms import TrainTransforms
 from detkt.data.voc import VOC_CLASSES, VOCDetection
-from detkt.errors import InputError
 
 REAL = Path(os.environ.get("DETKT_TEST_DATA", Path(__file__).parents[2].parent / "shared/data"))
 real_data = pytest.mark.skipif(not (REAL / "VOCdevkit/VOC2007/JPEGImages").is_dir(), reason="real data is not there")

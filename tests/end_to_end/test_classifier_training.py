@@ -125,7 +125,7 @@ def test_a_stopped_run_equals_an_uninterrupted_one(method, config_file, teacher,
 
 
 def test_the_wrong_tool_says_so(config_file, tool, tiny_file, tmp_path):
-    from detkt.errors import InputError
+    from detkt.base.errors import InputError
 
     with pytest.raises(InputError, match=r"data.format=mnist is for classification: use tools/train_cls.py"):
         tool("train_det").main(["--config", str(config_file), "--output", str(tmp_path / "a"), "--method", "none"])

@@ -12,18 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from detkt.engine.checkpoint import (
-    keep_last,
-    load_checkpoint,
-    older_checkpoints,
-    prune,
-    random_state,
-    restore_random_state,
-    save_checkpoint,
-    seed_everything,
-    write_atomically,
-)
-from detkt.errors import InputError
+from detkt.base.errors import InputError
+from detkt.base.files import write_atomically
+from detkt.base.seeds import random_state, restore_random_state, seed_everything
+from detkt.engine.checkpoint import keep_last, load_checkpoint, older_checkpoints, prune, save_checkpoint
 
 STATE = {
     "weights": {"a": torch.arange(6.0).reshape(2, 3), "half": torch.tensor([1.5], dtype=torch.bfloat16)},

@@ -7,11 +7,11 @@ import re
 import pytest
 import torch
 
+from detkt.base.errors import InputError
+from detkt.base.paths import resolve
 from detkt.config import load_config
 from detkt.engine.run import train
-from detkt.errors import InputError
 from detkt.models import build_classifier
-from detkt.paths import resolve
 
 
 @pytest.fixture

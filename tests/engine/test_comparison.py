@@ -7,10 +7,10 @@ import json
 import pytest
 import yaml
 
+from detkt.base.errors import InputError
 from detkt.config import save_config
 from detkt.engine.comparison import collect, run_folder
 from detkt.engine.run import resolve_config
-from detkt.errors import InputError
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from detkt import methods
+from detkt.base.errors import InputError
 from detkt.engine.guards import FiniteGuard, SkippedUpdates, Watcher
 from detkt.engine.run import train
-from detkt.errors import InputError
 from detkt.knowledge import FeatureSpec, Spec
 from detkt.methods import method_config
 from detkt.methods.base import Watch

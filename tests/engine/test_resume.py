@@ -10,11 +10,11 @@ import pytest
 from run_comparison import CLASSIFICATION_SETTINGS, DETECTION_SETTINGS, assert_same_run
 
 from detkt import methods
+from detkt.base.errors import InputError
 from detkt.config import load_config
 from detkt.engine.checkpoint import load_checkpoint
 from detkt.engine.run import train
 from detkt.engine.trainer import Interrupted
-from detkt.errors import InputError
 
 METHODS = [*methods.available(), "ktan+kd", "kr+kdgan"]
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from detkt.base.device import resolve_device
+from detkt.base.errors import InputError
 from detkt.config import load_config
 from detkt.engine import run
-from detkt.engine.run import RUN_FILES, resolve_config, resolve_device, train, write_metrics
+from detkt.engine.run import RUN_FILES, resolve_config, train, write_metrics
 from detkt.engine.trainer import Trainer
-from detkt.errors import InputError
 from detkt.evaluation.table import metrics_table
 from detkt.methods.ktan import KTANConfig
 from detkt.models import build_detector, load_model, save_model

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from run_comparison import assert_same_run
 
+from detkt.base.errors import InputError
 from detkt.config import load_config
 from detkt.data.loading import EndlessBatches, training_loader
 from detkt.distiller import Distiller
@@ -28,7 +29,6 @@ from detkt.engine.jobs import job_of
 from detkt.engine.run import build_net, train
 from detkt.engine.teacher_cache import open_teacher_cache
 from detkt.engine.teacher_maps import HEADER, MAPS, Layout
-from detkt.errors import InputError
 from detkt.tasks.detection import _Detector
 
 BOTH = frozenset({"student", "teacher.features"})

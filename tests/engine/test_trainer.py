@@ -11,6 +11,7 @@ import pytest
 import torch
 from run_comparison import assert_same, read_log
 
+from detkt.base.errors import InputError
 from detkt.data import loading, training_set
 from detkt.data.loading import dead_workers_in_one_line
 from detkt.distiller import Distiller
@@ -18,7 +19,6 @@ from detkt.engine.checkpoint import load_checkpoint
 from detkt.engine.guards import SkippedUpdates
 from detkt.engine.optimizers import build_player_optimizer, match_layout, schedule_factor
 from detkt.engine.trainer import Interrupted, Trainer
-from detkt.errors import InputError
 from detkt.methods.base import STUDENT, Method, Player, Stage, Update
 from detkt.models import build_detector, load_model
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from run_comparison import assert_same_run, read_log
 
+from detkt.base.errors import InputError
 from detkt.config import load_config
 from detkt.engine.checkpoint import load_checkpoint
 from detkt.engine.jobs import ClassificationJob
@@ -19,7 +20,6 @@ from detkt.engine.reporting import Reporter
 from detkt.engine.run import train
 from detkt.engine.trainer import Interrupted, Trainer
 from detkt.engine.validation import Validation
-from detkt.errors import InputError
 from detkt.models import load_model, weights
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.evaluation.bootstrap import (
     bootstrap_difference,
     bootstrap_map,

@@ -12,7 +12,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.evaluation.coco import evaluate_coco, to_coco_json, to_coco_results
 
 CLASSES = ["car", "dog", "cat"]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.evaluation.coco_ids import coco_ids
 from detkt.evaluation.coco_results import read_coco_results, write_coco_results
 from detkt.evaluation.detection_files import read_detections, write_detections

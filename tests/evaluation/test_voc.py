@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.evaluation.voc import average_precision, evaluate, evaluate_both, match, score
 
 

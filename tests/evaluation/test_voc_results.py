@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.evaluation.voc import evaluate
 from detkt.evaluation.voc_results import read_results, write_results
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from detkt.base.errors import InputError
 from detkt.config import load_config
 from detkt.data.annotations import parse_annotation
 from detkt.data.image_folder import list_pictures
@@ -21,7 +22,6 @@ from detkt.data.images import read_image, read_image_size
 from detkt.data.raw_files import read_cifar, read_idx
 from detkt.data.voc import VOCDetection
 from detkt.engine.checkpoint import load_checkpoint, save_checkpoint
-from detkt.errors import InputError
 from detkt.evaluation.coco_ids import coco_ids
 from detkt.evaluation.coco_results import read_coco_results
 from detkt.evaluation.records import flatten_detections

@@ -5,7 +5,7 @@ import pytest
 import torch
 from map_helpers import added, make, numpy_pool, one_update, random_map, rectangle_mask, spec, task_losses
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge
 from detkt.methods.attention import attention_loss, attention_map
 

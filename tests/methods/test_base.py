@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from detkt import methods
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.knowledge import FeatureSpec, Spec
 from detkt.methods.base import STUDENT, LayerPair, Method, MethodConfig, Stage, Update, frozen
 from detkt.methods.ktan import DLN, KTAN

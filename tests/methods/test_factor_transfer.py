@@ -10,7 +10,7 @@ import torch
 from map_helpers import added, make, numpy_pool, one_update, random_map, rectangle_mask, spec, task_losses
 
 from detkt import Distiller, methods
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge
 from detkt.methods.factor_transfer import factor_loss, reconstruction_loss
 from detkt.methods.paraphraser import Encoder, Paraphraser, paraphraser_widths

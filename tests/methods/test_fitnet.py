@@ -5,7 +5,7 @@ import pytest
 import torch
 from map_helpers import added, make, one_update, random_map, rectangle_mask, spec, task_losses
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.knowledge import FeatureSpec, Knowledge
 from detkt.methods.adapters import Regressor, regressor_geometry
 from detkt.methods.fitnet import hint_loss

@@ -16,7 +16,7 @@ from map_helpers import (
 )
 
 from detkt import Distiller
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge
 from detkt.methods.adapters import max_pool
 from detkt.methods.fsp import flow_matrix

@@ -8,7 +8,7 @@ import torch
 from map_helpers import make, one_update, random_map, spec, task_losses
 
 from detkt import Distiller
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge
 from detkt.methods.kd import distillation_loss
 from detkt.models import build_detector

@@ -10,7 +10,7 @@ import torch
 from map_helpers import make, random_map, spec, task_losses
 
 from detkt import Distiller
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge
 from detkt.methods.kdgan import LabelDiscriminator, TeacherHead, discriminator_loss, proposal_loss, propose
 

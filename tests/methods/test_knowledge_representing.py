@@ -8,7 +8,7 @@ import torch
 from map_helpers import added, make, numpy_pool, random_map, rectangle_mask, spec, task_losses
 
 from detkt import Distiller, methods
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge
 from detkt.methods.base import LayerPair
 from detkt.methods.knowledge_representing import (

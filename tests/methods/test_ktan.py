@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkt import Distiller, methods
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.knowledge import FeatureSpec, Knowledge, Spec
 from detkt.methods.adapters import Regressor, regressor_geometry
 from detkt.methods.base import STUDENT

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from detkt import methods
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.knowledge import FeatureSpec, Knowledge, Spec
 from detkt.methods.base import STUDENT, Method, MethodConfig, Player, Stage, Update
 from detkt.methods.sum import Sum

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.models.cifar_resnet import PaddingShortcut
 from detkt.models.classifier import Classifier, build_classifier
 

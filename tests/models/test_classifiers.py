@@ -16,7 +16,7 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.models.classifier import (
     Classifier,
     available_classifiers,

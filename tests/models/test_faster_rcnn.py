@@ -9,7 +9,7 @@ import torch
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.models import available_detectors, build_detector, default_options
 
 SMALL = {"min_size": 128, "max_size": 128, "anchor_sizes": [16, 32, 64]}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.models import build_classifier, build_detector, load_model, onnx_export, save_model
 from detkt.models.classifier import Classifier
 from detkt.models.onnx_export import export_onnx, match_detections, open_session, random_pictures

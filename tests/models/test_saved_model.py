@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.models import build_detector, load_model, load_weights, save_model
 
 NAME = "fasterrcnn_resnet10x0.25_c4"

@@ -14,7 +14,7 @@ import torch
 import torchvision
 from torch import nn
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.models import build_detector, load_weights
 
 DATA = Path(os.environ.get("DETKT_TEST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import detkt
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.methods import available
 from detkt.models import Classifier, build_classifier, build_detector
 from detkt.tasks import ClassificationTask, build_task

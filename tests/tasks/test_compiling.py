@@ -8,9 +8,9 @@ import json
 import pytest
 import torch
 
+from detkt.base.errors import InputError
 from detkt.config import load_config
 from detkt.engine.run import train
-from detkt.errors import InputError
 from detkt.models import build_classifier
 from detkt.tasks import build_task
 from detkt.tasks.compiling import compile_backbones

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.tasks.detection import DetectionTask, as_pyramid, named_outputs
 
 EVERYTHING = frozenset({"student", "student.logits", "teacher.features", "teacher.logits"})

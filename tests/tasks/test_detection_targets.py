@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.tasks.detection import DetectionTask, _check_target
 
 NEEDS = frozenset({"student"})

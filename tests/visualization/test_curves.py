@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from comparison_records import found, objects
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.evaluation.voc import evaluate
 from detkt.visualization.curves import (
     convergence_figure,

@@ -7,7 +7,7 @@ import pytest
 from comparison_records import found, objects
 from PIL import Image
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.visualization import drawing
 from detkt.visualization.drawing import class_styles, difference_figure, model_marks, picture_figure
 from detkt.visualization.matching import compare

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.visualization.feature_maps import PictureMaps, channel_figure, feature_map_figure, mean_response
 
 

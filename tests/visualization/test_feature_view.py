@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from detkt import data
+from detkt.base.errors import InputError
 from detkt.config import load_config
 from detkt.engine.run import train
-from detkt.errors import InputError
 from detkt.visualization.feature_view import compared_maps, trained_distiller
 from detkt.visualization.sources import open_sources
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from comparison_records import found, objects
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.evaluation import voc
 from detkt.visualization.judging import Verdict, box_overlaps, judge
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from comparison_records import found, objects
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.visualization.matching import check_choice, choose_pictures, compare
 
 TRUTH = {"a": objects(("dog", 0, 11, 11, 30, 30), ("cat", 0, 41, 11, 60, 30), ("dog", 1, 11, 61, 30, 80))}

@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from detkt import data
+from detkt.base.errors import InputError
 from detkt.config import load_config
 from detkt.engine.run import train
-from detkt.errors import InputError
 from detkt.models import build_classifier, load_model, save_model
 from detkt.visualization.method_maps import choose_indices, open_run, picture_maps, shown_pixels
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.evaluation.coco_ids import coco_ids
 from detkt.evaluation.coco_results import read_coco_results
 from detkt.models import build_detector, load_model, save_model

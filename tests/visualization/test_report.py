@@ -13,7 +13,7 @@ from comparison_records import found, objects, write_voc_folder
 from PIL import Image
 from report_scene import EVIL_CLASS, EVIL_ID, make_scene
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 from detkt.evaluation import voc
 from detkt.evaluation.voc_results import write_results
 from detkt.visualization.matching import DISTILLED, STUDENT, TEACHER, compare

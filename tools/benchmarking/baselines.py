@@ -20,8 +20,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from detkt.engine.benchmark_subjects import STUDENT, Batch, Subjects, Work
-from detkt.errors import InputError
+from benchmarking.subjects import STUDENT, Batch, Subjects, Work
+from detkt.base.errors import InputError
 from detkt.methods import choose
 from detkt.models.frozen_norm import FrozenBatchNorm2d
 from detkt.tasks.detection import named_outputs

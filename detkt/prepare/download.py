@@ -16,8 +16,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from detkt import __version__
-from detkt.errors import InputError
+from detkt.base.errors import InputError
+from detkt.base.version import __version__
 
 ATTEMPTS = 5  # in a row without a byte more than ever before
 FIRST_WAIT = 1.0  # seconds, doubled after each further failure

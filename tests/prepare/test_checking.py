@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detkt.base.errors import InputError
 from detkt.data.annotations import parse_annotation
-from detkt.data.checking import check_folder, check_source
-from detkt.data.picture_checking import in_threads
-from detkt.data.sources import SOURCES, Source, Version
 from detkt.data.voc import VOCDetection
-from detkt.errors import InputError
+from detkt.prepare.checking import check_folder, check_source
+from detkt.prepare.picture_checking import in_threads
+from detkt.prepare.sources import SOURCES, Source, Version
 
 REAL = Path(os.environ.get("DETKT_TEST_DATA", Path(__file__).parents[2].parent / "shared/data"))
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist

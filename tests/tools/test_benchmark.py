@@ -11,17 +11,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from benchmarking.baselines import TorchvisionLoop, check
+from benchmarking.chart import benchmark_figure
+from benchmarking.measuring import WARM_UP, interleave, ratio, run_benchmark
+from benchmarking.memory import peak_rise, tensor_bytes, tensor_peak_rise
+from benchmarking.random_pictures import random_set
+from benchmarking.subjects import Subjects
+from benchmarking.table import benchmark_text
 
+from detkt.base.errors import InputError
 from detkt.config import load_config
-from detkt.data.random_pictures import random_set
-from detkt.engine.benchmark import WARM_UP, interleave, ratio, run_benchmark
-from detkt.engine.benchmark_baselines import TorchvisionLoop, check
-from detkt.engine.benchmark_subjects import Subjects
-from detkt.engine.benchmark_table import benchmark_text
-from detkt.engine.memory import peak_rise, tensor_bytes, tensor_peak_rise
 from detkt.engine.trainer import Trainer
-from detkt.errors import InputError
-from detkt.visualization.benchmark_chart import benchmark_figure
 
 CPU = torch.device("cpu")
 MEBIBYTE = 2**20
@@ -139,7 +139,7 @@ def test_memory_and_profile_are_of_whole_cycles(tiny_config, tmp_path, monkeypat
 
     monkeypatch.setattr(Trainer, "_train_step", step)
     for name in ("peak_rise", "tensor_peak_rise"):
-        monkeypatch.setattr(f"detkt.engine.benchmark.{name}", rise)
+        monkeypatch.setattr(f"benchmarking.measuring.{name}", rise)
     config = tiny_config("train.batch_size=2", "methods.ktan.adversary_every=3")
     report = run_benchmark(config, ["ktan"], repetitions=1, random=True, trace=tmp_path / "trace.json", quiet=True)
     assert report["steps_a_repetition"] == 3
@@ -301,7 +301,7 @@ def test_torchvisions_loop_trains_on_the_same_losses(tiny_config):
 @pytest.mark.parametrize("student", ["fasterrcnn_resnet10x0.25_c4", "fasterrcnn_alexnet"])
 def test_torchdistills_step_has_the_losses_of_fitnet(student, tiny_config):
     """AlexNet's map is a cell smaller than its teacher's."""
-    from detkt.engine.benchmark_baselines import TorchdistillLoop
+    from benchmarking.baselines import TorchdistillLoop
 
     # Equal pictures, since torchdistill masks no padding.
     config = tiny_config("train.batch_size=2", "data.format=shapes", f"student.architecture={student}")

@@ -9,9 +9,9 @@ import zipfile
 
 import pytest
 
-from detkt.data import unpack as module
-from detkt.data.unpack import place, staging_folder, unpack
-from detkt.errors import InputError
+from detkt.base.errors import InputError
+from detkt.prepare import unpack as module
+from detkt.prepare.unpack import place, staging_folder, unpack
 
 LIMIT = 100_000
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from detkt.engine.benchmark_subjects import STUDENT, TEACHER
+from benchmarking.subjects import STUDENT, TEACHER
 
 ALLOWED = 1.1
 
@@ -15,7 +15,7 @@ ALLOWED = 1.1
 def benchmark_figure(report: dict[str, Any]) -> Figure:
     """A bar for the student's step, the teacher's forward, each method's last stage and each other loop.
 
-    report: of `detkt.engine.benchmark.run_benchmark`. A method's bar bears its ratio to its floor.
+    report: of `benchmarking.measuring.run_benchmark`. A method's bar bears its ratio to its floor.
     """
     last = {name: method["stage"] for name, method in report["methods"].items()}
     bars = {STUDENT: STUDENT, "teacher's\nbackbone": TEACHER, **last, **{name: name for name in report["against"]}}

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from detkt.errors import InputError, first_line, suggestion
+from detkt.base.errors import InputError, first_line, suggestion
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 
 _HEADER = 512  # bytes that a member takes in a tar file besides its content
 _CHUNK = 1 << 20

@@ -8,6 +8,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
+from detkt.base.errors import InputError
 from detkt.data.annotations import (
     COORDINATES,
     Flaw,
@@ -19,8 +20,7 @@ from detkt.data.annotations import (
     read_size,
     read_text,
 )
-from detkt.data.findings import Findings
-from detkt.errors import InputError
+from detkt.prepare.findings import Findings
 
 _SAME_OBJECT = 0.9  # overlap (IoU) from which two boxes of one class are taken for one object
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from detkt.errors import InputError
+from detkt.base.errors import InputError
 
 
 @dataclass(frozen=True)

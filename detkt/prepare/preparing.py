@@ -9,15 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from detkt.base.errors import InputError
+from detkt.base.paths import resolve
 from detkt.config import load_config
 from detkt.data import data_root
-from detkt.data.checking import check_source
-from detkt.data.download import download
-from detkt.data.findings import Findings
-from detkt.data.sources import Archive, Source
-from detkt.data.unpack import place, staging_folder, unpack
-from detkt.errors import InputError
-from detkt.paths import resolve
+from detkt.prepare.checking import check_source
+from detkt.prepare.download import download
+from detkt.prepare.findings import Findings
+from detkt.prepare.sources import Archive, Source
+from detkt.prepare.unpack import place, staging_folder, unpack
 
 SHAPES_CONFIG = "configs/shapes.yaml"
 
@@ -39,7 +39,7 @@ def prepare(
     keep_archives: leave them there. progress: wraps the loop that draws the shapes, like ``tqdm``.
 
     Raises InputError: nothing can be downloaded (ImageNet); no network, disk full, a wrong archive: see
-    `detkt.data.download.download` and `detkt.data.unpack.unpack`.
+    `detkt.prepare.download.download` and `detkt.prepare.unpack.unpack`.
     """
     if source.name == "shapes":
         data_root(load_config(resolve(SHAPES_CONFIG), [f"data.root={json.dumps(str(root))}"]).data, progress)

@@ -16,14 +16,14 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
+from detkt.base.errors import InputError
+from detkt.base.processes import Processes
 from detkt.config import load_config
 from detkt.data import test_set as held_out_set
 from detkt.engine.jobs import job_of
-from detkt.engine.processes import Processes
 from detkt.engine.run import build_net, train
 from detkt.engine.synced_norm import sync_batch_norms
 from detkt.engine.trainer import Interrupted, Trainer
-from detkt.errors import InputError
 from detkt.evaluation.detector import detect
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from detkt.engine.benchmark_subjects import EVALUATION, STUDENT
+from benchmarking.subjects import EVALUATION, STUDENT
 
 MEBIBYTE = 2**20
 

@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from detkt.data.findings import Findings
+from detkt.base.errors import InputError
 from detkt.data.images import read_image
-from detkt.errors import InputError
+from detkt.prepare.findings import Findings
 
 T, R = TypeVar("T"), TypeVar("R")
 

@@ -8,12 +8,18 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from detkt.data.annotation_checking import CheckedAnnotation, check_annotation
-from detkt.data.findings import Findings, count
-from detkt.data.list_checking import Lists, check_lists, list_pairs, role
-from detkt.data.picture_checking import PictureFacts, check_pictures, identical_pictures, in_threads, similar_pictures
 from detkt.data.voc import VOC_CLASSES
 from detkt.data.voc_folder import IMAGE_SUFFIXES, PARTS, shorten
+from detkt.prepare.annotation_checking import CheckedAnnotation, check_annotation
+from detkt.prepare.findings import Findings, count
+from detkt.prepare.list_checking import Lists, check_lists, list_pairs, role
+from detkt.prepare.picture_checking import (
+    PictureFacts,
+    check_pictures,
+    identical_pictures,
+    in_threads,
+    similar_pictures,
+)
 
 _MOST_PAIRS = 10
 

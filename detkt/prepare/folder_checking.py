@@ -7,12 +7,18 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from detkt.data.findings import Findings, count
+from detkt.base.errors import InputError
 from detkt.data.image_folder import SUFFIXES, subfolders, walk_pictures
 from detkt.data.images import read_image_size
-from detkt.data.picture_checking import PictureFacts, check_pictures, identical_pictures, in_threads, similar_pictures
 from detkt.data.voc_folder import shorten
-from detkt.errors import InputError
+from detkt.prepare.findings import Findings, count
+from detkt.prepare.picture_checking import (
+    PictureFacts,
+    check_pictures,
+    identical_pictures,
+    in_threads,
+    similar_pictures,
+)
 
 _CLASSES_OF_IMAGENET = 1000
 _END = 1024  # bytes in which a JPEG's end marker is looked for

@@ -7,9 +7,9 @@ import random
 import pytest
 from range_server import RangeServer, answer
 
-from detkt.data import download as module
-from detkt.data.download import download
-from detkt.errors import InputError
+from detkt.base.errors import InputError
+from detkt.prepare import download as module
+from detkt.prepare.download import download
 
 CONTENT = random.Random(0).randbytes(300_000)
 DIGESTS = {"md5": hashlib.md5(CONTENT).hexdigest(), "sha256": hashlib.sha256(CONTENT).hexdigest()}

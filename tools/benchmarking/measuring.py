@@ -22,14 +22,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from benchmarking import baselines as benchmark_baselines
+from benchmarking.memory import peak_rise, tensor_peak_rise
+from benchmarking.subjects import STUDENT, TEACHER, Batch, Subjects, Work
+from detkt.base.device import clock
+from detkt.base.errors import InputError
+from detkt.base.files import write_atomically
+from detkt.base.seeds import seed_everything
 from detkt.config import Config
-from detkt.engine import benchmark_baselines
-from detkt.engine.benchmark_subjects import STUDENT, TEACHER, Batch, Subjects, Work
-from detkt.engine.checkpoint import seed_everything, write_atomically
-from detkt.engine.memory import peak_rise, tensor_peak_rise
 from detkt.engine.run import versions
-from detkt.engine.timing import clock
-from detkt.errors import InputError
 
 FORMAT = 1
 WARM_UP = 4  # each of the batches once: what is compiled is compiled for their sizes
@@ -56,8 +57,8 @@ def run_benchmark(
     """Time the plain student, the teacher, every stage of *methods*, loading, evaluation and other training loops.
 
     Args:
-        config, methods, random, image_size: see :class:`detkt.engine.benchmark_subjects.Subjects`.
-        against: of :data:`detkt.engine.benchmark_baselines.BASELINES`.
+        config, methods, random, image_size: see :class:`benchmarking.subjects.Subjects`.
+        against: of :data:`benchmarking.baselines.BASELINES`.
         repetitions: rounds, after :data:`WARM_UP` that do not count.
         trace: where torch's profiler writes a trace of a few steps of the first method (Chrome's format).
         quiet: no progress bar.

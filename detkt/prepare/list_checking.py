@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from detkt.data.findings import Findings, count
+from detkt.base.errors import InputError
 from detkt.data.voc_folder import FLAGGED, IMAGE_SUFFIXES, read_list, shorten
-from detkt.errors import InputError
+from detkt.prepare.findings import Findings, count
 
 # The last word of a list's name, and whether its pictures are learnt from, looked at for choices, or scored.
 _ROLES = {

@@ -15,10 +15,10 @@ from PIL import Image
 from range_server import RangeServer, answer
 
 from detkt.cli import run_tool
-from detkt.data import download, preparing
 from detkt.data.raw_files import read_mnist
-from detkt.data.sources import SOURCES, Archive, Version
 from detkt.data.voc import VOCDetection
+from detkt.prepare import download, preparing
+from detkt.prepare.sources import SOURCES, Archive, Version
 
 ARCHIVES = ("root/archives/VOCtrainval.tar", "root/archives/VOCtest.tar")
 SPLITS = {"trainval": ["000001", "000002"], "test": ["000003"]}

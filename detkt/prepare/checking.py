@@ -9,11 +9,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from detkt.data.findings import Findings
-from detkt.data.folder_checking import check_image_folder, class_folders
-from detkt.data.sources import READERS, SOURCES, Source, Version
-from detkt.data.voc_checking import check_voc, voc_folders
-from detkt.errors import InputError
+from detkt.base.errors import InputError
+from detkt.prepare.findings import Findings
+from detkt.prepare.folder_checking import check_image_folder, class_folders
+from detkt.prepare.sources import READERS, SOURCES, Source, Version
+from detkt.prepare.voc_checking import check_voc, voc_folders
 
 _IMAGENET = {"train": 1_281_167, "val": 50_000}
 

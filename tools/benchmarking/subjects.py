@@ -14,24 +14,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from benchmarking.memory import tensor_bytes
+from benchmarking.random_pictures import random_set
+from detkt.base.device import resolve_device
+from detkt.base.errors import InputError
+from detkt.base.paths import resolve
+from detkt.base.seeds import seed_everything
 from detkt.config import Config, NetConfig
 from detkt.data import DEFAULT_ROOTS
 from detkt.data.loading import EndlessBatches, training_loader
-from detkt.data.random_pictures import random_set
 from detkt.distiller import Distiller
-from detkt.engine.checkpoint import seed_everything
 from detkt.engine.guards import FiniteGuard
 from detkt.engine.jobs import job_of
-from detkt.engine.memory import tensor_bytes
-from detkt.engine.run import build_net, resolve_device
+from detkt.engine.run import build_net
 from detkt.engine.teacher_cache import open_teacher_cache
 from detkt.engine.trainer import Trainer
-from detkt.errors import InputError
 from detkt.methods import parse
 from detkt.methods.base import Stage
 from detkt.models import load_model
 from detkt.models.layout import channels_last
-from detkt.paths import resolve
 from detkt.tasks import build_task
 from detkt.tasks.compiling import compile_backbones
 

@@ -1,0 +1,1 @@
+"""What a training step costs, measured against floors and other loops; see ``tools/benchmark.py``."""
