@@ -98,7 +98,13 @@ class Distiller(nn.Module):
     def updates(self, stage: Stage, images: Any, targets: Any) -> Iterator[Update]:
         """The updates of one batch in *stage*, in order; apply each before asking for the next."""
         student, teacher, heads = self.task.run(images, targets, stage.needs)
-        yield from self.method.step(stage, student, teacher, heads)
+        done = False
+        for update in self.method.step(stage, student, teacher, heads):
+            if update.player == STUDENT:
+                update, done = update.with_task(student.losses), True
+            yield update
+        if stage.trains_student and not done:
+            yield Update(STUDENT, dict(student.losses))
 
     def prepare(self, batches: Iterable[tuple[Any, Any]]) -> None:
         """Run the stages that precede the student's (KTAN's teacher-to-student layer, ...), cycling over *batches*."""

@@ -15,7 +15,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 import detkt
 from detkt.base.errors import InputError
-from detkt.methods.base import STUDENT, Method, MethodConfig, Player, Stage, Update
+from detkt.methods.base import STUDENT, Method, MethodConfig, Needs, Player, Stage, Update
 
 TASK = {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
 
@@ -39,7 +39,7 @@ class Hint(Method):
         self.seen = []
 
     def stages(self):
-        return [Stage("train", frozenset({"student", "teacher.features"}))]
+        return [Stage("train", Needs.STUDENT | Needs.TEACHER_FEATURES)]
 
     def players(self):
         return {STUDENT: Player((self.adapter,))}
@@ -49,7 +49,7 @@ class Hint(Method):
         tensors = [*student.features.values(), *teacher.features.values(), *student.losses.values()]
         self.seen = [weakref.ref(tensor) for tensor in tensors]
         hint = (self.adapter(ours) - theirs).square().mean()
-        yield Update(STUDENT, {**student.losses, "hint": self.config.weight * hint})
+        yield Update(STUDENT, {"hint": self.config.weight * hint})
 
 
 def ktan(student: nn.Module, teacher: nn.Module, **settings) -> detkt.Distiller:
@@ -154,7 +154,7 @@ class Turns(Hint):
         self.runs = []
 
     def stages(self):
-        passes, teacher = frozenset({"student", "teacher.features"}), frozenset({"teacher.features"})
+        passes, teacher = Needs.STUDENT | Needs.TEACHER_FEATURES, Needs.TEACHER_FEATURES
         return [
             Stage("prepared", teacher, ("own",), 5, every=2, between=Stage("unprepared", teacher, ())),
             Stage("first", passes, steps=2),

@@ -29,7 +29,7 @@ from torch import Tensor
 from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge, Spec
 from detkt.methods.adapters import to_common_size
-from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Stage, Update, view_title
+from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Stage, Update, view_title
 from detkt.methods.reductions import full_precision
 
 
@@ -90,7 +90,7 @@ class AttentionTransfer(Method):
             self.pair_specs(pair)  # raises where a net has no such map
 
     def stages(self) -> Sequence[Stage]:
-        return [Stage("distill", frozenset({"student", "teacher.features"}))]
+        return [Stage("distill", Needs.STUDENT | Needs.TEACHER_FEATURES)]
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         terms = []
@@ -98,7 +98,7 @@ class AttentionTransfer(Method):
             ours, theirs = student.features[pair.student], teacher.features[pair.teacher]
             loss = attention_loss(ours, theirs, self.config.p, student.mask(ours), teacher.mask(theirs))
             terms.append(self._weight(ours, theirs) / 2 * loss)
-        yield Update(STUDENT, {**student.losses, self.name: torch.stack(terms).sum()})
+        yield Update(STUDENT, {self.name: torch.stack(terms).sum()})
 
     def views(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
         views = {}

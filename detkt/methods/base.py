@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Flag, auto
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -22,15 +23,29 @@ STUDENT = "student"
 OPTIMIZERS = ("sgd", "adam")
 
 
+class Needs(Flag):
+    """The passes that a stage reads, combined with ``|``.
+
+    ``STUDENT``: forward of the student with its task losses; the stage then counts towards the student's budget of
+    updates. ``STUDENT_FEATURES``: its backbone alone, in whichever mode it is. ``STUDENT_LOGITS``: its class scores.
+    ``TEACHER_FEATURES``, ``TEACHER_LOGITS``: the frozen teacher's maps and class scores.
+    """
+
+    NOTHING = 0
+    STUDENT = auto()
+    STUDENT_FEATURES = auto()
+    STUDENT_LOGITS = auto()
+    TEACHER_FEATURES = auto()
+    TEACHER_LOGITS = auto()
+
+
 @dataclass(frozen=True)
 class Stage:
     """A part of the training in which the same players learn from the same passes.
 
     Attributes:
         name: as shown in the progress bar and the log.
-        needs: the passes to run: ``student`` (forward of the student with its task losses; the stage then
-            counts towards the student's budget of updates), ``student.features`` (its backbone alone, in
-            whichever mode it is), ``student.logits``, ``teacher.features``, ``teacher.logits``.
+        needs: the passes to run.
         players: who learns.
         steps: how many batches; None: until the student's budget is used up (the last stage).
         every: how often the stage is what it says: its first batch of so many; the others are run as ``between``.
@@ -41,7 +56,7 @@ class Stage:
     """
 
     name: str
-    needs: frozenset[str]
+    needs: Needs
     players: tuple[str, ...] = (STUDENT,)
     steps: int | None = None
     every: int = 1
@@ -53,7 +68,7 @@ class Stage:
                 f"stage '{self.name}' has every={self.every}: with 2 or more, and only then, it needs a stage between"
             )
         if (other := self.between) and not (
-            other.needs <= self.needs
+            other.needs in self.needs
             and set(other.players) <= set(self.players)
             and other.trains_student == self.trains_student
             and other.between is None
@@ -65,7 +80,7 @@ class Stage:
 
     @property
     def trains_student(self) -> bool:
-        return STUDENT in self.needs
+        return Needs.STUDENT in self.needs
 
     def turn(self, step: int) -> Stage:
         """What batch number *step* of this stage is run as: this stage, or the one between."""
@@ -74,11 +89,36 @@ class Stage:
 
 @dataclass
 class Update:
-    """Minimise the sum of *losses* over the parameters of *player*; *metrics* are only logged."""
+    """What a method adds for one player: minimise the sum of *losses* over its parameters.
+
+    The student's task losses are not among them: the engine adds these (:meth:`with_task`).
+
+    Attributes:
+        player: whose parameters.
+        losses: scalars by name.
+        metrics: scalars by name that are only logged.
+        task_weights: by name, factors on task losses, for a method that puts its own term in the place of a share of
+            one (KD). A task loss that is not named keeps its weight of 1. Only for the player ``student``.
+    """
 
     player: str
     losses: dict[str, Tensor]
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    task_weights: dict[str, float] = field(default_factory=dict)
+
+    def __add__(self, other: Update) -> Update:
+        """Both updates of one player as one: terms of one name are added, and so is what is taken from a task loss."""
+        losses, weights = dict(self.losses), dict(self.task_weights)
+        for name, loss in other.losses.items():
+            losses[name] = losses[name] + loss if name in losses else loss
+        for name, weight in other.task_weights.items():
+            weights[name] = weights.get(name, 1.0) + weight - 1.0
+        return Update(self.player, losses, self.metrics | other.metrics, weights)
+
+    def with_task(self, losses: Mapping[str, Tensor]) -> Update:
+        """This update of the student's with its task *losses* before its own terms, each times its weight."""
+        weighted = {name: self.task_weights.get(name, 1.0) * loss for name, loss in losses.items()}
+        return replace(self, losses=weighted | self.losses, task_weights={})
 
     @property
     def total(self) -> Tensor:
@@ -239,9 +279,11 @@ class Method(nn.Module):
     def step(
         self, stage: Stage, student: Knowledge | None, teacher: Knowledge | None, heads: Heads
     ) -> Iterator[Update]:
-        """Yield the updates of one batch, the student's last; each is applied before the generator goes on.
+        """Yield what the method adds on one batch, player by player, the student's last.
 
-        (A user's own loop applies the student's after the call: a later one would change weights in its graph.)
+        Each update is applied before the generator goes on. (A user's own loop applies the student's after the call: a
+        later one would change weights in its graph.) Nothing need be yielded for the student: its task losses are
+        minimised in any case.
         """
         raise NotImplementedError
 

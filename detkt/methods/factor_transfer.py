@@ -45,6 +45,7 @@ from detkt.methods.base import (
     LayerPair,
     Method,
     MethodConfig,
+    Needs,
     Player,
     Stage,
     Update,
@@ -161,10 +162,10 @@ class FactorTransfer(Method):
         return Paraphraser(widths[0], config.batch_norm), Encoder(widths[1], config.batch_norm)
 
     def stages(self) -> Sequence[Stage]:
-        reading = frozenset({"teacher.features"})
+        reading = Needs.TEACHER_FEATURES
         return [
             Stage("paraphraser", reading, ("paraphraser",), self.config.paraphraser_steps),
-            Stage("distill", reading | {"student"}),
+            Stage("distill", reading | Needs.STUDENT),
         ]
 
     def players(self) -> dict[str, Player]:
@@ -188,7 +189,7 @@ class FactorTransfer(Method):
             masks = student.mask(student_factor), teacher.mask(teacher_factor)
             distances.append(factor_loss(*factors, self.config.p, *masks, self.config.reference_elements))
         added = self.config.beta * torch.stack(distances).mean()
-        yield Update(STUDENT, {**student.losses, self.name: added})
+        yield Update(STUDENT, {self.name: added})
 
     def views(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
         views = {}

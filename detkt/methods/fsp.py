@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from detkt.base.errors import InputError
 from detkt.knowledge import FeatureSpec, Knowledge, Spec
 from detkt.methods.adapters import max_pool, to_common_size
-from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Player, Stage, Update
+from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Player, Stage, Update
 
 
 def flow_matrix(
@@ -83,7 +83,7 @@ class FSP(Method):
         self.adapters = nn.ModuleList(_adapter(*self.pair_specs(pair)) for pair in pairs)
 
     def stages(self) -> Sequence[Stage]:
-        return [Stage("distill", frozenset({"student", "teacher.features"}))]
+        return [Stage("distill", Needs.STUDENT | Needs.TEACHER_FEATURES)]
 
     def players(self) -> dict[str, Player]:
         return {STUDENT: Player((self.adapters,))}
@@ -98,7 +98,7 @@ class FSP(Method):
             for flow, target in zip(_flows(ours, student), _flows(theirs, teacher), strict=True)
         ]
         added = self.config.weight * torch.stack(distances).sum()
-        yield Update(STUDENT, {**student.losses, self.name: added})
+        yield Update(STUDENT, {self.name: added})
 
 
 def _adapter(student: FeatureSpec, teacher: FeatureSpec) -> nn.Module:

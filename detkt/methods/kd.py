@@ -19,7 +19,7 @@ from torch import Tensor
 
 from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge, Spec
-from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Stage, Update
+from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Stage, Update
 from detkt.methods.reductions import full_precision
 
 
@@ -67,12 +67,9 @@ class KD(Method):
             raise InputError("methods.kd.layers: kd reads class scores and no layers; leave it empty")
 
     def stages(self) -> Sequence[Stage]:
-        return [Stage("distill", frozenset({"student", "student.logits", "teacher.logits"}))]
+        return [Stage("distill", Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS)]
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
-        losses = dict(student.losses)
-        classification = student.classification_loss
-        losses[classification] = (1 - self.config.alpha) * losses[classification]
         softened = distillation_loss(student.logits, teacher.logits, self.config.temperature)
-        losses[self.name] = self.config.alpha * softened
-        yield Update(STUDENT, losses)
+        rest = {student.classification_loss: 1 - self.config.alpha}
+        yield Update(STUDENT, {self.name: self.config.alpha * softened}, task_weights=rest)

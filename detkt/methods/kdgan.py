@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge, Spec
-from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Player, Stage, Update, frozen
+from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Player, Stage, Update, frozen
 from detkt.methods.kd import distillation_loss
 from detkt.methods.reductions import full_precision
 
@@ -132,7 +132,7 @@ class KDGAN(Method):
         self.teacher_head = TeacherHead(student.num_classes)
 
     def stages(self) -> Sequence[Stage]:
-        needs = frozenset({"student", "student.logits", "teacher.logits"})
+        needs = Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS
         return [Stage("distill", needs, (STUDENT, "kdgan_discriminator", "kdgan_teacher"))]
 
     def players(self) -> dict[str, Player]:
@@ -159,7 +159,6 @@ class KDGAN(Method):
             theirs = self.teacher_head(context)
         with frozen(self.discriminator):
             losses = {
-                **student.losses,
                 "kdgan_proposals": config.alpha * self._proposal_loss(context, ours),
                 "kdgan_distillation": config.beta * distillation_loss(ours, theirs, config.temperature),
             }

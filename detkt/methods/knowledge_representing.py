@@ -65,6 +65,7 @@ from detkt.methods.base import (
     LayerPair,
     Method,
     MethodConfig,
+    Needs,
     Player,
     Stage,
     Update,
@@ -183,7 +184,7 @@ class KRDense(Method):
         return source, FeatureSpec(channels[0], source.height, source.width, nonnegative)
 
     def stages(self) -> Sequence[Stage]:
-        return [Stage("distill", frozenset({"student", "teacher.features"}), (STUDENT, "aggregation"))]
+        return [Stage("distill", Needs.STUDENT | Needs.TEACHER_FEATURES, (STUDENT, "aggregation"))]
 
     def players(self) -> dict[str, Player]:
         lr = self.config.aggregation_lr
@@ -210,7 +211,7 @@ class KRDense(Method):
             metrics.append(metric)
         added = self.config.weight * torch.stack(losses).mean()
         means = {name: torch.stack([values[name] for values in metrics]).mean() for name in metrics[0]}
-        yield Update(STUDENT, {**student.losses, self.name: added}, means)
+        yield Update(STUDENT, {self.name: added}, means)
 
     def views(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
         views = {}

@@ -47,6 +47,7 @@ from detkt.methods.base import (
     LayerPair,
     Method,
     MethodConfig,
+    Needs,
     Player,
     Stage,
     Update,
@@ -219,8 +220,8 @@ class KTAN(Method):
         self.reads_student_head = self.head == STUDENT
 
     def stages(self) -> Sequence[Stage]:
-        both = frozenset({"student", "teacher.features"})
-        stages = [Stage("regressor", frozenset({"teacher.features"}), ("regressor",), self.config.regressor_steps)]
+        both = Needs.STUDENT | Needs.TEACHER_FEATURES
+        stages = [Stage("regressor", Needs.TEACHER_FEATURES, ("regressor",), self.config.regressor_steps)]
         if not self.adversarial:
             return [*stages, Stage("distill", both)]
         if self.config.warmup_steps:
@@ -292,7 +293,7 @@ class KTAN(Method):
         if stage.name == "adversarial":
             yield from self._discriminator_update(maps, targets, masks)
 
-        losses = dict(student.losses)
+        losses: dict[str, Tensor] = {}
         mse = [feature_mse(maps[pair], targets[pair], masks[pair]) for pair in pairs]
         metrics = {"feature_mse": torch.stack(mse).mean()}
         losses[f"{self.name}_mse"] = self.config.beta * metrics["feature_mse"]

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from detkt.knowledge import Knowledge, Spec
 from detkt.methods.adapters import to_common_size
-from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Stage, Update
+from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Stage, Update
 from detkt.methods.reductions import full_precision
 
 
@@ -99,7 +99,7 @@ class NST(Method):
             self.pair_specs(pair)  # raises where a net has no such map
 
     def stages(self) -> Sequence[Stage]:
-        return [Stage("distill", frozenset({"student", "teacher.features"}))]
+        return [Stage("distill", Needs.STUDENT | Needs.TEACHER_FEATURES)]
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         discrepancies = []
@@ -107,4 +107,4 @@ class NST(Method):
             ours, theirs = student.features[pair.student], teacher.features[pair.teacher]
             discrepancies.append(nst_loss(ours, theirs, student.mask(ours), teacher.mask(theirs)))
         added = self.config.weight / 2 * torch.stack(discrepancies).mean()
-        yield Update(STUDENT, {**student.losses, self.name: added})
+        yield Update(STUDENT, {self.name: added})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detkt.base.errors import InputError, suggestion
 from detkt.knowledge import FeatureSpec, Knowledge, Spec
-from detkt.methods.base import Heads
+from detkt.methods.base import Heads, Needs
 
 
 class TeacherMaps(Protocol):
@@ -42,7 +42,7 @@ class Task(Protocol):
         """Let ``torch.compile`` translate both backbones, the watched layers with them, when they next run."""
         ...
 
-    def run(self, inputs: Any, targets: Any, needs: frozenset[str]) -> tuple[Knowledge | None, Knowledge | None, Heads]:
+    def run(self, inputs: Any, targets: Any, needs: Needs) -> tuple[Knowledge | None, Knowledge | None, Heads]:
         """The passes in *needs* (see Stage) on one batch: student's and teacher's knowledge, and the heads."""
         ...
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from detkt.base.errors import InputError, first_line
 from detkt.knowledge import Knowledge, Spec
+from detkt.methods.base import Needs
 from detkt.models.classifier import Classifier
 from detkt.models.layout import channels_last
 from detkt.tasks.base import LayerRecorder, TeacherMaps, evaluating, map_specs
@@ -131,7 +132,7 @@ class ClassificationTask:
         return height, width
 
     def run(
-        self, images: Tensor | list[Tensor], targets: dict[str, Tensor] | Tensor, needs: frozenset[str]
+        self, images: Tensor | list[Tensor], targets: dict[str, Tensor] | Tensor, needs: Needs
     ) -> tuple[Knowledge | None, Knowledge | None, ClassificationHeads]:
         """Images: (N, C, H, W), normalised; targets: ``labels`` (N,), alone or in a dict. See `detkt.tasks.base.Task`.
 
@@ -140,7 +141,7 @@ class ClassificationTask:
         Raises:
             InputError: the student is to learn while it is in evaluation mode, or a label is not one of its classes.
         """
-        if "student" in needs and not self.student.training:
+        if Needs.STUDENT in needs and not self.student.training:
             raise InputError(
                 "the student is in evaluation mode: call train() on it, or on the distiller, before training"
             )
@@ -161,16 +162,16 @@ class ClassificationTask:
         images = torch.stack(images) if isinstance(images, list) else images
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         student = teacher = None
-        if needs & {"student", "student.features"}:
+        if needs & (Needs.STUDENT | Needs.STUDENT_FEATURES):
             student = Knowledge(self._nets["student"].features(images))
-        if "student" in needs:
+        if Needs.STUDENT in needs:
             student.logits, student.labels = self._nets["student"].scores(student.features), labels
             student.losses = {"cross_entropy": F.cross_entropy(student.logits, labels)}
             student.classification_loss = "cross_entropy"
-        if needs & {"teacher.features", "teacher.logits"}:
+        if needs & (Needs.TEACHER_FEATURES | Needs.TEACHER_LOGITS):
             with torch.no_grad():
                 teacher = Knowledge(self._teacher_features(images, targets))
-                if "teacher.logits" in needs:
+                if Needs.TEACHER_LOGITS in needs:
                     teacher.logits = self._nets["teacher"].scores(teacher.features)
         return student, teacher, ClassificationHeads(self._nets, labels)
 

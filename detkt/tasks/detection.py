@@ -19,6 +19,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge, Spec
+from detkt.methods.base import Needs
 from detkt.models.layout import channels_last
 from detkt.tasks.base import LayerRecorder, TeacherMaps, evaluating, map_specs
 
@@ -209,7 +210,7 @@ class DetectionTask:
         return tuple(-(-side // divisor) * divisor for side in resized.shape[-2:])
 
     def run(
-        self, images: list[Tensor], targets: Targets, needs: frozenset[str]
+        self, images: list[Tensor], targets: Targets, needs: Needs
     ) -> tuple[Knowledge | None, Knowledge | None, DetectionHeads]:
         """Images: list of (3, H, W) in [0, 1]; targets as torchvision's. See :class:`detkt.tasks.base.Task`.
 
@@ -219,7 +220,7 @@ class DetectionTask:
             InputError: the student's losses are asked for while it is in evaluation mode, where it has none; targets on
                 the CPU hold boxes that are inverted, empty or not finite, or labels that are none of its classes.
         """
-        if "student" in needs and not self.student.training:
+        if Needs.STUDENT in needs and not self.student.training:
             raise InputError(
                 "the student is in evaluation mode: call train() on it, or on the distiller, before training"
             )
@@ -235,23 +236,23 @@ class DetectionTask:
         valid = _valid(batch)
         heads = DetectionHeads({"student": self._student, "teacher": self._teacher}, batch, targets)
         student = teacher = None
-        from_teacher = bool(needs & {"teacher.features", "teacher.logits"})
+        from_teacher = bool(needs & (Needs.TEACHER_FEATURES | Needs.TEACHER_LOGITS))
         if from_teacher and self.teacher_cache is None:
             # First: of its activations nothing but these maps is left when the student's pile up.
             teacher = Knowledge(self._teacher_features(batch, host_targets), valid=valid)
-        if needs & {"student", "student.features"}:
+        if needs & (Needs.STUDENT | Needs.STUDENT_FEATURES):
             features = self._student.features(batch.tensors)
             student = Knowledge(features, valid=valid)
         if from_teacher and self.teacher_cache is not None:
             # Here, before the RoIs are sampled, cached maps are read while a GPU still computes the student's.
             teacher = Knowledge(self._teacher_features(batch, host_targets), valid=valid)
-        if "student" in needs:
+        if Needs.STUDENT in needs:
             student.losses, sampled = self._student.losses(features, batch, targets)
             student.classification_loss = "loss_classifier"
-            if needs & {"student.logits", "teacher.logits"}:
+            if needs & (Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS):
                 student.logits = sampled.logits
                 student.labels = self._roi_labels(sampled.proposals, targets)
-        if "teacher.logits" in needs:
+        if Needs.TEACHER_LOGITS in needs:
             with torch.no_grad():
                 teacher.logits = self._teacher_logits(teacher.features, sampled.proposals, batch)
         return student, teacher, heads

@@ -25,6 +25,7 @@ from detkt.engine.run import build_net, train
 from detkt.engine.synced_norm import sync_batch_norms
 from detkt.engine.trainer import Interrupted, Trainer
 from detkt.evaluation.detector import detect
+from detkt.methods.base import Needs
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def _fit_line(folder, config):
     student = _Line()
 
     class Distiller(nn.Module):
-        stages = [Stage("distill", frozenset({"student"}))]
+        stages = [Stage("distill", Needs.STUDENT)]
         method = type("Method", (), {"players": staticmethod(lambda: {}), "watches": staticmethod(lambda: [])})
         task = type("Task", (), {"pictures": staticmethod(lambda targets: targets["image_id"].tolist())})
 

@@ -13,7 +13,7 @@ from detkt import Distiller, methods
 from detkt.base.errors import InputError
 from detkt.knowledge import FeatureSpec, Knowledge, Spec
 from detkt.methods.adapters import Regressor, regressor_geometry
-from detkt.methods.base import STUDENT
+from detkt.methods.base import STUDENT, Needs
 from detkt.methods.ktan import (
     Discriminator,
     discriminator_loss,
@@ -248,7 +248,8 @@ def test_stages_of_ktan_and_dln():
         ("warmup", 5, (STUDENT,)),
         ("adversarial", None, (STUDENT, "discriminator")),
     ]
-    assert [set(stage.needs) for stage in stages] == [{"teacher.features"}] + 2 * [{"student", "teacher.features"}]
+    both = Needs.STUDENT | Needs.TEACHER_FEATURES
+    assert [stage.needs for stage in stages] == [Needs.TEACHER_FEATURES, both, both]
     assert [s.name for s in make(spec(), spec(), warmup_steps=0).stages()] == ["regressor", "adversarial"]
     dln = make(spec(), spec(), "dln", regressor_steps=7)
     assert [(stage.name, stage.steps) for stage in dln.stages()] == [("regressor", 7), ("distill", None)]
@@ -319,16 +320,16 @@ def test_losses_of_a_step_by_hand(patch, normalize):
     fooled = 0.3 * F.binary_cross_entropy_with_logits(logits[1], torch.ones_like(logits[1])).item()
     assert learned.player == STUDENT
     raw = {"feature_mse": mse / 0.7, "generator_loss": fooled / 0.3}  # 0.3: thrice alpha, a third as often
-    assert values(learned) == pytest.approx({"task": 2.0, "ktan_mse": mse, "ktan_generator": fooled, **raw})
-    assert learned.total.item() == pytest.approx(2.0 + mse + fooled)
+    assert values(learned) == pytest.approx({"ktan_mse": mse, "ktan_generator": fooled, **raw})
+    assert learned.total.item() == pytest.approx(mse + fooled)
 
     for step in (1, 2, 4, 5):
         (between,) = method.step(stage_of(method, "adversarial").turn(step), student, teacher, ToyHeads())
-        terms = {"task": 2.0, "ktan_mse": mse, "ktan_generator": 0.0, "feature_mse": mse / 0.7}
+        terms = {"ktan_mse": mse, "ktan_generator": 0.0, "feature_mse": mse / 0.7}
         assert values(between) == pytest.approx(terms)
     assert stage_of(method, "adversarial").turn(3).name == "adversarial"
     (matched,) = method.step(stage_of(method, "warmup"), student, teacher, ToyHeads())
-    assert values(matched) == pytest.approx({"task": 2.0, "ktan_mse": mse, "feature_mse": mse / 0.7})
+    assert values(matched) == pytest.approx({"ktan_mse": mse, "feature_mse": mse / 0.7})
 
 
 def test_dln_is_ktan_without_its_adversary():

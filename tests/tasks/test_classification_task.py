@@ -14,10 +14,11 @@ from torch import nn
 import detkt
 from detkt.base.errors import InputError
 from detkt.methods import available
+from detkt.methods.base import Needs
 from detkt.models import Classifier, build_classifier, build_detector
 from detkt.tasks import ClassificationTask, build_task
 
-EVERYTHING = frozenset({"student", "student.logits", "teacher.features", "teacher.logits"})
+EVERYTHING = Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_FEATURES | Needs.TEACHER_LOGITS
 
 
 def nets(classes: int = 10):
@@ -77,7 +78,7 @@ def test_only_what_is_asked_for_is_run(cifar_batch):
 
     student.backbone.register_forward_pre_hook(forbid)
     teacher.head.register_forward_pre_hook(forbid)
-    ours, theirs, _ = task.run(*cifar_batch, frozenset({"teacher.features"}))
+    ours, theirs, _ = task.run(*cifar_batch, Needs.TEACHER_FEATURES)
     assert ours is None
     assert theirs.logits is None
 
@@ -85,7 +86,7 @@ def test_only_what_is_asked_for_is_run(cifar_batch):
 def test_a_head_reads_any_map_and_learns_nothing(cifar_batch):
     images, targets = cifar_batch
     student, teacher = nets()
-    _, theirs, heads = watched(student, teacher).run(images, targets, frozenset({"teacher.features"}))
+    _, theirs, heads = watched(student, teacher).run(images, targets, Needs.TEACHER_FEATURES)
     feature = theirs.features["output"].clone().requires_grad_()
     loss = heads.task_losses({"output": feature}, "teacher")["cross_entropy"]
     torch.testing.assert_close(loss, F.cross_entropy(teacher(images), targets["labels"]))
@@ -97,7 +98,7 @@ def test_a_head_reads_any_map_and_learns_nothing(cifar_batch):
 def test_labels_alone_are_targets_too(cifar_batch):
     images, targets = cifar_batch
     task = watched(*nets())
-    with_dict, alone = (task.run(images, t, frozenset({"student"}))[0] for t in (targets, targets["labels"]))
+    with_dict, alone = (task.run(images, t, Needs.STUDENT)[0] for t in (targets, targets["labels"]))
     torch.testing.assert_close(with_dict.losses["cross_entropy"], alone.losses["cross_entropy"])
     assert task.pictures(targets) == [0, 1, 2, 3, 4, 5]
 

@@ -11,12 +11,13 @@ import torch
 from detkt.base.errors import InputError
 from detkt.config import load_config
 from detkt.engine.run import train
+from detkt.methods.base import Needs
 from detkt.models import build_classifier
 from detkt.tasks import build_task
 from detkt.tasks.compiling import compile_backbones
 
 CPU = torch.device("cpu")
-PASSES = frozenset({"student", "teacher.features"})
+PASSES = Needs.STUDENT | Needs.TEACHER_FEATURES
 
 
 def loss_and_gradients(task, images, targets):

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from detkt.base.errors import InputError
+from detkt.methods.base import Needs
 from detkt.tasks.detection import DetectionTask, as_pyramid, named_outputs
 
-EVERYTHING = frozenset({"student", "student.logits", "teacher.features", "teacher.logits"})
+EVERYTHING = Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_FEATURES | Needs.TEACHER_LOGITS
 
 
 def make_task(student, teacher=None, student_layers=(), teacher_layers=(), **classes) -> DetectionTask:
@@ -73,15 +74,15 @@ def test_only_the_passes_in_need_run(detector, batch, monkeypatch):
     monkeypatch.setattr(task.teacher.rpn, "forward", forbid)
     task.run(*batch, EVERYTHING)
     monkeypatch.setattr(task.teacher.roi_heads.box_head, "forward", forbid)
-    student, teacher, _ = task.run(*batch, frozenset({"student", "student.logits", "teacher.features"}))
+    student, teacher, _ = task.run(*batch, Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_FEATURES)
     assert student.logits is not None
     assert teacher.logits is None
     monkeypatch.setattr(task.teacher.backbone, "forward", forbid)
-    student, teacher, _ = task.run(*batch, frozenset({"student"}))
+    student, teacher, _ = task.run(*batch, Needs.STUDENT)
     assert (teacher, student.logits, student.labels) == (None, None, None)
     monkeypatch.undo()
     monkeypatch.setattr(task.student.backbone, "forward", forbid)
-    student, teacher, _ = task.run(*batch, frozenset({"teacher.features"}))
+    student, teacher, _ = task.run(*batch, Needs.TEACHER_FEATURES)
     assert student is None
     assert not teacher.losses
 
@@ -133,7 +134,7 @@ def test_boxes_stay_in_single_precision_under_autocast(detector, batch, monkeypa
     decoded = spy(student.rpn.box_coder, "decode", monkeypatch)
     sampled = spy(student.roi_heads, "select_training_samples", monkeypatch)
     with torch.no_grad():
-        task.run(*batch, frozenset({"student"}))
+        task.run(*batch, Needs.STUDENT)
         with torch.autocast("cpu", torch.bfloat16):
             knowledge, teacher, _ = task.run(*batch, EVERYTHING)
     assert knowledge.features["output"].dtype == torch.bfloat16  # the backbone ran in it
@@ -168,7 +169,7 @@ def test_outputs_of_a_pyramid_are_named_by_level(detector, batch):
     task = make_task(detector("fasterrcnn_resnet10x0.125_fpn"), None, ["body.layer3"])
     levels = ["output.0", "output.1", "output.2", "output.3", "output.pool"]
     assert list(task.specs[0].features) == [*levels, "body.layer3"]
-    student, _, _ = task.run(*batch, frozenset({"student"}))
+    student, _, _ = task.run(*batch, Needs.STUDENT)
     sizes = [student.features[name].shape[-2:] for name in levels]
     assert sizes == [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
     assert not task.specs[0].features["output.0"].nonnegative
@@ -193,12 +194,12 @@ def test_the_probe_leaves_no_trace(detector):
 
 def test_padding_is_told_by_picture(detector, batch):
     task = make_task(detector(), None)
-    student, _, _ = task.run(*batch, frozenset({"student"}))
+    student, _, _ = task.run(*batch, Needs.STUDENT)
     assert student.valid == [(1.0, 80 / 96), (53 / 64, 1.0)]
     assert student.mask(student.features["output"]).sum(dim=(1, 2, 3)).tolist() == [4 * 5, 3 * 6]
     images, targets = batch
     whole = [nn.functional.interpolate(image[None], (64, 96))[0] for image in images]
-    student, _, _ = task.run(whole, targets, frozenset({"student"}))
+    student, _, _ = task.run(whole, targets, Needs.STUDENT)
     assert student.valid is None
 
 
@@ -223,7 +224,7 @@ def test_heads_score_a_map_without_changing(detector, batch):
 def test_the_students_head_scores_as_in_training(detector, batch):
     task, random = make_task(detector(norm="frozen")), []
     task.student.rpn.register_forward_pre_hook(lambda module, inputs: random.append(torch.get_rng_state()))
-    knowledge, _, heads = task.run(*batch, frozenset({"student"}))
+    knowledge, _, heads = task.run(*batch, Needs.STUDENT)
     torch.set_rng_state(random[0])
     losses = heads.task_losses(knowledge.features, "student")
     assert {k: v.item() for k, v in losses.items()} == {k: v.item() for k, v in knowledge.losses.items()}
@@ -256,7 +257,7 @@ def test_inputs_follow_the_student_to_its_device(detector, batch):
     images, targets = batch
     target = {key: value.as_subclass(Elsewhere) for key, value in targets[0].items()}
     images = [images[0].as_subclass(Elsewhere)]
-    make_task(detector()).run(images, [{**target, "image_id": 7}], frozenset({"student"}))
+    make_task(detector()).run(images, [{**target, "image_id": 7}], Needs.STUDENT)
     assert moved == [torch.device("cpu")] * 3
 
 
@@ -289,7 +290,7 @@ def test_unfit_networks_are_refused(detector, batch):
     student.eval()
     with pytest.raises(InputError, match="the student is in evaluation mode"):
         task.run(*batch, EVERYTHING)
-    task.run(*batch, frozenset({"teacher.features"}))
+    task.run(*batch, Needs.TEACHER_FEATURES)
 
 
 def test_large_pictures_pass_the_teacher_one_by_one(detector, batch, monkeypatch):

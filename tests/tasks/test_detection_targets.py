@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from detkt.base.errors import InputError
+from detkt.methods.base import Needs
 from detkt.tasks.detection import DetectionTask, _check_target
 
-NEEDS = frozenset({"student"})
+NEEDS = Needs.STUDENT
 BOX = [5.0, 5.0, 30.0, 40.0]
 
 
