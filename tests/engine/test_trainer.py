@@ -388,7 +388,7 @@ class Turns(Method):
 
     def stages(self):
         passes, both = Needs.STUDENT, (STUDENT, "own")
-        before = {"steps": 5, "every": 2, "between": Stage("unprepared", frozenset(), ("own",))}
+        before = {"steps": 5, "every": 2, "between": Stage("unprepared", Needs.NOTHING, ("own",))}
         return [
             Stage("prepared", Needs.NOTHING, ("own",), **before),
             Stage("whole", passes, both, every=3, between=Stage("between", passes)),
