@@ -65,8 +65,13 @@ class FeatureSpec:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a method may know of a network before training: its maps and its classes."""
+    """What a method may know of a network before training: its maps, its classes, and whether it has logits.
+
+    ``num_classes``: 0 where the network does not tell. ``has_logits``: it can be asked for :attr:`Knowledge.logits`,
+    which of detectors those of two stages can.
+    """
 
     features: Mapping[str, FeatureSpec] = field(default_factory=dict)
     num_classes: int = 0
     classes: tuple[str, ...] = ()
+    has_logits: bool = True

@@ -304,6 +304,12 @@ class Method(nn.Module):
     def require_same_classes(self) -> None:
         """Raise InputError unless both nets score the same classes in the same order."""
         student, teacher = self.student_spec, self.teacher_spec
+        for role, spec in (("student", student), ("teacher", teacher)):
+            if not spec.has_logits:
+                raise InputError(
+                    f"method '{self.name}' compares the class scores of regions, and the {role} is a detector of one "
+                    "stage, which has none; use a feature method"
+                )
         if student.num_classes != teacher.num_classes:
             raise InputError(
                 f"method '{self.name}' compares class scores, but the student has {student.num_classes} classes and "

@@ -37,14 +37,14 @@ def cifar_batch():
 
 def watched(student, teacher, *layers):
     task = ClassificationTask(student, teacher)
-    task.specs = task.watch(layers, layers)
+    task.specs = task.reveal(layers, layers)
     return task
 
 
 def test_knowledge_is_what_the_networks_say(cifar_batch):
     images, targets = cifar_batch
     student, teacher = nets()
-    reference = copy.deepcopy(student).to(memory_format=torch.channels_last)  # the task's own layout
+    reference = copy.deepcopy(student)
     ours, theirs, _ = watched(student, teacher, "layer2").run(images, targets, EVERYTHING)
     logits = reference(images)
     assert torch.equal(ours.logits, logits)
@@ -66,7 +66,7 @@ def test_maps_are_probed(cifar_batch):
     assert (output.channels, output.height, output.width, output.nonnegative) == (32, 8, 8, True)
     assert student_spec.features["layer1"].channels == 4
     task = ClassificationTask(*nets(), image_size=(48, 64))
-    assert [(m.height, m.width) for m in task.watch([], [])[0].features.values()] == [(12, 16)]
+    assert [(m.height, m.width) for m in task.reveal([], [])[0].features.values()] == [(12, 16)]
 
 
 def test_only_what_is_asked_for_is_run(cifar_batch):
@@ -120,9 +120,9 @@ def test_what_does_not_fit_is_refused(cifar_batch):
     with pytest.raises(InputError, match="the same object"):
         ClassificationTask(student, student)
     with pytest.raises(InputError, match="student_classes has 2 names, but the student has 10"):
-        ClassificationTask(student, teacher, ["a", "b"]).watch([], [])
+        ClassificationTask(student, teacher, ["a", "b"]).reveal([], [])
     with pytest.raises(InputError, match=r"the student cannot take pictures of 2 x 2 \("):
-        ClassificationTask(build_classifier("cifar_vgg13", 10), image_size=2).watch([], [])
+        ClassificationTask(build_classifier("cifar_vgg13", 10), image_size=2).reveal([], [])
     with pytest.raises(InputError, match="pictures of 3 channels and the teacher of 1"):
         ClassificationTask(student, build_classifier("cifar_resnet8", 10, in_channels=1))
     with pytest.raises(InputError, match="the teacher is a FasterRCNN"):

@@ -40,7 +40,7 @@ def compared(make, images, targets, layers, monkeypatch):
     student, teacher = make(0), make(1).eval().requires_grad_(False)
     plain, compiled = (build_task(copy.deepcopy(student), teacher) for _ in range(2))
     for task in (plain, compiled):
-        task.watch(layers, layers)
+        task.reveal(layers, layers)
     compile_backbones(compiled, CPU)
     for expected, found in zip(
         loss_and_gradients(plain, images, targets), loss_and_gradients(compiled, images, targets), strict=True
