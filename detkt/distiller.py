@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from detkt import methods
 from detkt.base.errors import InputError
@@ -16,7 +17,7 @@ from detkt.base.processes import average_gradients, broadcast
 from detkt.methods.base import STUDENT, Stage, Update
 from detkt.methods.players import Players, schedule_factor
 from detkt.tasks import build_task
-from detkt.tasks.base import TeacherMaps
+from detkt.tasks.base import TeacherMaps, evaluating
 
 # Of the trainer's usual schedule: what a progress is turned into.
 MILESTONES, GAMMA = (0.7,), 0.1
@@ -103,7 +104,7 @@ class Distiller(nn.Module):
         self._players: Players | None = None
         self._players_state: dict[str, Any] | None = None
         self._prepared = not any(not stage.trains_student for stage in self._stages)
-        self._updates = 0
+        self._student_updates, self._called = 0, False
         self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         self._first_rate = 0.0
         self._notice_optimizers()
@@ -198,24 +199,28 @@ class Distiller(nn.Module):
         """
         if not self._prepared:
             raise InputError(f"method '{self.method.name}' has stages before the student's: call prepare(loader) first")
-        learning = torch.is_grad_enabled()
-        if learning:
-            self._own_players().set_rates(self._rate_factor(progress))
-        stage = self._current_stage()
+        if not torch.is_grad_enabled():
+            return self._validation_losses(images, targets)
+        self._own_players().set_rates(self._rate_factor(progress))
+        self._count_call()
         losses: dict[str, Tensor] = {}
         self.metrics = {}
         last = self._part == self._accumulate - 1
-        for update in self.updates(stage, images, targets):
+        for update in self.updates(self._current_stage(), images, targets):
             if update.player == STUDENT:
                 losses.update(update.losses)
                 self.metrics |= update.metrics
-            elif learning:
+            else:
                 self._learn(update, last)
-        if learning:
-            self._part = (self._part + 1) % self._accumulate
-            if self._optimizer is None and last:
-                self._updates += 1  # until an optimizer is seen, calls are all there is to count
+        self._part = (self._part + 1) % self._accumulate
+        self._called = self._called or last
         return losses
+
+    def _validation_losses(self, images: Any, targets: Any) -> dict[str, Tensor]:
+        """The losses of the current stage; nobody learns, and nothing is counted."""
+        with evaluating(self.method):
+            updates = [update for update in self.updates(self._current_stage(), images, targets)]
+        return next(update.losses for update in updates if update.player == STUDENT)
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Take *optimizer* for the student's before its first step, by which it would be noticed anyway.
@@ -230,7 +235,7 @@ class Distiller(nn.Module):
     def _current_stage(self) -> Stage:
         """The student's stage of the next update, in its turn."""
         own = [stage for stage in self._stages if stage.trains_student]
-        stage, left = own[0], self._updates
+        stage, left = own[0], self._student_updates
         for stage in own:
             if stage.steps is None or left < stage.steps:
                 break
@@ -245,18 +250,21 @@ class Distiller(nn.Module):
             if (distiller := own()) is not None:
                 distiller._stepped(optimizer)
 
-        handle = torch.optim.optimizer.register_optimizer_step_post_hook(stepped)
+        handle = register_optimizer_step_post_hook(stepped)
         weakref.finalize(self, handle.remove)
 
     def _stepped(self, optimizer: torch.optim.Optimizer) -> None:
         followed = self._optimizer() if self._optimizer is not None else None
         if followed is None and self._group_of_student(optimizer) is not None:
-            if self._optimizer is None:
-                self._updates = max(0, self._updates - 1)  # the calls that this step ends
             self.follow(optimizer)
             followed = optimizer
         if followed is optimizer:
-            self._updates += 1
+            self._student_updates, self._called = self._student_updates + 1, False
+
+    def _count_call(self) -> None:
+        """Count the last call as an update where no optimizer has been seen and no gradient waits for more parts."""
+        if self._optimizer is None and self._called and all(p.grad is None for p in self.student.parameters()):
+            self._student_updates, self._called = self._student_updates + 1, False
 
     def _group_of_student(self, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
         first = next((p for p in self.student.parameters() if p.requires_grad), None)
@@ -304,8 +312,9 @@ class Distiller(nn.Module):
 
         As bytes in a tensor, since formats such as safetensors hold nothing else.
         """
+        self._count_call()
         players = self._players.state_dict() if self._players is not None else self._players_state
-        state = {"prepared": self._prepared, "updates": self._updates, "players": players}
+        state = {"prepared": self._prepared, "updates": self._student_updates, "players": players}
         buffer = io.BytesIO()
         torch.save(state, buffer)
         return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
@@ -313,7 +322,7 @@ class Distiller(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """The reverse of :meth:`get_extra_state`."""
         kept = torch.load(io.BytesIO(state.cpu().numpy().tobytes()), map_location="cpu", weights_only=True)
-        self._prepared, self._updates, self._players_state = kept["prepared"], kept["updates"], kept["players"]
+        self._prepared, self._student_updates, self._players_state = kept["prepared"], kept["updates"], kept["players"]
         if self._players is not None and self._players_state is not None:
             self._players.load_state_dict(self._players_state)
             self._players_state = None
@@ -339,10 +348,10 @@ def _cycle(batches: Iterable, steps: int) -> Iterator:
     while done < steps:
         before = done
         for batch in batches:
-            if done == steps:
-                return
             yield batch
             done += 1
+            if done == steps:
+                return  # before another batch is taken, that of the caller's next step
         if done == before:
             raise InputError(
                 f"prepare() got {done} batches but needs {steps}; give it a DataLoader or a list, to go through again"

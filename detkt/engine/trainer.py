@@ -6,7 +6,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -281,7 +281,7 @@ class Trainer:
             "random": self.processes.gather(random_state()),
             "journal": self.journal.state_dict(),
             "pictures": self._pictures(),
-            "progress": asdict(self.progress),
+            **asdict(self.progress),
         }
         if self.validation is not None:
             state["validation"] = self.validation.state_dict()
@@ -304,7 +304,7 @@ class Trainer:
                 raise InputError(f"checkpoint {path} is of a run on other pictures; give the data it was trained on")
             self.distiller.load_state_dict(state["distiller"])
             self.players.load_state_dict(state["players"])
-            self.progress = Progress(**state["progress"])
+            self.progress = Progress(**{field.name: state[field.name] for field in fields(Progress)})
             self.journal.load_state_dict(state["journal"], self.device)
             if self.validation is not None:
                 self.validation.load_state_dict(state["validation"])

@@ -7,6 +7,7 @@ folder that defines a subclass of :class:`Method` with a ``name``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -227,10 +228,10 @@ class Method(nn.Module):
         return [LayerPair.parse(text) for text in config.layers]
 
     def pairs(self) -> list[LayerPair]:
-        """The configured layer pairs, or all the backbone outputs that both nets have.
+        """The configured layer pairs, or the backbone outputs of both nets that have one stride.
 
         Raises:
-            InputError: the two nets' outputs do not correspond, or a student's layer is named twice.
+            InputError: no output of the student's has a counterpart, or a student's layer is named twice.
         """
         if self.config.layers:
             pairs = self.layer_pairs(self.config)
@@ -240,13 +241,14 @@ class Method(nn.Module):
                 )
             return pairs
         student, teacher = self.student_spec.features, self.teacher_spec.features
-        shared = outputs(student)
-        if missing := [name for name in shared if name not in teacher]:
+        pairs = [LayerPair(*names) for names in match_by_stride(student, teacher)]
+        if not pairs:
             raise InputError(
-                f"method '{self.name}': the student's backbone output '{missing[0]}' has no counterpart among the "
-                f"teacher's ({', '.join(teacher)}); name layers with methods.{self.name}.layers=[STUDENT=TEACHER]"
+                f"method '{self.name}': no backbone output of the student ({_told(student)}) has a counterpart of its "
+                f"size among the teacher's ({_told(teacher)}); name layers with "
+                f"methods.{self.name}.layers=[STUDENT=TEACHER]"
             )
-        return [LayerPair(name, name) for name in shared]
+        return pairs
 
     def pair_specs(self, pair: LayerPair) -> tuple[FeatureSpec, FeatureSpec]:
         """Student's and teacher's map of *pair*.
@@ -326,6 +328,32 @@ class Method(nn.Module):
 def outputs(features: Iterable[str]) -> list[str]:
     """The backbone's outputs among the names of *features*: ``output``, or a pyramid's ``output.<level>``."""
     return [name for name in features if name.split(".")[0] == "output"]
+
+
+def match_by_stride(student: Mapping[str, FeatureSpec], teacher: Mapping[str, FeatureSpec]) -> list[tuple[str, str]]:
+    """Names of the outputs of two nets that were probed on one picture, paired where their sizes are nearest.
+
+    A pair's heights differ by less than the square root of 2, half of what one stride differs from the next; each map
+    is in one pair at most. Names say nothing: level 0 has stride 4 in one pyramid and 32 in another.
+    """
+    pairs, taken = [], set[str]()
+    for name in outputs(student):
+        ours = student[name]
+        near = [
+            (abs(math.log2(teacher[other].height / ours.height)), other)
+            for other in outputs(teacher)
+            if other not in taken
+        ]
+        distance, other = min(near, default=(math.inf, ""), key=lambda pair: pair[0])
+        if distance < 0.5:
+            pairs.append((name, other))
+            taken.add(other)
+    return pairs
+
+
+def _told(features: Mapping[str, FeatureSpec]) -> str:
+    told = [f"{name} {features[name].height} x {features[name].width}" for name in outputs(features)]
+    return ", ".join(told) or "no map"
 
 
 def view_title(what: str, layer: str) -> str:

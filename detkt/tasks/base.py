@@ -196,13 +196,16 @@ def replaced(module: nn.Module, **parts: nn.Module | None) -> Iterator[None]:
 
 
 class Calling(nn.Module):
-    """A part that calls *function* in place of the module *instead_of*, and else looks like that one."""
+    """A part that calls *function* in place of the module *instead_of*, and else looks like that one.
 
-    def __init__(self, function: Any, instead_of: nn.Module) -> None:
+    *own* are attributes of its own.
+    """
+
+    def __init__(self, function: Any, instead_of: nn.Module, **own: Any) -> None:
         super().__init__()
         self.training = instead_of.training
         # Not as submodules: what counts a net's parts must not meet one twice.
-        self.__dict__.update(_function=function, _instead_of=instead_of)
+        self.__dict__.update(own, _function=function, _instead_of=instead_of)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_instead_of"], name)

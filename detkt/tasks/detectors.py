@@ -161,7 +161,7 @@ class Detector:
             return as_pyramid({name: full_precision(feature) for name, feature in seen.features.items()})
 
         stand_ins = {
-            "transform": Calling(transform, original_transform),
+            "transform": _stand_in(transform, original_transform),
             "backbone": Calling(backbone, self.model.backbone),
         }
         with replaced(self.model, **stand_ins), self._reading_heads(seen), self.recorder.watching():
@@ -173,7 +173,7 @@ class Detector:
         """The losses that the network's heads read from *features*; its layers inside stay in evaluation mode."""
         pyramid = as_pyramid({name: full_precision(feature) for name, feature in features.items()})
         stand_ins = {
-            "transform": Calling(lambda *_: (images, targets), self.model.transform),
+            "transform": _stand_in(lambda *_: (images, targets), self.model.transform),
             "backbone": Calling(lambda _: pyramid, self.model.backbone),
         }
         with replaced(self.model, **stand_ins), self._reading_heads(Pass()), self._scoring(targets):
@@ -261,6 +261,11 @@ class Detector:
             yield
         finally:
             vars(transform).update(given)
+
+
+def _stand_in(transform: Callable, instead_of: nn.Module) -> Calling:
+    """*transform* in the place of a detector's; in training there are no detections to be scaled back."""
+    return Calling(transform, instead_of, postprocess=lambda detections, *_: detections)
 
 
 def normalisation(transform: nn.Module) -> dict[str, Any] | None:

@@ -113,7 +113,7 @@ def test_a_stopped_run_equals_an_uninterrupted_one(method, config_file, teacher,
             os.kill(os.getpid(), signal.SIGTERM)
         original(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "_train_step", step)
+    monkeypatch.setattr(Trainer, "train_step", step)
     with pytest.raises(Interrupted):
         train(config, tmp_path / "run", quiet=True)
     again = train(config, tmp_path / "run", resume=tmp_path / "run" / "last.pt", quiet=True)

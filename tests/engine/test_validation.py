@@ -152,7 +152,7 @@ def test_a_stop_at_an_epochs_last_step(tiny_classifier_file, finished, tmp_path,
             interrupt()
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", step)
+        patch.setattr(Trainer, "train_step", step)
         with pytest.raises(Interrupted):
             train(config, folder, quiet=True)
     assert load_checkpoint(folder / "last.pt")["validation"]["epochs"] == 2

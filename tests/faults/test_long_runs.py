@@ -45,7 +45,7 @@ def test_two_thousand_updates_take_no_more_memory_than_six_hundred(
         if (self.step + 1) % 200 == 0:
             sizes[self.step + 1] = resident()
 
-    monkeypatch.setattr(Trainer, "_train_step", step)
+    monkeypatch.setattr(Trainer, "train_step", step)
     config = load_config(file, [*TASKS[task], *settings])
     train(config, tmp_path / "run", quiet=True)
     assert max(sizes) >= STEPS

@@ -128,7 +128,7 @@ def test_an_interrupted_run_keeps_no_file_open(tiny_file, tmp_path, monkeypatch)
         original(self, *arguments)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Trainer, "_train_step", step)
+    monkeypatch.setattr(Trainer, "train_step", step)
     list(evaluation_loader([], 1, 0))
     before = sorted(os.listdir("/proc/self/fd"))
     with pytest.raises(Interrupted) as stopped:
