@@ -277,7 +277,7 @@ def train(
         "parameters": sum(p.numel() for p in student.parameters()),
         "updates": trainer.progress.student_step,
         "seconds": trainer.progress.seconds,
-        "images_per_second": trainer.step * trainer.batch_size / trainer.progress.seconds,
+        "images_per_second": trainer.progress.step * trainer.batch_size / trainer.progress.seconds,
         "versions": versions(device),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

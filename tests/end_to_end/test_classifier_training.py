@@ -104,7 +104,7 @@ def test_a_stopped_run_equals_an_uninterrupted_one(method, config_file, teacher,
     overrides = [f"method={method}", f"teacher.checkpoint={teacher}", "train.epochs=1", "data.crop_padding=2"]
     config = load_config(config_file, overrides)
     whole = train(config, tmp_path / "whole", quiet=True)
-    original, count = Trainer._train_step, 0
+    original, count = Trainer.train_step, 0
 
     def step(self, *arguments):
         nonlocal count

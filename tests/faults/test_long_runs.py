@@ -38,7 +38,7 @@ def test_two_thousand_updates_take_no_more_memory_than_six_hundred(
     per_epoch = {"detection": 16, "classification": 8}[task]
     settings = [f"train.epochs={-(-STEPS // per_epoch)}", "train.log_every=50", "train.checkpoint_every=500"]
     sizes = {}
-    original = Trainer._train_step
+    original = Trainer.train_step
 
     def step(self, *arguments):
         original(self, *arguments)

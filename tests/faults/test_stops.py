@@ -28,13 +28,13 @@ TOOLS = sorted(path.stem for path in (PROJECT / "tools").glob("*.py"))
 
 def noting_workers(path: Path) -> None:
     """From now on, in this process, every training step writes the workers' process ids to *path*."""
-    original = Trainer._train_step
+    original = Trainer.train_step
 
     def step(self, *arguments):
         original(self, *arguments)
         path.write_text(" ".join(str(child.pid) for child in multiprocessing.active_children()))
 
-    Trainer._train_step = step
+    Trainer.train_step = step
 
 
 DIED = "error: a process that loads pictures died:"
@@ -122,7 +122,7 @@ def test_a_stop_before_or_after_the_training_is_one_word(name, place, tool, tmp_
 
 def test_an_interrupted_run_keeps_no_file_open(tiny_file, tmp_path, monkeypatch):
     """As a library: what a run opened is closed, though its exception still knows its frames."""
-    original = Trainer._train_step
+    original = Trainer.train_step
 
     def step(self, *arguments):
         original(self, *arguments)

@@ -125,7 +125,7 @@ def test_times_are_those_of_one_step():
 
 
 def test_memory_and_profile_are_of_whole_cycles(tiny_config, tmp_path, monkeypatch):
-    turns, works, original = [], [], Trainer._train_step
+    turns, works, original = [], [], Trainer.train_step
 
     def step(trainer, stage, loader):
         turns.append(stage.name)
