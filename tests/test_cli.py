@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from detkt.base.errors import InputError
-from detkt.cli import run_tool, training_config, training_parser
+from detkt.cli.shared import run_tool, training_config, training_parser
 from detkt.data.boxes import voc_to_corners
 from detkt.data.voc import VOCDetection
 from detkt.engine.checkpoint import load_checkpoint
@@ -72,7 +72,7 @@ def test_exit_codes_and_lines(capsys):
 @pytest.fixture
 def configured(tiny_file):
     """``configured("--epochs", "3", ...)``: config, folder and checkpoint that the flags of a training mean."""
-    parser = training_parser("Train.", "train.py", "configs/shapes.yaml")
+    parser = training_parser("train-det", "Train.", "train.py", "configs/shapes.yaml")
 
     def parse(*flags, config=tiny_file):
         flags = [*([] if config is None else ["--config", str(config)]), *flags]

@@ -1,21 +1,13 @@
-#!/usr/bin/env python
 """Run (or collect) many methods with several seeds on one config: a table with mean ± spread, and a chart."""
 
-import argparse
 import json
-import os
-import signal
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports, which take seconds
-
+from detkt.base.commands import command
 from detkt.base.errors import InputError
 from detkt.base.files import write_atomically
 from detkt.base.paths import resolve
-from detkt.cli import Parser, run_tool
+from detkt.cli.shared import Parser
 from detkt.config import load_config
 from detkt.engine.comparison import collect, markdown_table, run_missing, teacher_scores
 from detkt.engine.jobs import job_of
@@ -23,11 +15,12 @@ from detkt.methods import parse
 from detkt.visualization.comparison_chart import comparison_figure
 from detkt.visualization.panels import save_figure
 
-EXAMPLE = "example:\n  python tools/compare.py --methods none,dln,ktan --seeds 0,1,2 --output runs/compare"
+TO_GO_ON = "run the same command again to go on"  # after a stop
+EXAMPLE = "example:\n  %(prog)s --methods none,dln,ktan --seeds 0,1,2 --output runs/compare"
 
 
 def main(arguments=None):
-    parser = Parser(description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog=command("compare"), description=__doc__, epilog=EXAMPLE)
     parser.add_argument("--config", default="configs/shapes.yaml", help="default: configs/shapes.yaml")
     parser.add_argument("--methods", required=True, help="comma-separated, e.g. none,kd,ktan,ktan+kd")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default: 0,1,2)")
@@ -59,7 +52,3 @@ def main(arguments=None):
         write_atomically(root / name, lambda temporary, text=text: temporary.write_text(text + "\n"))
     save_figure(comparison_figure(rows, *next(iter(measures.items())), teacher), root / "chart.png")
     print(table)
-
-
-if __name__ == "__main__":
-    run_tool(main, to_go_on="run the same command again to go on")

@@ -1,20 +1,12 @@
-#!/usr/bin/env python
 """Show what distillation changed: pictures (KTAN's Fig. 2), diagrams and tables of student, distilled and teacher."""
 
-import argparse
-import os
-import signal
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports, which take seconds
-
+from detkt.base.commands import command
 from detkt.base.device import resolve_device
 from detkt.base.files import check_folder, make_folder
 from detkt.base.paths import resolve
-from detkt.cli import Parser, run_tool
+from detkt.cli.shared import Parser
 from detkt.visualization.difference import write_difference
 from detkt.visualization.matching import DISTILLED, STUDENT, TEACHER, check_choice, choose_pictures, compare
 from detkt.visualization.report import write_report
@@ -30,14 +22,14 @@ from detkt.visualization.sources import (
 from detkt.visualization.tables import change_tables, tables_text
 
 EXAMPLES = """examples:
-  python tools/visualize_diff.py --student data/models/shapes-student --distilled runs/demo \\
+  %(prog)s --student data/models/shapes-student --distilled runs/demo \\
       --teacher data/models/shapes-teacher
-  python tools/visualize_diff.py --student runs/plain --distilled runs/ktan --data-root data/VOCdevkit --class dog
-  python tools/visualize_diff.py --student results/before --distilled results/after --data-root data/VOCdevkit \\
+  %(prog)s --student runs/plain --distilled runs/ktan --data-root data/VOCdevkit --class dog
+  %(prog)s --student results/before --distilled results/after --data-root data/VOCdevkit \\
       --output runs/compared --images 000004,000012
 
 a model is a run's folder, its model.safetensors, a folder of VOC result files (*_det_test_CLASS.txt), or a COCO result
-file (*.json; eval_voc.py --help says what its ids mean)
+file (*.json; detkt eval --help says what its ids mean)
 
 written to the output folder, over those of an earlier comparison:
   diff.png              rows student, distilled, teacher; yellow: correct boxes gained, red: false boxes of the student,
@@ -51,7 +43,7 @@ written to the output folder, over those of an earlier comparison:
 
 
 def main(arguments=None):
-    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog=command("diff"), description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--student", metavar="A", required=True, help="the student without distillation")
     parser.add_argument("--distilled", metavar="B", required=True, help="the student with distillation")
     parser.add_argument("--teacher", metavar="C", help="the teacher (may be left out)")
@@ -112,7 +104,3 @@ def main(arguments=None):
     print()
     print(models_table(scored))
     print(gain_text(gain))
-
-
-if __name__ == "__main__":
-    run_tool(main)

@@ -1,20 +1,12 @@
-#!/usr/bin/env python
 """Score a trained detector, or anybody's detections, on a VOC-format data set; compare it with another."""
 
-import argparse
-import os
-import signal
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports, which take seconds
-
+from detkt.base.commands import command
 from detkt.base.device import resolve_device
 from detkt.base.errors import InputError
 from detkt.base.paths import resolve
-from detkt.cli import Parser, run_tool
+from detkt.cli.shared import Parser
 from detkt.config import DataConfig
 from detkt.data import test_set
 from detkt.engine.run import versions, write_metrics
@@ -27,10 +19,10 @@ from detkt.models import load_model
 from detkt.visualization.sources import open_sources, score_source
 
 EXAMPLES = """examples:
-  python tools/eval_voc.py --checkpoint runs/shapes-ktan-s0 --data-root data/shapes
-  python tools/eval_voc.py --checkpoint runs/shapes-ktan-s0 --data-root data/shapes --compare runs/shapes-none-s0
-  python tools/eval_voc.py --detections results/VOC2007/Main --data-root data/VOCdevkit --json scores.json
-  python tools/eval_voc.py --detections results.json --coco-annotations pascal_test2007.json --data-root data/VOCdevkit
+  %(prog)s --checkpoint runs/shapes-ktan-s0 --data-root data/shapes
+  %(prog)s --checkpoint runs/shapes-ktan-s0 --data-root data/shapes --compare runs/shapes-none-s0
+  %(prog)s --detections results/VOC2007/Main --data-root data/VOCdevkit --json scores.json
+  %(prog)s --detections results.json --coco-annotations pascal_test2007.json --data-root data/VOCdevkit
 
 detections are either a folder of VOC result files, *_det_<split>_<class>.txt, of lines "image score x1 y1 x2 y2" in
 1-based inclusive pixels, or a COCO result file (*.json), a list of {image_id, category_id, bbox, score}, bbox being
@@ -41,7 +33,7 @@ unless an entry names its class in category_name, as the files written here do."
 
 
 def main(arguments=None):
-    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog=command("eval"), description=__doc__, epilog=EXAMPLES)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", metavar="CKPT", help="a run's folder or its model.safetensors")
     source.add_argument("--detections", metavar="DIR|FILE.json", help="VOC or COCO result files to score, see below")
@@ -161,7 +153,3 @@ def add_intervals(result, detections, rivals, annotations, **options):
     result["bootstrap"] |= {key: pair.first.numbers() for key, pair in pairs.items()}
     result["compare"]["bootstrap"] = {key: pair.second.numbers() for key, pair in pairs.items()}
     result["compare"]["difference"] |= {key: pair.numbers() for key, pair in pairs.items()}
-
-
-if __name__ == "__main__":
-    run_tool(main)

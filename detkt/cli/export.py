@@ -1,22 +1,15 @@
-#!/usr/bin/env python
 """Export a trained detector or classifier: as safetensors, in half precision if wanted, and as ONNX."""
 
-import argparse
-import os
-import signal
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports, which take seconds
-
 import torch
 
+from detkt.base.commands import command
 from detkt.base.errors import InputError, suggestion
 from detkt.base.files import make_folder
 from detkt.base.paths import resolve
-from detkt.cli import Parser, run_tool
+from detkt.cli.shared import Parser
 from detkt.config import load_config
 from detkt.data import classification_data, data_root
 from detkt.data.images import read_image
@@ -28,8 +21,8 @@ from detkt.models.weights import WEIGHTS_FILE
 FORMATS = ("safetensors", "onnx")
 REAL_PICTURES = 8
 EXAMPLES = """examples:
-  python tools/export.py --checkpoint runs/shapes-ktan-s0 --half --output exported
-  python tools/export.py --checkpoint data/models/shapes-student --format onnx --data-root data/shapes --output exported
+  %(prog)s --checkpoint runs/shapes-ktan-s0 --half --output exported
+  %(prog)s --checkpoint data/models/shapes-student --format onnx --data-root data/shapes --output exported
 
 model.onnx is written after ONNX Runtime has given the same as torch on some pictures; it needs pip install detkt[onnx].
 A detector's takes one picture (3, height, width) of any size, RGB in [0, 1], and gives boxes, labels and scores. A
@@ -39,7 +32,7 @@ that model.safetensors has, rounded to fp16."""
 
 
 def main(arguments=None):
-    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog=command("export"), description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--checkpoint", required=True, metavar="CKPT", help="a run's folder or its model.safetensors")
     parser.add_argument("--output", required=True, metavar="DIR", help="gets model.safetensors, model.json, model.onnx")
     parser.add_argument("--half", action="store_true", help="store weights as fp16: half the size; read back as fp32")
@@ -145,7 +138,3 @@ def classifier_pictures(model, meta, checkpoint, size, root):
 def spread(items):
     """A few of *items*, from all parts of them."""
     return items[:: max(1, len(items) // REAL_PICTURES)][:REAL_PICTURES]
-
-
-if __name__ == "__main__":
-    run_tool(main)

@@ -1,19 +1,11 @@
-#!/usr/bin/env python
 """Pictures of trained networks: the maps a method compares, first kernels of several students, training curves."""
 
-import argparse
-import os
-import signal
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports, which take seconds
-
+from detkt.base.commands import command
 from detkt.base.errors import InputError
 from detkt.base.paths import resolve
-from detkt.cli import Parser, run_tool
+from detkt.cli.shared import Parser
 from detkt.visualization.curves import convergence_figure
 from detkt.visualization.feature_maps import channel_figure, feature_map_figure
 from detkt.visualization.kernels import NEAR_ZERO, kernel_figure, near_zero_share
@@ -22,17 +14,16 @@ from detkt.visualization.panels import save_figure
 from detkt.visualization.runs import titled_convolutions, titled_logs
 
 EXAMPLES = """examples:
-  python tools/visualize_maps.py maps --checkpoint runs/fashion_tiny-ft-s0 --pictures 6
-  python tools/visualize_maps.py maps --checkpoint runs/shapes-ft-s0 --images test_000000,test_000250 --channels 8
-  python tools/visualize_maps.py kernels --checkpoint runs/mnist-kr --against runs/mnist-kr-dense runs/mnist-fitnet
-  python tools/visualize_maps.py curves runs/mnist-kr runs/mnist-none --key cross_entropy --output curves.png
+  %(prog)s maps --checkpoint runs/fashion_tiny-ft-s0 --pictures 6
+  %(prog)s maps --checkpoint runs/shapes-ft-s0 --images test_000000,test_000250 --channels 8
+  %(prog)s kernels --checkpoint runs/mnist-kr --against runs/mnist-kr-dense runs/mnist-fitnet
+  %(prog)s curves runs/mnist-kr runs/mnist-none --key cross_entropy --output curves.png
 
-a RUN is the folder of a run of train_det.py or train_cls.py"""
+a RUN is the folder of a run of detkt train-det or train-cls"""
 
 
 def main(arguments=None):
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=raw)
+    parser = Parser(prog=command("maps"), description=__doc__, epilog=EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="maps|kernels|curves")
 
     maps = commands.add_parser("maps", help="teacher's, student's and the method's own maps beside their pictures")
@@ -45,7 +36,7 @@ def main(arguments=None):
     maps.set_defaults(show=show_maps)
 
     kernels = commands.add_parser("kernels", help="kernels of the first convolution, side by side on one scale")
-    kernels.add_argument("--checkpoint", metavar="RUN", required=True, help="a run, or a folder of export.py")
+    kernels.add_argument("--checkpoint", metavar="RUN", required=True, help="a run, or a folder of detkt export")
     kernels.add_argument("--against", metavar="RUN", nargs="+", default=[], help="others to compare with")
     kernels.add_argument("--output", metavar="FILE.png", help="default: RUN/kernels.png")
     kernels.set_defaults(show=show_kernels)
@@ -101,7 +92,3 @@ def output_file(given, default):
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}")
     return path
-
-
-if __name__ == "__main__":
-    run_tool(main)

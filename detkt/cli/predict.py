@@ -1,25 +1,18 @@
-#!/usr/bin/env python
 """Detect objects in any pictures: the boxes drawn on them, and all detections as a COCO result file."""
 
-import argparse
 import json
 import math
-import os
-import signal
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports, which take seconds
-
 from tqdm import tqdm
 
+from detkt.base.commands import command
 from detkt.base.device import resolve_device
 from detkt.base.errors import InputError
 from detkt.base.files import make_folder, write_atomically
 from detkt.base.paths import resolve
-from detkt.cli import Parser, run_tool
+from detkt.cli.shared import Parser
 from detkt.data.boxes import voc_to_corners
 from detkt.data.images import read_image
 from detkt.evaluation.coco_ids import coco_ids
@@ -30,12 +23,12 @@ from detkt.visualization.panels import Mark, save_figure
 from detkt.visualization.prediction import CONVENTION, detect_picture, drawn_paths, find_pictures
 
 EXAMPLES = """examples:
-  python tools/predict.py --checkpoint runs/demo holiday.jpg --output runs/holiday
-  python tools/predict.py --checkpoint runs/demo data/shapes/JPEGImages --output runs/shapes-drawn --score 0.7
+  %(prog)s --checkpoint runs/demo holiday.jpg --output runs/holiday
+  %(prog)s --checkpoint runs/demo data/shapes/JPEGImages --output runs/shapes-drawn --score 0.7
 
 A folder gives the pictures in it, but not in its subfolders. Written to the output folder:
   every picture with its boxes drawn (a JPEG for a JPEG, else a PNG; small ones enlarged)
-  detections.json   COCO results, as eval_voc.py --detections reads them: a list of image_id (the picture's path as it
+  detections.json   COCO results, as detkt eval --detections reads them: a list of image_id (the picture's path as it
                     was given), category_id, category_name, score, bbox (x, y, width, height in pixels of the upright
                     picture, from 0)
   pictures.json     the COCO data set to them: images (path, size, drawn file) and categories; what could not be read
@@ -45,7 +38,7 @@ is 2. A path that is not there is an error at once."""
 
 
 def main(arguments=None):
-    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog=command("predict"), description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--checkpoint", metavar="CKPT", required=True, help="a run's folder or its model.safetensors")
     parser.add_argument("pictures", metavar="PICTURE|FOLDER", nargs="+", help="picture files, or folders of them")
     parser.add_argument("--output", metavar="DIR", required=True, help="folder to write to")
@@ -92,7 +85,3 @@ def main(arguments=None):
     count = sum(len(found["labels"]) for found in detections.values())
     skipped = f", {len(unreadable)} passed over" if unreadable else ""
     print(f"{count} detections in {len(images)} pictures{skipped}; drawn, and listed in {folder / 'detections.json'}")
-
-
-if __name__ == "__main__":
-    run_tool(main)

@@ -1,32 +1,25 @@
-#!/usr/bin/env python
 """Download a data set and unpack it, or check one that is there: what is missing, damaged or odd."""
 
-import argparse
-import os
 import shlex
-import signal
 import sys
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports, which take seconds
-
 from tqdm import tqdm
 
+from detkt.base.commands import command
 from detkt.base.errors import InputError, suggestion
 from detkt.base.paths import resolve
-from detkt.cli import Parser, run_tool
+from detkt.cli.shared import Parser
 from detkt.data import DEFAULT_ROOTS
 from detkt.prepare.checking import check_folder, check_source
 from detkt.prepare.preparing import prepare
 from detkt.prepare.sources import SOURCES
 
 EXAMPLES = """examples:
-  python tools/prepare_data.py voc2007
-  python tools/prepare_data.py cifar10 --data-root /data/cifar10 --url https://mirror.example.org/cifar
-  python tools/prepare_data.py path/to/BCCD --check
+  %(prog)s voc2007
+  %(prog)s cifar10 --data-root /data/cifar10 --url https://mirror.example.org/cifar
+  %(prog)s path/to/BCCD --check
 
 A download that was stopped goes on when the same command is run again. Nothing is trusted but by its checksum, and no
 file that is there is overwritten: remove the damaged ones, and they are put back. An archive that you put into the
@@ -37,7 +30,7 @@ with "note:" are about what is odd but read as it should be."""
 
 
 def main(arguments=None):
-    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog=command("prepare"), description=__doc__, epilog=EXAMPLES)
     parser.add_argument(
         "data",
         metavar="NAME|FOLDER",
@@ -98,12 +91,8 @@ def remedy(source, root, findings):
         return "mend the files or take them out of the lists, then check again"
     if source.manual:
         return source.manual.format(root=root)
-    command = f"python tools/prepare_data.py {source.name} --data-root {shlex.quote(str(root))}"
+    call = f"{command('prepare')} {source.name} --data-root {shlex.quote(str(root))}"
     if source.name == "shapes":
-        return f"remove the folder if it is there, then draw it anew with: {command}"
+        return f"remove the folder if it is there, then draw it anew with: {call}"
     what = "fetch what is missing" if findings.sound else "remove the damaged files, then put them back"
-    return f"{what} with: {command}"
-
-
-if __name__ == "__main__":
-    run_tool(main)
+    return f"{what} with: {call}"

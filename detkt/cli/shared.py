@@ -1,4 +1,4 @@
-"""What the tools share: flags, error lines, exit codes."""
+"""What the commands share: flags, error lines, exit codes."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from detkt import methods
+from detkt.base.commands import command
 from detkt.base.errors import InputError
 from detkt.base.paths import resolve
 from detkt.config import Config, load_config
 from detkt.engine.trainer import Interrupted
 
+RESUME = "go on with --resume {folder}"
 
-def run_tool(main: Callable[[list[str] | None], None], to_go_on: str = "go on with --resume {folder}") -> None:
+
+def run_tool(main: Callable[[list[str] | None], None], to_go_on: str = RESUME) -> None:
     """Call *main* and exit: 0 done; 2 bad input, with one line ``error: ...``; 128 + signal when stopped.
 
-    *to_go_on* is what the tool tells after a training that was stopped; "{folder}" in it is the run's.
+    *to_go_on* is what the command tells after a training that was stopped; "{folder}" in it is the run's.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # until now the tools just ended, see there
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # until now the process just ended, see detkt.cli.main
     # What the package tells while it works, such as which of a file's weights were loaded.
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("detkt").setLevel(logging.INFO)
@@ -49,18 +53,21 @@ def run_tool(main: Callable[[list[str] | None], None], to_go_on: str = "go on wi
 
 
 class Parser(argparse.ArgumentParser):
-    """Usage errors in the same form as all others: one line, status 2."""
+    """Usage errors in the same form as all others: one line, status 2. What follows the flags is shown as written."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> None:
         raise InputError(f"{message} (see --help)")
 
 
-def training_parser(description: str, example: str, default_config: str) -> Parser:
-    """The flags that ``train_det.py`` and ``train_cls.py`` share."""
+def training_parser(name: str, description: str, example: str, default_config: str) -> Parser:
+    """The flags that the commands ``train-det`` and ``train-cls`` share; *name* is which."""
     parser = Parser(
+        prog=command(name),
         description=description,
         epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--method", help=f"{', '.join(methods.available())}, or a sum such as ktan+kd")
     parser.add_argument("--config", help=f"YAML file of data set and teacher/student pair (default: {default_config})")
