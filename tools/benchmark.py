@@ -18,9 +18,8 @@ from benchmarking.measuring import run_benchmark
 from benchmarking.table import benchmark_text
 
 from detkt.base.files import make_folder, write_atomically
-from detkt.base.paths import resolve
 from detkt.cli.shared import Parser, run_tool
-from detkt.config import load_config
+from detkt.config import find_config, load_config
 from detkt.visualization.panels import save_figure
 
 DEFAULT_CONFIG = "configs/shapes.yaml"
@@ -62,7 +61,7 @@ def main(arguments=None):
         "train.compile": arguments.compile,
     }
     given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items() if value is not None]
-    config = load_config(resolve(arguments.config), given + arguments.overrides)
+    config = load_config(find_config(arguments.config), given + arguments.overrides)
     files = {flag: getattr(arguments, flag) for flag in ("json", "chart", "profile")}
     files = {flag: Path(path) for flag, path in files.items() if path}
     for flag, path in files.items():

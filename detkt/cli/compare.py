@@ -6,12 +6,11 @@ from pathlib import Path
 from detkt.base.commands import command
 from detkt.base.errors import InputError
 from detkt.base.files import write_atomically
-from detkt.base.paths import resolve
 from detkt.cli.shared import Parser
-from detkt.config import load_config
+from detkt.config import find_config, load_config
 from detkt.engine.comparison import collect, markdown_table, run_missing, teacher_scores
 from detkt.engine.jobs import job_of
-from detkt.methods import parse
+from detkt.methods import absolute
 from detkt.visualization.comparison_chart import comparison_figure
 from detkt.visualization.panels import save_figure
 
@@ -30,10 +29,8 @@ def main(arguments=None):
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="any setting of the config")
     arguments = parser.parse_intermixed_args(arguments)
 
-    config = load_config(resolve(arguments.config), arguments.overrides)
-    methods = [name.strip() for name in arguments.methods.split(",") if name.strip()]
-    for name in methods:
-        parse(name, config.methods)
+    methods = [absolute(name) for name in arguments.methods.split(",") if name.strip()]
+    config = load_config(find_config(arguments.config), arguments.overrides, methods)
     try:
         seeds = [int(seed) for seed in arguments.seeds.split(",")]
     except ValueError:

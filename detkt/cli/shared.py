@@ -15,8 +15,7 @@ from typing import Any
 from detkt import methods
 from detkt.base.commands import command
 from detkt.base.errors import InputError
-from detkt.base.paths import resolve
-from detkt.config import Config, load_config
+from detkt.config import Config, find_config, load_config
 from detkt.engine.trainer import Interrupted
 
 RESUME = "go on with --resume {folder}"
@@ -69,8 +68,13 @@ def training_parser(name: str, description: str, example: str, default_config: s
         description=description,
         epilog=f"example:\n  {example}",
     )
-    parser.add_argument("--method", help=f"{', '.join(methods.available())}, or a sum such as ktan+kd")
-    parser.add_argument("--config", help=f"YAML file of data set and teacher/student pair (default: {default_config})")
+    parser.add_argument(
+        "--method", help=f"{', '.join(methods.available())}, path/to/file.py:CLASS, or a sum such as ktan+kd"
+    )
+    parser.add_argument(
+        "--config",
+        help=f"data set and teacher/student pair: a YAML file or a name of configs/ (default: {default_config})",
+    )
     parser.add_argument("--data-root", help="the data set's folder")
     parser.add_argument("--role", choices=("student", "teacher"), help="which network of the pair to train")
     parser.add_argument("--teacher", metavar="CKPT", help="trained teacher: a run's folder or model.safetensors")
@@ -122,8 +126,7 @@ def training_config(arguments: argparse.Namespace, default_config: str) -> tuple
     """
     if arguments.resume is not None:
         return _resumed(arguments)
-    path = resolve(arguments.config or default_config)
-    config = load_config(path, _overrides(arguments, _FLAGS))
+    config = load_config(find_config(arguments.config or default_config), _overrides(arguments, _FLAGS))
     start = None if arguments.student_init == "none" else arguments.student_init
     if config.role == "teacher":
         if arguments.teacher:
@@ -132,7 +135,7 @@ def training_config(arguments: argparse.Namespace, default_config: str) -> tuple
     elif arguments.student_init:
         config.student.checkpoint = start
     role = "teacher-" if config.role == "teacher" else ""
-    default = f"runs/{config.name}-{role}{config.method}-s{config.train.seed}"
+    default = f"runs/{config.name}-{role}{config.method_name}-s{config.train.seed}"
     return config, Path(arguments.output or default), None
 
 
@@ -148,7 +151,7 @@ def train_and_tell(arguments: argparse.Namespace, default_config: str, task: str
     metrics = train(config, folder, resume=resume, overwrite=arguments.overwrite, quiet=arguments.quiet)
     if Processes().is_main:
         print(
-            f"{config.method} on {config.name}, seed {config.train.seed}: "
+            f"{config.method_name} on {config.name}, seed {config.train.seed}: "
             f"{job_of(config).summary(metrics)} on {metrics['split']}; "
             f"{metrics['updates']} updates in {metrics['seconds']:.0f} s; model in {folder}"
         )
