@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from detkt.distiller import Distiller
     from detkt.engine.run import train
     from detkt.knowledge import Knowledge
-    from detkt.methods.base import Method, Stage, Update
+    from detkt.methods.base import Method, Needs, Stage, Update
     from detkt.models import build_detector, load_model
 
 _HOMES = {
@@ -23,6 +23,7 @@ _HOMES = {
     "InputError": "detkt.base.errors",
     "Knowledge": "detkt.knowledge",
     "Method": "detkt.methods.base",
+    "Needs": "detkt.methods.base",
     "Stage": "detkt.methods.base",
     "Update": "detkt.methods.base",
     "build_detector": "detkt.models",
@@ -50,6 +51,7 @@ __all__ = [
     "InputError",
     "Knowledge",
     "Method",
+    "Needs",
     "Stage",
     "Update",
     "__version__",

@@ -118,6 +118,22 @@ def test_the_default_config_is_the_embedded_pair_wherever_one_is(configured, tmp
     assert configured(config="configs/shapes.yaml")[0] == config
 
 
+def test_a_config_is_found_by_its_name(configured, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shapes").mkdir()  # a folder of this name is none
+    for name in ("shapes", "shapes.yaml", str(PROJECT / "configs" / "shapes.yaml")):
+        assert configured(config=name)[0] == configured(config=None)[0]
+    (tmp_path / "shapes.yaml").write_text("train: {epochs: 77}\n")
+    assert configured(config="shapes.yaml")[0].train.epochs == 77, "a file comes first"
+    for name in ("shaps", "shaps.yaml"):
+        with pytest.raises(InputError) as refused:
+            configured(config=name)
+        assert str(refused.value) == (
+            f"config '{name}' is neither a file nor one of detkt's own (did you mean 'shapes'?); those are in "
+            f"{PROJECT / 'configs'}"
+        )
+
+
 def test_where_networks_start(configured):
     assert configured("--student-init", "none", "student.checkpoint=/c")[0].student.checkpoint is None
     # The config's teacher is for distillation: a teacher that is trained starts as it is told to.

@@ -68,12 +68,10 @@ def training_parser(name: str, description: str, example: str, default_config: s
         description=description,
         epilog=f"example:\n  {example}",
     )
+    names = ", ".join(methods.available())
+    parser.add_argument("--method", help=f"{names}; path/to/file.py:CLASS for one of yours; a sum such as ktan+kd")
     parser.add_argument(
-        "--method", help=f"{', '.join(methods.available())}, path/to/file.py:CLASS, or a sum such as ktan+kd"
-    )
-    parser.add_argument(
-        "--config",
-        help=f"data set and teacher/student pair: a YAML file or a name of configs/ (default: {default_config})",
+        "--config", help=f"data set and teacher/student pair: a YAML file or its name in configs/ ({default_config})"
     )
     parser.add_argument("--data-root", help="the data set's folder")
     parser.add_argument("--role", choices=("student", "teacher"), help="which network of the pair to train")
