@@ -1,5 +1,7 @@
 """Run (or collect) many methods with several seeds on one config: a table with mean ± spread, and a chart."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 
@@ -18,7 +20,7 @@ TO_GO_ON = "run the same command again to go on"  # after a stop
 EXAMPLE = "example:\n  %(prog)s --methods none,dln,ktan --seeds 0,1,2 --output runs/compare"
 
 
-def main(arguments=None):
+def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog=command("compare"), description=__doc__, epilog=EXAMPLE)
     parser.add_argument("--config", default="configs/shapes.yaml", help="default: configs/shapes.yaml")
     parser.add_argument("--methods", required=True, help="comma-separated, e.g. none,kd,ktan,ktan+kd")
@@ -27,7 +29,7 @@ def main(arguments=None):
     parser.add_argument("--collect", action="store_true", help="train nothing, tabulate the runs that are finished")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="any setting of the config")
-    arguments = parser.parse_intermixed_args(arguments)
+    arguments = parser.parse_intermixed_args(argv)
 
     methods = [absolute(name) for name in arguments.methods.split(",") if name.strip()]
     config = load_config(find_config(arguments.config), arguments.overrides, methods)
@@ -45,7 +47,7 @@ def main(arguments=None):
     measures = job_of(config).measures
     table = markdown_table(rows, measures, config.paper, teacher)
     numbers = json.dumps({row.method: row.runs for row in rows}, indent=1)
-    for name, text in (("table.md", table), ("table.json", numbers)):
-        write_atomically(root / name, lambda temporary, text=text: temporary.write_text(text + "\n"))
+    write_atomically(root / "table.md", lambda temporary: temporary.write_text(table + "\n"))
+    write_atomically(root / "table.json", lambda temporary: temporary.write_text(numbers + "\n"))
     save_figure(comparison_figure(rows, *next(iter(measures.items())), teacher), root / "chart.png")
     print(table)

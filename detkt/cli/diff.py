@@ -1,5 +1,7 @@
 """Show what distillation changed: pictures (KTAN's Fig. 2), diagrams and tables of student, distilled and teacher."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from detkt.base.commands import command
@@ -42,7 +44,7 @@ written to the output folder, over those of an earlier comparison:
   report/index.html     with --html: all pictures with filters, tables, a slider for the score; opens from disk"""
 
 
-def main(arguments=None):
+def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog=command("diff"), description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--student", metavar="A", required=True, help="the student without distillation")
     parser.add_argument("--distilled", metavar="B", required=True, help="the student with distillation")
@@ -68,7 +70,7 @@ def main(arguments=None):
     )
     chosen.add_argument("--class", metavar="NAME", dest="class_name", help="those in which this class changed most")
     chosen.add_argument("--images", metavar="ID,ID", help="these")
-    arguments = parser.parse_args(arguments)
+    arguments = parser.parse_args(argv)
     images = None if arguments.images is None else [name for name in arguments.images.split(",") if name]
 
     device = resolve_device(arguments.device)
@@ -86,7 +88,9 @@ def main(arguments=None):
     scoring = {"quiet": arguments.quiet, "coco_annotations": arguments.coco_annotations}
     scored = {role: score_source(source, dataset, device, **scoring) for role, source in sources.items()}
     comparison = compare(
-        **{role: one.detections for role, one in scored.items()},
+        scored[STUDENT].detections,
+        scored[DISTILLED].detections,
+        teacher=scored[TEACHER].detections if TEACHER in scored else None,
         annotations=dataset.annotations(),
         score_threshold=arguments.score,
         classes=dataset.classes,

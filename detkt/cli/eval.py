@@ -1,6 +1,10 @@
 """Score a trained detector, or anybody's detections, on a VOC-format data set; compare it with another."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from detkt.base.commands import command
 from detkt.base.device import resolve_device
@@ -14,9 +18,10 @@ from detkt.evaluation.bootstrap import bootstrap_difference, bootstrap_map
 from detkt.evaluation.coco_ids import coco_ids
 from detkt.evaluation.detection_files import check_writable, is_coco_file, read_detections, write_detections
 from detkt.evaluation.detector import detect, score
+from detkt.evaluation.records import Records
 from detkt.evaluation.table import comparison_table, intervals_table, metrics_table
 from detkt.models import load_model
-from detkt.visualization.sources import open_sources, score_source
+from detkt.visualization.sources import Source, open_sources, score_source
 
 EXAMPLES = """examples:
   %(prog)s --checkpoint runs/shapes-ktan-s0 --data-root data/shapes
@@ -32,7 +37,7 @@ its digits (12), and category_id the place among the classes from 1 on (of VOC's
 unless an entry names its class in category_name, as the files written here do."""
 
 
-def main(arguments=None):
+def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog=command("eval"), description=__doc__, epilog=EXAMPLES)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", metavar="CKPT", help="a run's folder or its model.safetensors")
@@ -70,7 +75,7 @@ def main(arguments=None):
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    arguments = parser.parse_args(arguments)
+    arguments = parser.parse_args(argv)
     if arguments.batch_size < 1 or arguments.workers < 0:
         raise InputError("--batch-size must be 1 or more and --workers 0 or more")
     if arguments.bootstrap < 0 or arguments.seed < 0:
@@ -88,7 +93,7 @@ def main(arguments=None):
     device = resolve_device(arguments.device)
     data = DataConfig(root=arguments.data_root, test=arguments.split, year=arguments.year)
     running = {"batch_size": arguments.batch_size, "workers": arguments.workers, "quiet": arguments.quiet}
-    result = {"split": arguments.split}
+    result: dict[str, Any] = {"split": arguments.split}
     # All is opened before any picture is looked at, so that a mistake is known at once.
     other = open_sources({"--compare": resolve(arguments.compare)}, device)["--compare"] if arguments.compare else None
     if arguments.checkpoint:
@@ -134,7 +139,7 @@ def main(arguments=None):
         print(f"\n{intervals_table(result)}")
 
 
-def check_classes(other, classes):
+def check_classes(other: Source | None, classes: Iterable[str]) -> None:
     """InputError if the detector to compare with knows other classes than this one."""
     if other is not None and other.meta is not None and set(other.meta["classes"]) != set(classes):
         raise InputError(
@@ -143,7 +148,13 @@ def check_classes(other, classes):
         )
 
 
-def add_intervals(result, detections, rivals, annotations, **options):
+def add_intervals(
+    result: dict[str, Any],
+    detections: Records,
+    rivals: Records | None,
+    annotations: Records,
+    **options: Any,
+) -> None:
     """Put the bootstrap's numbers into the sections of *result*."""
     if rivals is None:
         intervals = bootstrap_map(detections, annotations, **options)

@@ -1,9 +1,15 @@
 """Export a trained detector or classifier: as safetensors, in half precision if wanted, and as ONNX."""
 
+from __future__ import annotations
+
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
+from torch import Tensor, nn
 
 from detkt.base.commands import command
 from detkt.base.errors import InputError, suggestion
@@ -20,6 +26,7 @@ from detkt.models.weights import WEIGHTS_FILE
 
 FORMATS = ("safetensors", "onnx")
 REAL_PICTURES = 8
+T = TypeVar("T")
 EXAMPLES = """examples:
   %(prog)s --checkpoint runs/shapes-ktan-s0 --half --output exported
   %(prog)s --checkpoint data/models/shapes-student --format onnx --data-root data/shapes --output exported
@@ -31,7 +38,7 @@ the classes, mean and std, and say what goes in and comes out. It is always floa
 that model.safetensors has, rounded to fp16."""
 
 
-def main(arguments=None):
+def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog=command("export"), description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--checkpoint", required=True, metavar="CKPT", help="a run's folder or its model.safetensors")
     parser.add_argument("--output", required=True, metavar="DIR", help="gets model.safetensors, model.json, model.onnx")
@@ -51,7 +58,7 @@ def main(arguments=None):
         metavar="DIR",
         help="compare on real pictures too: a folder of any, for a classifier its data set's (default: its run's)",
     )
-    arguments = parser.parse_args(arguments)
+    arguments = parser.parse_args(argv)
     formats = arguments.format.split(",")
     for name in formats:
         if name not in FORMATS:
@@ -76,10 +83,12 @@ def main(arguments=None):
         print(f"{meta['architecture']}, {len(meta['classes'])} classes: {size / 1e6:.2f} MB in {arguments.output}")
 
 
-def export_checked(model, meta, checkpoint, folder, arguments):
+def export_checked(
+    model: nn.Module, meta: dict[str, Any], checkpoint: Path, folder: Path, arguments: argparse.Namespace
+) -> None:
     """Write model.onnx and print how well ONNX Runtime agrees with torch."""
     size = tuple(arguments.image_size) if arguments.image_size else None
-    normalisation = None
+    normalisation: tuple[list[float], list[float]] | None = None
     if meta["task"] == "detection":
         pictures = detector_pictures(model, size, arguments.data_root)
     else:
@@ -94,9 +103,9 @@ def export_checked(model, meta, checkpoint, folder, arguments):
         print("warning: mean and std are not in it, its run's config.yaml or data are not there", file=sys.stderr)
 
 
-def detector_pictures(model, size, root):
+def detector_pictures(model: nn.Module, size: tuple[int, int] | None, root: str | Path | None) -> list[Tensor]:
     """Random pictures of *size*, else of the real ones', else of the size that the detector resizes to; real ones."""
-    real = []
+    real: list[Tensor] = []
     if root is not None:
         root = resolve(root)
         suffixes = {suffix.lower() for suffix in IMAGE_SUFFIXES}
@@ -105,14 +114,18 @@ def detector_pictures(model, size, root):
             raise InputError(f"--data-root {root}: no such folder, or no picture below it")
         real = [torch.from_numpy(read_image(path)).permute(2, 0, 1).float().div(255) for path in spread(paths)]
     if size is None:
-        shorter, longer = (model.detkt["options"][key] for key in ("min_size", "max_size"))
-        size = tuple(real[0].shape[1:]) if real else (shorter, min(longer, 4 * shorter // 3))
+        shorter, longer = (cast(Any, model).detkt["options"][key] for key in ("min_size", "max_size"))
+        height, width = real[0].shape[1:] if real else (shorter, min(longer, 4 * shorter // 3))
+        size = height, width
     return random_pictures(size) + real
 
 
-def classifier_pictures(model, meta, checkpoint, size, root):
+def classifier_pictures(
+    model: nn.Module, meta: dict[str, Any], checkpoint: Path, size: tuple[int, int] | None, root: str | None
+) -> tuple[list[Tensor], tuple[list[float], list[float]] | None]:
     """Pictures of *size*, else of the data set's, and mean and std; real ones where the run's data set is there."""
-    normalisation, real = None, []
+    normalisation: tuple[list[float], list[float]] | None = None
+    real: list[Tensor] = []
     config = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "config.yaml"
     if root is not None and not config.is_file():
         raise InputError(f"--data-root: there is no {config} of the run, which says how its pictures are read")
@@ -121,20 +134,23 @@ def classifier_pictures(model, meta, checkpoint, size, root):
         data.root = root or data.root
         if root is not None or data_root(data).is_dir():
             dataset = classification_data(data, train=False, classes=meta["classes"])
-            if size not in (None, tuple(dataset.image_size)):
-                raise InputError(f"--image-size is {size[0]} {size[1]}, the pictures in {data_root(data)} are not")
-            size = tuple(dataset.image_size)
+            height, width = dataset.image_size
+            if size not in (None, (height, width)):
+                given = " ".join(map(str, size or ()))
+                raise InputError(f"--image-size is {given}, the pictures in {data_root(data)} are not")
+            size = height, width
             real = [dataset[index][0] for index in spread(range(len(dataset)))]
-            normalisation = [[round(value, 6) for value in values.tolist()] for values in (dataset.mean, dataset.std)]
+            mean, std = ([round(value, 6) for value in values.tolist()] for values in (dataset.mean, dataset.std))
+            normalisation = mean, std
         elif data.image_size:
             size = size or (data.image_size, data.image_size)
     if size is None:
         raise InputError(
             "the size of the classifier's pictures is not known: give --image-size H W, such as 32 32 for CIFAR"
         )
-    return random_pictures(size, model.detkt["input"]["channels"], meta["task"]) + real, normalisation
+    return random_pictures(size, cast(Any, model).detkt["input"]["channels"], meta["task"]) + real, normalisation
 
 
-def spread(items):
+def spread(items: Sequence[T]) -> Sequence[T]:
     """A few of *items*, from all parts of them."""
     return items[:: max(1, len(items) // REAL_PICTURES)][:REAL_PICTURES]

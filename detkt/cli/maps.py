@@ -1,5 +1,8 @@
 """Pictures of trained networks: the maps a method compares, first kernels of several students, training curves."""
 
+from __future__ import annotations
+
+import argparse
 from pathlib import Path
 
 from detkt.base.commands import command
@@ -22,7 +25,7 @@ EXAMPLES = """examples:
 a RUN is the folder of a run of detkt train-det or train-cls"""
 
 
-def main(arguments=None):
+def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog=command("maps"), description=__doc__, epilog=EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="maps|kernels|curves")
 
@@ -47,11 +50,11 @@ def main(arguments=None):
     curves.add_argument("--output", metavar="FILE.png", help="default: curves.png in the first RUN")
     curves.set_defaults(show=show_curves)
 
-    arguments = parser.parse_args(arguments)
+    arguments = parser.parse_args(argv)
     arguments.show(arguments)
 
 
-def show_maps(arguments):
+def show_maps(arguments: argparse.Namespace) -> None:
     images = None if arguments.images is None else [name for name in arguments.images.split(",") if name]
     run = resolve(arguments.checkpoint)
     output = output_file(arguments.output, run / "maps.png")
@@ -62,7 +65,7 @@ def show_maps(arguments):
     print(f"{distiller.method.name}: {' | '.join(rows[0].maps)} of {len(rows)} pictures in {output}")
 
 
-def show_kernels(arguments):
+def show_kernels(arguments: argparse.Namespace) -> None:
     runs = [resolve(run) for run in (arguments.checkpoint, *arguments.against)]
     output = output_file(arguments.output, runs[0] / "kernels.png")
     convolutions = titled_convolutions(runs)
@@ -76,7 +79,7 @@ def show_kernels(arguments):
     print(f"kernels of the first convolution in {output}")
 
 
-def show_curves(arguments):
+def show_curves(arguments: argparse.Namespace) -> None:
     runs = [resolve(run) for run in arguments.runs]
     output = output_file(arguments.output, runs[0] / "curves.png")
     logs = titled_logs(runs)
@@ -84,7 +87,7 @@ def show_curves(arguments):
     print(f"{arguments.key} of {', '.join(logs)} in {output}")
 
 
-def output_file(given, default):
+def output_file(given: str | None, default: Path) -> Path:
     """Where the picture goes; InputError where it cannot."""
     path = Path(given) if given else default
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):

@@ -26,10 +26,10 @@ of these nets is part of the trained student."""
 LEVELS, CHANNELS = 4, 256
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog=command("methods"), description=__doc__, epilog=EXAMPLES)
     parser.add_argument("methods", nargs="*", metavar="METHOD", help="a name or path/to/file.py:CLASS (default: all)")
-    if names := parser.parse_args(arguments).methods:
+    if names := parser.parse_args(argv).methods:
         print("\n".join(describe(cls) for name in names for cls in methods.classes(name)))
         return
     for name in methods.available():

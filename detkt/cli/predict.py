@@ -1,5 +1,7 @@
 """Detect objects in any pictures: the boxes drawn on them, and all detections as a COCO result file."""
 
+from __future__ import annotations
+
 import json
 import math
 import sys
@@ -37,7 +39,7 @@ A file that is no picture, or is damaged, is passed over with a warning; if none
 is 2. A path that is not there is an error at once."""
 
 
-def main(arguments=None):
+def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog=command("predict"), description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--checkpoint", metavar="CKPT", required=True, help="a run's folder or its model.safetensors")
     parser.add_argument("pictures", metavar="PICTURE|FOLDER", nargs="+", help="picture files, or folders of them")
@@ -45,7 +47,7 @@ def main(arguments=None):
     parser.add_argument("--score", type=float, default=0.5, help="least score of a detection (default: 0.5)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    arguments = parser.parse_args(arguments)
+    arguments = parser.parse_args(argv)
     if not math.isfinite(arguments.score):
         raise InputError(f"--score is {arguments.score}; give a number, such as 0.5")
 

@@ -1,5 +1,8 @@
 """Download a data set and unpack it, or check one that is there: what is missing, damaged or odd."""
 
+from __future__ import annotations
+
+import argparse
 import shlex
 import sys
 from functools import partial
@@ -13,8 +16,9 @@ from detkt.base.paths import resolve
 from detkt.cli.shared import Parser
 from detkt.data import DEFAULT_ROOTS
 from detkt.prepare.checking import check_folder, check_source
+from detkt.prepare.findings import Findings
 from detkt.prepare.preparing import prepare
-from detkt.prepare.sources import SOURCES
+from detkt.prepare.sources import SOURCES, Source
 
 EXAMPLES = """examples:
   %(prog)s voc2007
@@ -29,7 +33,7 @@ A check prints one line for each flaw, FILE: WHAT IS WRONG, and ends with status
 with "note:" are about what is odd but read as it should be."""
 
 
-def main(arguments=None):
+def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog=command("prepare"), description=__doc__, epilog=EXAMPLES)
     parser.add_argument(
         "data",
@@ -44,7 +48,7 @@ def main(arguments=None):
     parser.add_argument("--url", help="a mirror: the folder of the archives, or the archive itself if there is but one")
     parser.add_argument("--keep-archives", action="store_true", help="do not remove them once unpacked")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    arguments = parser.parse_args(arguments)
+    arguments = parser.parse_args(argv)
     source = SOURCES.get(arguments.data)
     root = find_root(source, arguments)
     if source is None:
@@ -68,7 +72,7 @@ def main(arguments=None):
     print("\n".join(f"{line}: in order" for line in findings.summary))
 
 
-def find_root(source, arguments):
+def find_root(source: Source | None, arguments: argparse.Namespace) -> Path:
     """The folder to prepare or check."""
     if source is None:
         folder = Path(arguments.data).expanduser()
@@ -85,7 +89,7 @@ def find_root(source, arguments):
     return resolve(arguments.data_root or DEFAULT_ROOTS[source.format])
 
 
-def remedy(source, root, findings):
+def remedy(source: Source | None, root: Path, findings: Findings) -> str:
     """What to do about the flaws."""
     if source is None:
         return "mend the files or take them out of the lists, then check again"

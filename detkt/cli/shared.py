@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from detkt import methods
 from detkt.base.commands import command
@@ -54,10 +54,10 @@ def run_tool(main: Callable[[list[str] | None], None], to_go_on: str = RESUME) -
 class Parser(argparse.ArgumentParser):
     """Usage errors in the same form as all others: one line, status 2. What follows the flags is shown as written."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, formatter_class=argparse.RawDescriptionHelpFormatter)
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see --help)")
 
 

@@ -1,5 +1,7 @@
 """Train a detector: a teacher, a plain student, or a student distilled from a teacher."""
 
+from __future__ import annotations
+
 from detkt.cli.shared import train_and_tell, training_parser
 
 DEFAULT_CONFIG = "configs/shapes.yaml"
@@ -9,6 +11,6 @@ EXAMPLE = (
 )
 
 
-def main(arguments=None):
+def main(argv: list[str] | None = None) -> None:
     parser = training_parser("train-det", __doc__, EXAMPLE, DEFAULT_CONFIG)
-    train_and_tell(parser.parse_intermixed_args(arguments), DEFAULT_CONFIG, "detection")
+    train_and_tell(parser.parse_intermixed_args(argv), DEFAULT_CONFIG, "detection")
