@@ -17,7 +17,6 @@ from detkt.base.version import __version__
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``detkt COMMAND ...`` and exit as `detkt.cli.shared.run_tool` does; *arguments* default to the process's."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))  # during the imports, which take seconds
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
         print(_help())
@@ -28,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: unknown command '{name}'{near}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     else:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))  # while we import, which takes seconds
         module = importlib.import_module(_module(name))
         shared = importlib.import_module("detkt.cli.shared")
         shared.run_tool(lambda _: module.main(rest), getattr(module, "TO_GO_ON", shared.RESUME))
