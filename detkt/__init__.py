@@ -11,6 +11,15 @@ from typing import TYPE_CHECKING, Any
 from detkt.base.version import __version__
 
 if TYPE_CHECKING:
+    from detkt import base as base
+    from detkt import data as data
+    from detkt import engine as engine
+    from detkt import evaluation as evaluation
+    from detkt import methods as methods
+    from detkt import models as models
+    from detkt import prepare as prepare
+    from detkt import tasks as tasks
+    from detkt import visualization as visualization
     from detkt.base.errors import InputError
     from detkt.distiller import Distiller
     from detkt.engine.run import train
@@ -33,13 +42,15 @@ _HOMES = {
 _PARTS = ("base", "data", "engine", "evaluation", "methods", "models", "prepare", "tasks", "visualization")
 
 
-def __getattr__(name: str) -> Any:
-    """The names above, and subpackages: ``import detkt; detkt.models.build_classifier(...)``."""
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    if name in _PARTS:
-        return importlib.import_module(f"detkt.{name}")
-    raise AttributeError(f"module 'detkt' has no attribute '{name}'")
+if not TYPE_CHECKING:  # which would take any name for one that is there
+
+    def __getattr__(name: str) -> Any:
+        """The names above, and subpackages: ``import detkt; detkt.models.build_classifier(...)``."""
+        if name in _HOMES:
+            return getattr(importlib.import_module(_HOMES[name]), name)
+        if name in _PARTS:
+            return importlib.import_module(f"detkt.{name}")
+        raise AttributeError(f"module 'detkt' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
