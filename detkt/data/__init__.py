@@ -41,7 +41,7 @@ def data_root(config: DataConfig, progress: Callable | None = None) -> Path:
                 "data.format=voc and a pair that fits"
             )
         if not root.exists():
-            if config.root and not root.absolute().parent.is_dir():
+            if root != resolve(DEFAULT_ROOTS["shapes"]) and not root.absolute().parent.is_dir():
                 raise InputError(
                     f"{root}: no such folder, nor the one it would be in: the config draws its shapes there; give "
                     "another --data-root, or a --config for pictures of your own"

@@ -239,7 +239,7 @@ def train(
     if processes.rank > 0:
         # The weights are the same in all processes, what they draw from here on is not.
         seed_everything(config.train.seed + processes.rank * 1_000_003)
-    description = {"method": config.method, "config": config.name} | job.description(config.data)
+    description = {"method": config.method_name, "config": config.name} | job.description(config.data)
     validation = None
     if to_validate is not None:
 
@@ -267,7 +267,7 @@ def train(
 
     scores = job.evaluate(student, held_out, device, config.train, quiet, processes)
     metrics = {
-        "method": config.method,
+        "method": config.method_name,
         "role": config.role,
         "dataset": config.name,
         "data_root": str(data_root(config.data)),

@@ -75,7 +75,10 @@ class AttentionConfig(MethodConfig):
 
 
 class AttentionTransfer(Method):
-    """See the module's docstring. One stage: distill."""
+    """The student looks where the teacher looks: where its map is active, summed over channels.
+
+    See the module's docstring. One stage: distill.
+    """
 
     name = "at"
     citation = "Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017 (arXiv:1612.03928)"

@@ -48,7 +48,10 @@ class CAEConfig(ParaphraserConfig):
 
 
 class ConvolutionalAutoencoder(FactorTransfer):
-    """See the module's docstring. Stages: paraphraser, distill."""
+    """Factor transfer with an autoencoder of fewer numbers than the teacher's map as paraphraser.
+
+    See the module's docstring. Stages: paraphraser, distill.
+    """
 
     name = "cae"
     Config = CAEConfig
@@ -82,7 +85,10 @@ class RAEConfig(FactorTransferConfig):
 
 
 class RegularizedAutoencoder(FactorTransfer):
-    """See the module's docstring. Stages: paraphraser, distill."""
+    """Factor transfer with a wider paraphraser, whose factors are sparse.
+
+    See the module's docstring. Stages: paraphraser, distill.
+    """
 
     name = "rae"
     Config = RAEConfig
@@ -103,7 +109,10 @@ class FullActivationConfig(MethodConfig):
 
 
 class FullActivationTransfer(Method):
-    """See the module's docstring. One stage: distill."""
+    """Factor transfer without a paraphraser: the teacher's whole map is the factor.
+
+    See the module's docstring. One stage: distill.
+    """
 
     name = "fact"
     citation = FactorTransfer.citation

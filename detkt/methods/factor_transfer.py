@@ -130,7 +130,10 @@ class FactorTransferConfig(ParaphraserConfig):
 
 
 class FactorTransfer(Method):
-    """See the module's docstring. Stages: paraphraser, distill."""
+    """The teacher paraphrases its map into factors, and the student learns to translate into them.
+
+    See the module's docstring. Stages: paraphraser, distill.
+    """
 
     name = "ft"
     citation = "Kim et al., Paraphrasing Complex Network: Network Compression via Factor Transfer, NeurIPS 2018"

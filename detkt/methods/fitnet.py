@@ -56,7 +56,10 @@ class FitNetConfig(MethodConfig):
 
 
 class FitNet(Method):
-    """See the module's docstring. One stage: distill."""
+    """The student's map, through a regressor of its own, imitates the teacher's (hint learning).
+
+    See the module's docstring. One stage: distill.
+    """
 
     name = "fitnet"
     citation = "Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015 (arXiv:1412.6550)"

@@ -65,7 +65,10 @@ class FSPConfig(MethodConfig):
 
 
 class FSP(Method):
-    """See the module's docstring. One stage: distill."""
+    """One layer's features are to lead to the next one's as they do in the teacher.
+
+    See the module's docstring. One stage: distill.
+    """
 
     name = "fsp"
     citation = "Yim et al., A Gift from Knowledge Distillation, CVPR 2017"

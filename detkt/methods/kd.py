@@ -50,7 +50,10 @@ class KDConfig(MethodConfig):
 
 
 class KD(Method):
-    """See the module's docstring. One stage: distill."""
+    """The teacher's softened class scores are targets beside the true classes.
+
+    See the module's docstring. One stage: distill.
+    """
 
     name = "kd"
     citation = "Hinton et al., Distilling the Knowledge in a Neural Network, arXiv:1503.02531 (2015)"

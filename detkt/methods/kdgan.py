@@ -112,7 +112,10 @@ class KDGANConfig(MethodConfig):
 
 
 class KDGAN(Method):
-    """See the module's docstring. One stage: distill."""
+    """Student and teacher learn from each other and against a discriminator of labels.
+
+    See the module's docstring. One stage: distill.
+    """
 
     name = "kdgan"
     citation = "Wang et al., KDGAN: Knowledge Distillation with Generative Adversarial Networks, NeurIPS 2018"

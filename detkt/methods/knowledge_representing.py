@@ -259,7 +259,10 @@ class KRConfig(KRDenseConfig):
 
 
 class KR(KRDense):
-    """See the module's docstring. One stage: distill."""
+    """The student learns what neighbouring teacher layers have in common, large gaps first.
+
+    See the module's docstring. One stage: distill.
+    """
 
     name = "kr"
     Config = KRConfig

@@ -168,7 +168,10 @@ class KTANConfig(MethodConfig):
 
 
 class KTAN(Method):
-    """See the module's docstring. Stages: regressor, warmup, adversarial."""
+    """The student's map imitates the teacher's, brought to its shape, and is to deceive a discriminator.
+
+    See the module's docstring. Stages: regressor, warmup, adversarial.
+    """
 
     name = "ktan"
     citation = "Liu et al., KTAN: Knowledge Transfer Adversarial Network, IJCNN 2020 (arXiv:1810.08126)"

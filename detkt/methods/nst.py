@@ -87,10 +87,15 @@ class NSTConfig(MethodConfig):
 
 
 class NST(Method):
-    """See the module's docstring. One stage: distill."""
+    """The student's channels fire on the same regions as the teacher's.
+
+    See the module's docstring. One stage: distill.
+    """
 
     name = "nst"
-    citation = "Huang and Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, arXiv:1707.01219"
+    citation = (
+        "Huang and Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, arXiv:1707.01219 (2017)"
+    )
     Config = NSTConfig
 
     def __init__(self, config: NSTConfig, student: Spec, teacher: Spec) -> None:

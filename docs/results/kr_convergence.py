@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from detkt.base.errors import InputError
 from detkt.base.files import make_folder
 from detkt.base.paths import resolve
-from detkt.cli import Parser, run_tool
+from detkt.cli.shared import Parser, run_tool
 from detkt.config import load_config
 from detkt.data import classification_data
 from detkt.engine.comparison import run_folder, run_missing

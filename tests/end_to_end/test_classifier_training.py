@@ -127,7 +127,7 @@ def test_a_stopped_run_equals_an_uninterrupted_one(method, config_file, teacher,
 def test_the_wrong_tool_says_so(config_file, tool, tiny_file, tmp_path):
     from detkt.base.errors import InputError
 
-    with pytest.raises(InputError, match=r"data.format=mnist is for classification: use tools/train_cls.py"):
+    with pytest.raises(InputError, match=r"data.format=mnist is for classification: use python tools/train_cls.py"):
         tool("train_det").main(["--config", str(config_file), "--output", str(tmp_path / "a"), "--method", "none"])
-    with pytest.raises(InputError, match=r"data.format=voc is for detection: use tools/train_det.py"):
+    with pytest.raises(InputError, match=r"data.format=voc is for detection: use python tools/train_det.py"):
         tool("train_cls").main(["--config", str(tiny_file), "--output", str(tmp_path / "b"), "--method", "none"])
