@@ -41,6 +41,7 @@ _OWN_OPTIONS = {
     "norm",
     "frozen_stages",
     "last_layer",
+    "dilated",
 }
 """Options that become modules; the others are keyword arguments of ``FasterRCNN``."""
 
@@ -133,7 +134,13 @@ def _assemble(architecture: Architecture, num_classes: int, options: dict[str, A
             head_features=options["head_features"],
         )
     elif architecture.kind == "timm_c4":
-        body = timm_c4(architecture.timm, options["norm"], options["frozen_stages"], options["last_layer"])
+        body = timm_c4(
+            architecture.timm,
+            norm=options["norm"],
+            frozen_stages=options["frozen_stages"],
+            last_layer=options["last_layer"],
+            dilated=options["dilated"],
+        )
         head = backbones.FullyConnectedHead(
             body.out_channels * options["roi_size"] ** 2, options["head_features"], options["head_dropout"]
         )

@@ -7,9 +7,9 @@ Names: ``fasterrcnn_<resnet>_c4``, ``fasterrcnn_<resnet>_fpn``, ``fasterrcnn_vgg
 of every layer: ``fasterrcnn_resnet18x0.25_c4`` has 64 channels on its C4 map instead of 256. ``resnet10`` and
 nets with a factor (``x1`` too) are for training from nothing: batch norms are live and no stage is frozen.
 
-``timm:<name>`` is a convolutional net of timm; ``image_mean`` and ``image_std`` are those of its own data config. Its C4
-form ends at stride 16, or before at the layer that ``last_layer`` names, and reads RoIs with two fully connected layers,
-as its FPN form does.
+``timm:<name>`` is a convolutional net of timm; ``image_mean`` and ``image_std`` are those of its own data config. Its
+C4 form ends at stride 16, or before at the layer that ``last_layer`` names; with ``dilated`` the layers of stride 32
+are kept, at stride 16. Both forms read RoIs with two fully connected layers.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ KIND_OPTIONS: dict[str, dict[str, Any]] = {
         "rpn_pre_nms_top_n_test": 1000,
         "rpn_post_nms_top_n_test": 1000,
     },
-    "timm_c4": {"norm": "frozen", "last_layer": "", "head_features": 1024, "head_dropout": 0.0},
+    "timm_c4": {"norm": "frozen", "last_layer": "", "dilated": False, "head_features": 1024, "head_dropout": 0.0},
 }
 KIND_OPTIONS["timm_fpn"] = KIND_OPTIONS["fpn"]
 """What a kind of detector adds to :data:`SHARED_OPTIONS` or has otherwise."""
@@ -183,6 +183,10 @@ def _checked(key: str, value: Any, default: Any) -> Any:
     if key == "last_layer":
         if not isinstance(value, str):
             raise InputError(f"option last_layer must be the name of a layer such as 'blocks.3', got {value!r}")
+        return value
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise InputError(f"option {key} must be true or false, got {value!r}")
         return value
     if isinstance(default, str):
         if value not in ("frozen", "batch"):

@@ -94,7 +94,7 @@ class TimmPyramid(nn.Module):
         return self.fpn(maps)
 
 
-def timm_c4(name: str, norm: str, frozen_stages: int, last_layer: str) -> nn.Sequential:
+def timm_c4(name: str, norm: str, frozen_stages: int, last_layer: str, dilated: bool) -> nn.Sequential:
     """The net up to stride 16; ``out_channels`` says how many channels its map has.
 
     Args:
@@ -102,12 +102,13 @@ def timm_c4(name: str, norm: str, frozen_stages: int, last_layer: str) -> nn.Seq
         norm: "frozen" or "batch", as in :func:`detkt.models.backbones.resnet_stages`.
         frozen_stages: k freezes every layer up to the last one with a stride of 2^k or less.
         last_layer: where to cut earlier, at a layer of stride 16; "" is the last one of stride 16.
+        dilated: keep the layers of stride 32, too, at stride 16 with dilated convolutions (timm's ``output_stride``).
 
     Raises:
         InputError: no such model, timm is not installed, the net has no map of stride 16 or is not a chain of layers,
             *last_layer* is none of them or of another stride.
     """
-    plan = _plan(name)
+    plan = _plan(name, output_stride=16) if dilated else _plan(name)
     last = plan.tap(16)
     if last_layer:
         before = max((plan.place(tap) for tap, stride in plan.strides.items() if stride < 16), default=-1)
@@ -147,6 +148,7 @@ class _Plan:
     """How timm's ``features_only`` runs a net: its layers in order, and which of them end at which stride."""
 
     name: str
+    options: dict[str, Any]
     layers: list[str]
     strides: dict[str, int]
     channels: dict[str, int]
@@ -155,21 +157,21 @@ class _Plan:
         return self.layers.index(layer)
 
     def tap(self, stride: int) -> str:
-        for layer, own in self.strides.items():
-            if own == stride:
-                return layer
+        ends = [layer for layer, own in self.strides.items() if own == stride]
+        if ends:
+            return ends[-1]
         strides = ", ".join(map(str, self.strides.values()))
         raise InputError(f"timm's '{self.name}' has no map of stride {stride}, only of {strides}; take another net")
 
 
-def _plan(name: str) -> _Plan:
+def _plan(name: str, **options: Any) -> _Plan:
     """Read off timm's own extractor, made without memory."""
     check_timm_name(name, f"detector 'fasterrcnn_timm:{name}'")
     from timm.models import FeatureDictNet, FeatureListNet
 
     with torch.device("meta"):
-        whole = _create(name)
-        extractor = _create(name, features_only=True)
+        whole = _create(name, **options)
+        extractor = _create(name, features_only=True, **options)
         if not isinstance(extractor, FeatureDictNet) and hasattr(extractor, "blocks"):
             # EfficientNets and MobileNets have an extractor of their own, which runs the same layers.
             extractor = FeatureListNet(whole, flatten_sequential=True)
@@ -185,7 +187,7 @@ def _plan(name: str) -> _Plan:
     taps = [dotted[layer] for layer in extractor.return_layers]
     info = extractor.feature_info
     strides = dict(zip(taps, info.reduction(), strict=True))
-    return _Plan(name, layers, strides, dict(zip(taps, info.channels(), strict=True)))
+    return _Plan(name, options, layers, strides, dict(zip(taps, info.channels(), strict=True)))
 
 
 def _create(name: str, **options: Any) -> nn.Module:
@@ -194,12 +196,14 @@ def _create(name: str, **options: Any) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=False, **options)
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
-        raise InputError(f"timm's '{name}' gives no feature maps ({first_line(error, 160)}); take another net") from None
+        raise InputError(
+            f"timm's '{name}' gives no feature maps ({first_line(error, 160)}); take another net"
+        ) from None
 
 
 def _assemble(plan: _Plan, last: str, norm: str, frozen_stages: int) -> nn.Sequential:
     """The layers up to *last* with timm's random weights, in groups as timm names them; frozen as asked for."""
-    whole = _create(plan.name)
+    whole = _create(plan.name, **plan.options)
     still = max((plan.place(tap) for tap, stride in plan.strides.items() if stride <= 2**frozen_stages), default=-1)
     if frozen_stages == 0:
         still = -1
@@ -221,7 +225,9 @@ def _assemble(plan: _Plan, last: str, norm: str, frozen_stages: int) -> nn.Seque
 def _with_frozen_norms(layer: nn.Module) -> nn.Module:
     """*layer* with every batch normalisation turned into a fixed scale and shift, in place where it has parts."""
     if isinstance(layer, nn.BatchNorm2d):
-        frozen = FrozenBatchNormAct2d(layer) if hasattr(layer, "act") else FrozenBatchNorm2d(layer.num_features, layer.eps)
+        frozen = (
+            FrozenBatchNormAct2d(layer) if hasattr(layer, "act") else FrozenBatchNorm2d(layer.num_features, layer.eps)
+        )
         frozen.load_state_dict(layer.state_dict(), strict=False)
         return frozen
     for name, part in layer.named_children():
