@@ -55,6 +55,9 @@ def timm_normalisation(name: str, what: str) -> dict[str, list[float]]:
 class FrozenBatchNormAct2d(FrozenBatchNorm2d):
     """timm's batch norm with its activation inside, the former frozen."""
 
+    drop: nn.Module
+    act: nn.Module
+
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__(norm.num_features, norm.eps)
         self.drop, self.act = norm.drop, norm.act
@@ -67,6 +70,12 @@ class LayerGroup(nn.Sequential):
     """Layers whose names begin alike (``blocks.0``, ``blocks.1``), one after the other."""
 
 
+class TimmBody(nn.Sequential):
+    """A net's layers in groups as timm names them; ``out_channels`` are those of its last map."""
+
+    out_channels: int
+
+
 class TimmPyramid(nn.Module):
     """The net's layers as ``body``, torchvision's feature pyramid as ``fpn``: the maps "0" to "3", and "pool".
 
@@ -77,7 +86,7 @@ class TimmPyramid(nn.Module):
         out_channels: of the pyramid's.
     """
 
-    def __init__(self, body: nn.Sequential, taps: Iterable[str], in_channels: list[int], out_channels: int) -> None:
+    def __init__(self, body: TimmBody, taps: Iterable[str], in_channels: list[int], out_channels: int) -> None:
         super().__init__()
         self.body = body
         self.fpn = FeaturePyramidNetwork(in_channels, out_channels, LastLevelMaxPool())
@@ -94,7 +103,7 @@ class TimmPyramid(nn.Module):
         return self.fpn(maps)
 
 
-def timm_c4(name: str, norm: str, frozen_stages: int, last_layer: str, dilated: bool) -> nn.Sequential:
+def timm_c4(name: str, norm: str, frozen_stages: int, last_layer: str, dilated: bool) -> TimmBody:
     """The net up to stride 16; ``out_channels`` says how many channels its map has.
 
     Args:
@@ -134,7 +143,7 @@ def timm_fpn(name: str, norm: str, frozen_stages: int, fpn_channels: int) -> Tim
     return TimmPyramid(body, taps, [plan.channels[tap] for tap in taps], fpn_channels)
 
 
-def layers_of(body: nn.Sequential) -> Iterator[tuple[str, nn.Module]]:
+def layers_of(body: TimmBody) -> Iterator[tuple[str, nn.Module]]:
     """timm's names and the layers of a net, in the order in which they compute."""
     for name, layer in body.named_children():
         if isinstance(layer, LayerGroup):
@@ -201,7 +210,7 @@ def _create(name: str, **options: Any) -> nn.Module:
         ) from None
 
 
-def _assemble(plan: _Plan, last: str, norm: str, frozen_stages: int) -> nn.Sequential:
+def _assemble(plan: _Plan, last: str, norm: str, frozen_stages: int) -> TimmBody:
     """The layers up to *last* with timm's random weights, in groups as timm names them; frozen as asked for."""
     whole = _create(plan.name, **plan.options)
     still = max((plan.place(tap) for tap, stride in plan.strides.items() if stride <= 2**frozen_stages), default=-1)
@@ -219,7 +228,7 @@ def _assemble(plan: _Plan, last: str, norm: str, frozen_stages: int) -> nn.Seque
             top.setdefault(group, LayerGroup()).add_module(part, layer)
         else:
             top[name] = layer
-    return nn.Sequential(top)
+    return TimmBody(top)
 
 
 def _with_frozen_norms(layer: nn.Module) -> nn.Module:
@@ -235,7 +244,7 @@ def _with_frozen_norms(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def _channels_at_stride_16(body: nn.Sequential, name: str, last_layer: str) -> int:
+def _channels_at_stride_16(body: TimmBody, name: str, last_layer: str) -> int:
     """Channels of the map of *body*; an :class:`InputError` where its stride is not 16."""
     training = body.training
     with torch.no_grad():
