@@ -3,7 +3,7 @@
 #
 #   DATA=.../VOCdevkit WEIGHTS=.../weights bash docs/results/photos/queue.sh docs/results/photos/plain.txt
 #
-# A line of the list is NAME and train_det.py's arguments. Each run goes to RUNS/NAME (RUNS: runs/photos); one that has
+# A line of the list is NAME and train_det.py's arguments, in which RUNS stands for that folder. Each run goes to RUNS/NAME (RUNS: runs/photos); one that has
 # its metrics.json there is skipped, one that was stopped goes on, and finished metrics are copied to COPIES/NAME.json
 # (COPIES: docs/results/photos). Several lists, or one list given to several queues at once, are no trouble: a run that
 # another queue holds is left to it.
@@ -21,7 +21,7 @@ cat "$@" | sed 's/#.*//' | while read -r name arguments; do
     else
       set -- --overwrite --output "$RUNS/$name" --config configs/photos_lite2_lite0.yaml --data-root "$DATA" \
         "teacher.weights=$WEIGHTS/efficientnet_lite2_timm.safetensors" \
-        "student.weights=$WEIGHTS/efficientnet_lite0_timm.safetensors" "data.cache=$RUNS/cache" $arguments
+        "student.weights=$WEIGHTS/efficientnet_lite0_timm.safetensors" "data.cache=$RUNS/cache" ${arguments//RUNS/$RUNS}
     fi
     nice -n "${NICE:-10}" "$PYTHON" tools/train_det.py --quiet "$@" < /dev/null >> "$RUNS/$name.log" 2>&1 \
       && cp "$RUNS/$name/metrics.json" "$COPIES/$name.json"
