@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from detkt import methods
 from detkt.base.errors import InputError
 from detkt.engine.optimizers import build_player_optimizer
-from detkt.methods.base import STUDENT, Stage, Update
+from detkt.methods.base import STUDENT, Stage, Update, require_offered
 from detkt.tasks import build_task
 
 
@@ -70,6 +70,7 @@ class Distiller(nn.Module):
         pairs = methods.required_layers(configs)
         specs = self.task.watch([pair.student for pair in pairs], [pair.teacher for pair in pairs])
         self.method = methods.build(configs, *specs).to(device)
+        require_offered(self.method, self.task.offered)
         self._stages = list(self.method.stages())
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         self._student_updates = 0

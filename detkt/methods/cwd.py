@@ -4,7 +4,7 @@ Shu, Liu, Gao, Yan, Shen: "Channel-wise Knowledge Distillation for Dense Predict
 
     w * sum over levels of T^2 / (N C) sum_n,c KL(softmax_HW(t / T) || softmax_HW(s / T))
 
-where the softmax makes a distribution over the cells of every channel (Eq. 4 and 5). A divergence of distributions does
+where the softmax makes a distribution over the cells of every channel. A divergence of distributions does
 not grow with the map, so that w means the same on all maps: 10 a level at T 1, as published for the necks of detectors
 (mmrazor's settings). ``preset=paper`` has the paper's 50 at T 4, chosen for the maps of segmentation nets.
 
@@ -15,10 +15,17 @@ differ, both maps are averaged to the smaller height and the smaller width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detkt.knowledge import Knowledge, Spec
 from detkt.methods.adapters import to_common_size
+from detkt.methods.base import STUDENT, Heads, MethodConfig, Stage, Update
+from detkt.methods.paired_maps import PairedMaps
 from detkt.methods.reductions import require_one_shape
 
 
@@ -54,3 +61,29 @@ def _log_distribution(feature: Tensor, mask: Tensor | None) -> Tensor:
     if mask is not None:
         feature = feature.masked_fill(mask == 0, float("-inf"))
     return F.log_softmax(feature.flatten(2), dim=2)
+
+
+@dataclass
+class CWDConfig(MethodConfig):
+    """``weight``: w of each level; ``temperature``: T."""
+
+    weight: float = 10.0
+    temperature: float = 1.0
+
+
+class CWD(PairedMaps):
+    """See the module's docstring. One stage: distill."""
+
+    name = "cwd"
+    citation = "Shu et al., Channel-wise Knowledge Distillation for Dense Prediction, ICCV 2021 (arXiv:2011.13256)"
+    Config = CWDConfig
+    presets = {"default": {}, "paper": {"weight": 50.0, "temperature": 4.0}}
+
+    def __init__(self, config: CWDConfig, student: Spec, teacher: Spec) -> None:
+        super().__init__(config, student, teacher)
+        self.require("temperature", config.temperature > 0, "greater than 0")
+
+    def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
+        levels = self.matched(student, teacher)
+        losses = [cwd_loss(ours, theirs, self.config.temperature, mask) for ours, theirs, mask in levels]
+        yield Update(STUDENT, {self.name: self.config.weight * torch.stack(losses).sum()})

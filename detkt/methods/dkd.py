@@ -5,8 +5,9 @@ Zhao, Cui, Song, Qiu, Liang: "Decoupled Knowledge Distillation", CVPR 2022 (arXi
     alpha T^2 KL(b_t || b_s) + beta T^2 KL(p_t || p_s)
 
 where b holds two probabilities, of the true class and of all others together, and p those of the other classes among
-themselves (Eq. 7; softmax at temperature T). Mean over the M rows: pictures, or the student's own sampled RoIs, read by
-both RoI heads, with the background as a class (the authors' detection code). The task losses stay whole.
+themselves (softmax at temperature T; the paper's TCKD and NCKD). Mean over the M rows: pictures, or the student's own
+sampled RoIs, read by both RoI heads, with the background as a class (the authors' detection code). The task losses stay
+whole.
 
 Defaults are the authors' for detection (alpha 1, beta 0.25, T 1), ``preset=cifar`` their usual ones for CIFAR-100 (beta
 8, T 4; between 0.5 and 8 a pair of nets, and rising over 20 epochs, which we leave to the schedule).
@@ -17,9 +18,14 @@ single precision costs what it should, not infinity.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from detkt.knowledge import Knowledge, Spec
+from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Stage, Update
 from detkt.methods.reductions import full_precision, require_one_shape
 
 
@@ -59,3 +65,35 @@ def _parts(logits: Tensor, labels: Tensor, is_target: Tensor) -> tuple[Tensor, T
     others = logits.masked_fill(is_target, float("-inf"))
     two = torch.cat([logits.gather(1, labels[:, None]), others.logsumexp(dim=1, keepdim=True)], dim=1)
     return two.log_softmax(dim=1), others.log_softmax(dim=1)
+
+
+@dataclass
+class DKDConfig(MethodConfig):
+    """``alpha``: weight of the target's part; ``beta``: weight of the others' part; ``temperature``: T."""
+
+    alpha: float = 1.0
+    beta: float = 0.25
+    temperature: float = 1.0
+
+
+class DKD(Method):
+    """See the module's docstring. One stage: distill."""
+
+    name = "dkd"
+    citation = "Zhao et al., Decoupled Knowledge Distillation, CVPR 2022 (arXiv:2203.08679)"
+    Config = DKDConfig
+    presets = {"default": {}, "paper": {}, "cifar": {"beta": 8.0, "temperature": 4.0}}
+
+    def __init__(self, config: DKDConfig, student: Spec, teacher: Spec) -> None:
+        super().__init__(config, student, teacher)
+        self.require_same_classes()
+        self.require_no_layers()
+        self.require("temperature", config.temperature > 0, "greater than 0")
+
+    def stages(self) -> Sequence[Stage]:
+        return [Stage("distill", Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS)]
+
+    def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
+        config = self.config
+        weights = config.alpha, config.beta, config.temperature
+        yield Update(STUDENT, {self.name: dkd_loss(student.logits, teacher.logits, student.labels, *weights)})

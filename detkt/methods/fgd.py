@@ -1,4 +1,4 @@
-"""FGD: the student's map equals the teacher's where objects are, and where the teacher attends; and so do its relations.
+"""FGD: the student's map is the teacher's where objects are and where the teacher attends, and so are its relations.
 
 Yang, Li, Jiang, Gong, Yuan, Zhao, Yuan: "Focal and Global Knowledge Distillation for Detectors", CVPR 2022
 (arXiv:2111.11837).
@@ -7,10 +7,10 @@ Yang, Li, Jiang, Gong, Yuan, Zhao, Yuan: "Focal and Global Knowledge Distillatio
                         + attention * 1/N (|A_s(s) - A_s(t)|_1 + |A_c(s) - A_c(t)|_1)
                         + relation * 1/N sum (R_s(s) - R_t(t))^2
 
-with sums over channels and cells (Eq. 1 to 11). M_f is one over the number of cells of the smallest box that lies over a
-cell, M_b one over the number of cells without box. Spatial attention A_s = HW softmax(mean_c |x| / T) and channel
-attention A_c = C softmax(mean_hw |x| / T), T 0.5: those that weigh the error are the teacher's alone. R_s and R_t are two
-context blocks (GcNet), whose last convolution starts at zero and which learn with the student.
+with sums over channels and cells. M_f is one over the number of cells of the smallest box that lies over a cell, M_b
+one over the number of cells without box. Spatial attention A_s = HW softmax(mean_c |x| / T) and channel attention A_c =
+C softmax(mean_hw |x| / T), T 0.5: those that weigh the error are the teacher's alone. R_s and R_t are two context
+blocks (GcNet), whose last convolution starts at zero and which learn with the student.
 
 Published weights are of sums over the maps: 5e-5, 2.5e-5, 5e-5, 5e-7 for two-stage detectors, 20 times as much for
 one-stage ones (``preset=one_stage``; attention 10 times). Their author advises to keep the ratios and to choose the
@@ -19,9 +19,9 @@ scale such that each term lies between 0.1 and 2: the log has the terms.
 What the paper leaves open, and we decided:
 
 * A weight of sums means something else on every map. ``cells`` says for how many cells of 256 channels it was chosen,
-  and what is summed over channels or cells is brought to that size. M_f and M_b already are means over cells. 89,250
-  cells are the levels P2 to P5 of a picture of 800 x 1344, 22,400 the levels P3 to P7: there, and on any map of 256
-  channels with ``preset=paper`` (``cells`` 0), the loss is the published one.
+  and what is summed over channels or cells is brought to that size. M_f and M_b are means over cells already. 89,250
+  cells are the levels P2 to P5 of a picture of 800 x 1344, 22,400 the levels P3 to P7: on such maps the loss is the
+  published one, with ``preset=paper`` (``cells`` 0) it is on all maps.
 * A box covers the cells from the one that its upper left corner lies in to the one after its lower right corner, as in
   the authors' code. Theirs places the boxes of a padded picture too far to the right and below; ours does not.
 * Padding is no background and takes no part in the softmaxes, so that a padded batch is the mean of its pictures one by
@@ -33,18 +33,24 @@ What the paper leaves open, and we decided:
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from detkt.methods.reductions import full_precision
+from detkt.knowledge import Knowledge, Spec
+from detkt.methods.base import STUDENT, Heads, MethodConfig, Needs, Stage, Update
+from detkt.methods.paired_maps import Matched, PairedMaps, cell_factor, channel_factor
+from detkt.methods.reductions import full_precision, squared_error
 
 
 def foreground_mask(boxes: Tensor, height: int, width: int) -> Tensor:
-    """M_f of one picture: the largest 1 / (cells of a box) among the boxes over each cell, 0 without box (Eq. 2 to 4).
+    """M_f of one picture: the largest 1 / (cells of a box) among the boxes over each cell, 0 without box.
 
     Args:
-        boxes: (n, 4), x1, y1, x2, y2 in cells of the map; n may be 0. A box covers the columns floor(x1) to ceil(x2) and
-            the rows floor(y1) to ceil(y2), both ends included. Cells outside of the map count, but are not drawn.
+        boxes: (n, 4), x1, y1, x2, y2 in cells of the map; n may be 0. A box covers the columns floor(x1) to ceil(x2)
+            and the rows floor(y1) to ceil(y2), both ends included. Cells outside of the map count, but are not drawn.
         height, width: of the map, in cells.
 
     Returns:
@@ -73,7 +79,7 @@ def background_mask(foreground: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def attention(feature: Tensor, temperature: float = 0.5, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """A_s (N, 1, H, W) and A_c (N, C, 1, 1) of a map (N, C, H, W), each of mean 1 over a picture (Eq. 5 to 8).
+    """A_s (N, 1, H, W) and A_c (N, C, 1, 1) of a map (N, C, H, W), each of mean 1 over a picture.
 
     *mask* (N, 1, H, W) is 1 where the map shows picture; only these cells count, A_s is 0 on others.
     """
@@ -92,7 +98,7 @@ def attention(feature: Tensor, temperature: float = 0.5, mask: Tensor | None = N
 def focal_errors(
     student: Tensor, teacher: Tensor, foreground: Tensor, background: Tensor, spatial: Tensor, channel: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Sums of M_f A_s A_c (s - t)^2 and of M_b A_s A_c (s - t)^2 over each picture: (N,) and (N,) (Eq. 9).
+    """Sums of M_f A_s A_c (s - t)^2 and of M_b A_s A_c (s - t)^2 over each picture: (N,) and (N,).
 
     student, teacher: (N, C, H, W); foreground, background, spatial: (N, 1, H, W); channel: (N, C, 1, 1).
     """
@@ -127,3 +133,76 @@ class ContextBlock(nn.Module):
         weights = weights.flatten(2).softmax(dim=2).unflatten(2, feature.shape[2:])
         context = (feature * weights).sum(dim=(2, 3), keepdim=True)
         return feature + self.transform(context)
+
+
+@dataclass
+class FGDConfig(MethodConfig):
+    """Weights of the four terms, of sums over *cells* cells of 256 channels (0: over the map as it is).
+
+    ``foreground``, ``background``, ``attention``, ``relation`` (the paper's alpha, beta, gamma, lambda);
+    ``temperature``: T of the attentions.
+    """
+
+    foreground: float = 5e-5
+    background: float = 2.5e-5
+    attention: float = 5e-5
+    relation: float = 5e-7
+    temperature: float = 0.5
+    cells: int = 89_250
+
+
+class FGD(PairedMaps):
+    """See the module's docstring. One stage: distill."""
+
+    name = "fgd"
+    citation = "Yang et al., Focal and Global Knowledge Distillation for Detectors, CVPR 2022 (arXiv:2111.11837)"
+    Config = FGDConfig
+    presets = {
+        "default": {},
+        "paper": {"cells": 0},
+        "one_stage": {
+            "foreground": 1e-3,
+            "background": 5e-4,
+            "attention": 5e-4,
+            "relation": 5e-6,
+            "cells": 22_400,
+        },
+    }
+
+    def __init__(self, config: FGDConfig, student: Spec, teacher: Spec) -> None:
+        super().__init__(config, student, teacher)
+        self.require("temperature", config.temperature > 0, "greater than 0")
+        self.require("cells", config.cells >= 0, "0 or more")
+        channels = [self.pair_specs(pair)[1].channels for pair in self.pairs()]
+        self.student_context, self.teacher_context = (
+            nn.ModuleList(ContextBlock(count) for count in channels) for _ in range(2)
+        )
+
+    def stages(self) -> Sequence[Stage]:
+        return [Stage("distill", Needs.STUDENT | Needs.TEACHER_FEATURES | Needs.BOXES)]
+
+    def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
+        config, levels = self.config, self.matched(student, teacher)
+        per_cell = cell_factor(levels, config.cells)
+        terms = dict.fromkeys(("foreground", "background", "attention", "relation"), 0)
+        for level, ours, theirs in zip(levels, self.student_context, self.teacher_context, strict=True):
+            per_channel = channel_factor(level, config.cells)
+            related = squared_error(ours(level.student, level.mask), theirs(level.teacher, level.mask), level.mask)
+            errors, spatial, channel = self._attended(level, student.boxes_on(level.student))
+            terms["foreground"] += per_channel * errors[0]
+            terms["background"] += per_channel * errors[1]
+            terms["attention"] += per_channel * channel + per_cell * spatial
+            terms["relation"] += per_channel * per_cell * related
+        weighted = {name: getattr(config, name) * values.mean() for name, values in terms.items()}
+        metrics = {f"{self.name}_{name}": loss.detach() for name, loss in weighted.items()}
+        yield Update(STUDENT, {self.name: sum(weighted.values())}, metrics)
+
+    def _attended(self, level: Matched, boxes: Sequence[Tensor]) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+        """Of each picture (N,): both focal errors, and how far apart the spatial and the channel attentions are."""
+        foreground = torch.stack([foreground_mask(found, *level.student.shape[2:]) for found in boxes]).unsqueeze(1)
+        (our_cells, our_channels), (cells, channels) = (
+            attention(feature, self.config.temperature, level.mask) for feature in (level.student, level.teacher)
+        )
+        background = background_mask(foreground, level.mask)
+        errors = focal_errors(level.student, level.teacher, foreground, background, cells, channels)
+        return errors, *((a - b).abs().sum(dim=(1, 2, 3)) for a, b in ((our_cells, cells), (our_channels, channels)))

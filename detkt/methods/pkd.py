@@ -5,10 +5,10 @@ Coefficient", NeurIPS 2022 (arXiv:2207.02039).
 
     w * sum over levels of 1/2 mean (s' - t')^2,    x' = (x - mean_c) / (std_c + 10^-6)
 
-with mean and standard deviation of each channel c over all pictures and cells of the batch (Eq. 4; the deviation is
-the unbiased one, as in the authors' code). With n values a channel this is (n - 1) / n times 1 - r, averaged over the
-channels, r Pearson's correlation (Eq. 5). The loss lies between 0 and 2 on any map, so that w means the same on all of
-them: 6 a level, as published.
+with mean and standard deviation of each channel c over all pictures and cells of the batch (the deviation is the
+unbiased one, as in the authors' code, mmrazor's pkd_loss.py). With n values a channel this is (n - 1) / n times 1 - r,
+averaged over the channels, r Pearson's correlation. The loss lies between 0 and 2 on any map, so that w means the same
+on all of them: 6 a level, as published.
 
 What the paper leaves open, and we decided:
 
@@ -24,9 +24,16 @@ What the paper leaves open, and we decided:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
+from detkt.knowledge import Knowledge
 from detkt.methods.adapters import to_common_size
+from detkt.methods.base import STUDENT, Heads, MethodConfig, Stage, Update
+from detkt.methods.paired_maps import PairedMaps
 from detkt.methods.reductions import full_precision, mean_square, require_one_shape
 
 
@@ -67,3 +74,22 @@ def pkd_loss(
     student, teacher, mask = to_common_size(student, teacher, mask, teacher_mask)
     require_one_shape(student, teacher)
     return 0.5 * mean_square(standardised(student, mask) - standardised(teacher, mask), mask)
+
+
+@dataclass
+class PKDConfig(MethodConfig):
+    """``weight``: w of each level."""
+
+    weight: float = 6.0
+
+
+class PKD(PairedMaps):
+    """See the module's docstring. One stage: distill."""
+
+    name = "pkd"
+    citation = "Cao et al., PKD: General Distillation Framework for Object Detectors, NeurIPS 2022 (arXiv:2207.02039)"
+    Config = PKDConfig
+
+    def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
+        losses = [pkd_loss(*level) for level in self.matched(student, teacher)]
+        yield Update(STUDENT, {self.name: self.config.weight * torch.stack(losses).sum()})

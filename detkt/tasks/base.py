@@ -33,6 +33,7 @@ class Task(Protocol):
     student: nn.Module
     teacher: nn.Module | None
     teacher_cache: TeacherMaps | None
+    offered: Needs  # what `run` can find out about these nets
 
     def watch(self, student_layers: Iterable[str], teacher_layers: Iterable[str]) -> tuple[Spec, Spec | None]:
         """Reveal the named inner layers from now on, and probe both nets' maps."""

@@ -72,6 +72,7 @@ class ClassificationTask:
             raise InputError("student and teacher are the same object; give a copy (copy.deepcopy) as the teacher")
         self.student, self.teacher, self._image_size = student, teacher, image_size
         self.teacher_cache: TeacherMaps | None = None
+        self.offered = ~(Needs.BOXES | Needs.ANCHORS)
         self._nets = {"student": _Net(student, "student")}
         if teacher is not None:
             if not isinstance(teacher, Classifier):

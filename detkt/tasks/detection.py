@@ -18,8 +18,8 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
 
 from detkt.base.errors import InputError
-from detkt.knowledge import Knowledge, Spec
-from detkt.methods.base import Needs
+from detkt.knowledge import Knowledge, Spec, scaled
+from detkt.methods.base import Needs, outputs
 from detkt.models.layout import channels_last
 from detkt.tasks.base import LayerRecorder, TeacherMaps, evaluating, map_specs
 
@@ -105,6 +105,20 @@ class _Detector:
             self._sampled = None
         return {**roi_losses, **rpn_losses}, sampled
 
+    def anchors(self, features: dict[str, Tensor], images: ImageList) -> dict[str, Tensor]:
+        """The RPN's anchors (H, W, A, 4) on each output of the backbone, in pixels of the batch."""
+        maps = {name: feature for name, feature in features.items() if name in outputs(features)}
+        generator = self.model.rpn.anchor_generator
+        # They are the same for all pictures, and in the precision of the maps: one map of one channel does.
+        of_one = ImageList(images.tensors, images.image_sizes[:1])
+        (anchors,) = generator(of_one, [feature[:1, :1].float() for feature in maps.values()])
+        shapes = [
+            (*feature.shape[2:], count, 4)
+            for feature, count in zip(maps.values(), generator.num_anchors_per_location(), strict=True)
+        ]
+        levels = anchors.split([height * width * count for height, width, count, _ in shapes])
+        return {name: level.view(shape) for name, level, shape in zip(maps, levels, shapes, strict=True)}
+
     @property
     def num_classes(self) -> int:
         return self.model.roi_heads.box_predictor.cls_score.out_features
@@ -154,6 +168,7 @@ class DetectionTask:
                     )
         self.student, self.teacher = student, teacher
         self.teacher_cache: TeacherMaps | None = None
+        self.offered = ~Needs.NOTHING
         self._normalisation: tuple[tuple, dict[str, Tensor]] | None = None
         self._student = _Detector(student, "student")
         self._teacher = _Detector(teacher, "teacher") if teacher is not None else None
@@ -243,6 +258,12 @@ class DetectionTask:
         if needs & (Needs.STUDENT | Needs.STUDENT_FEATURES):
             features = self._student.features(batch.tensors)
             student = Knowledge(features, valid=valid)
+            height, width = batch.tensors.shape[-2:]
+            if Needs.BOXES in needs:
+                student.boxes = [scaled(target["boxes"].float(), 1 / width, 1 / height) for target in targets]
+            if Needs.ANCHORS in needs:
+                anchors = self._student.anchors(features, batch)
+                student.anchors = {name: scaled(found, 1 / width, 1 / height) for name, found in anchors.items()}
         if from_teacher and self.teacher_cache is not None:
             # Here, before the RoIs are sampled, cached maps are read while a GPU still computes the student's.
             teacher = Knowledge(self._teacher_features(batch, host_targets), valid=valid)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from map_helpers import random_map, rectangle_mask
+from map_helpers import added, make, one_update, random_map, rectangle_mask, spec, task_losses
 
+from detkt.base.errors import InputError
+from detkt.knowledge import Knowledge
 from detkt.methods.cwd import cwd_loss
 
 SIZES = [(3, 7), (5, 2)]
@@ -92,3 +94,16 @@ def test_half_precision_is_computed_in_full():
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"\(2, 3, 4, 5\) and \(2, 6, 4, 5\)"):
         cwd_loss(random_map(2, 3, 4, 5), random_map(2, 6, 4, 5))
+
+
+@pytest.mark.parametrize(("settings", "weight", "temperature"), [({}, 10, 1), ({"preset": "paper"}, 50, 4)])
+def test_step_adds_the_weight_a_level(settings, weight, temperature):
+    student, teacher, losses = random_map(2, 3, 4, 6, seed=1), random_map(2, 3, 4, 6, seed=2), task_losses()
+    method = make("cwd", spec(output=(3, 4, 6)), spec(output=(3, 4, 6)), **settings)
+    update = one_update(method, Knowledge({"output": student}, losses=losses), Knowledge({"output": teacher}))
+    torch.testing.assert_close(added(update, losses, "cwd"), weight * cwd_loss(student, teacher, temperature))
+
+
+def test_a_temperature_of_zero_is_refused():
+    with pytest.raises(InputError, match="methods.cwd.temperature is 0.0: it must be greater than 0"):
+        make("cwd", spec(output=(3, 4, 6)), spec(output=(3, 4, 6)), temperature=0.0)

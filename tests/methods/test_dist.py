@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from map_helpers import random_map
+from map_helpers import added, make, one_update, random_map, spec, task_losses
 
+from detkt.base.errors import InputError
+from detkt.knowledge import Knowledge
 from detkt.methods.dist import dist_loss, pearson
 
 
@@ -64,3 +66,25 @@ def test_half_precision_is_computed_in_full():
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"\(4, 3\) and \(1, 3\)"):
         dist_loss(random_map(4, 3), random_map(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights"), [({}, (1, 1)), ({"preset": "imagenet"}, (2, 2)), ({"inter": 3.0, "intra": 0.5}, (3, 0.5))]
+)
+def test_step_adds_the_loss(settings, weights):
+    logits, target, losses = random_map(6, 3, seed=5), random_map(6, 3, seed=6), task_losses()
+    student = Knowledge(logits=logits, losses=losses, classification_loss="loss_classifier")
+    update = one_update(make("dist", spec(), spec(), **settings), student, Knowledge(logits=target))
+    torch.testing.assert_close(added(update, losses, "dist"), dist_loss(logits, target, *weights))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "settings", "message"),
+    [
+        (spec(4), {}, "student has 3 classes and the teacher 4"),
+        (spec(), {"layers": ["layer3"]}, "methods.dist.layers: dist reads class scores and no layers"),
+    ],
+)
+def test_errors_before_training(teacher, settings, message):
+    with pytest.raises(InputError, match=message):
+        make("dist", spec(), teacher, **settings)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from map_helpers import random_map
+from map_helpers import added, make, one_update, random_map, spec, task_losses
 
+from detkt.base.errors import InputError
+from detkt.knowledge import Knowledge
 from detkt.methods.dkd import dkd_loss
 from detkt.methods.kd import distillation_loss
 
@@ -68,7 +70,7 @@ def test_gradient():
 
 
 def test_a_class_of_probability_zero_costs_what_it_should():
-    """The student is sure of class 0, which the teacher excludes: 200 and half of exp(-200) is too small for float32."""
+    """The student is sure of class 0, which the teacher excludes: float32 has no number as small as exp(-200)."""
     student = torch.tensor([[200.0, 0, 0]], requires_grad=True)
     loss = dkd_loss(student, -student.detach(), torch.tensor([0]))
     loss.backward()
@@ -86,3 +88,31 @@ def test_half_precision_is_computed_in_full():
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"\(6, 3\) and \(1, 3\)"):
         dkd_loss(random_map(6, 3), random_map(1, 3), LABELS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights"),
+    [
+        ({}, (1, 0.25, 1)),
+        ({"preset": "cifar"}, (1, 8, 4)),
+        ({"alpha": 2.0, "beta": 3.0, "temperature": 0.5}, (2, 3, 0.5)),
+    ],
+)
+def test_step_adds_the_loss_and_leaves_the_classification_loss_whole(settings, weights):
+    logits, target, losses = random_map(6, 5, seed=5), random_map(6, 5, seed=6), task_losses()
+    student = Knowledge(logits=logits, labels=LABELS, losses=losses, classification_loss="loss_classifier")
+    update = one_update(make("dkd", spec(5), spec(5), **settings), student, Knowledge(logits=target))
+    torch.testing.assert_close(added(update, losses, "dkd"), dkd_loss(logits, target, LABELS, *weights))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "settings", "message"),
+    [
+        (spec(4), {}, "student has 3 classes and the teacher 4"),
+        (spec(), {"temperature": 0.0}, "methods.dkd.temperature is 0.0: it must be greater than 0"),
+        (spec(), {"layers": ["layer3"]}, "methods.dkd.layers: dkd reads class scores and no layers"),
+    ],
+)
+def test_errors_before_training(teacher, settings, message):
+    with pytest.raises(InputError, match=message):
+        make("dkd", spec(), teacher, **settings)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from map_helpers import random_map, rectangle_mask
+from map_helpers import make, one_update, random_map, rectangle_mask, spec
 from torch import Tensor
 
+from detkt.base.errors import InputError
+from detkt.knowledge import Knowledge
+from detkt.methods import method_config
 from detkt.methods.fgd import ContextBlock, attention, background_mask, focal_errors, foreground_mask
 from detkt.methods.reductions import squared_error
 
@@ -169,3 +172,75 @@ def test_constant_maps_and_half_precision():
     for found, expected in zip(attention(narrow), attention(narrow.float()), strict=True):
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected)
+
+
+SHAPES = {"output_0": (4, 6, 8), "output_1": (4, 3, 4)}
+SHARES = [boxes((0.1, 0.2, 0.4, 0.9), (0.3, 0, 0.5, 0.3)), NO_BOXES]
+VALID = [(1.0, 1.0), (1.0, 0.5)]
+
+
+def knowledge(seed: int, valid: list[tuple[float, float]] | None) -> Knowledge:
+    maps = {
+        name.replace("_", "."): random_map(2, *shape, seed=seed + i) for i, (name, shape) in enumerate(SHAPES.items())
+    }
+    return Knowledge(maps, boxes=SHARES, valid=valid)
+
+
+@pytest.mark.parametrize("valid", [None, VALID])
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_step_weighs_the_terms(valid, preset):
+    """New context blocks are the identity. 48 + 12 cells show the first picture, half of them a padded second one."""
+    student, teacher = knowledge(1, valid), knowledge(11, valid)
+    terms = {
+        name: torch.zeros(2, dtype=torch.float64) for name in ("foreground", "background", "attention", "relation")
+    }
+    cells = torch.tensor([60.0, 60 if valid is None else 30], dtype=torch.float64)
+    channels, sums = (256 / 4, 89250 / cells) if preset == "default" else (1, 1)
+    for name, ours in student.features.items():
+        theirs, mask = teacher.features[name], student.mask(ours)
+        scale = torch.tensor([ours.shape[3], ours.shape[2]] * 2)
+        foreground = torch.stack([foreground_mask((b * scale).round(decimals=3), *ours.shape[2:]) for b in SHARES])
+        spatial, channel = attention(theirs, 0.5, mask)
+        our_spatial, our_channel = attention(ours, 0.5, mask)
+        background = background_mask(foreground[:, None], mask)
+        errors = focal_errors(ours, theirs, foreground[:, None], background, spatial, channel)
+        terms["foreground"] += channels * errors[0]
+        terms["background"] += channels * errors[1]
+        terms["attention"] += channels * (our_channel - channel).abs().sum(dim=(1, 2, 3))
+        terms["attention"] += sums * (our_spatial - spatial).abs().sum(dim=(1, 2, 3))
+        terms["relation"] += channels * sums * squared_error(ours, theirs, mask)
+    weights = {"foreground": 5e-5, "background": 2.5e-5, "attention": 5e-5, "relation": 5e-7}
+    update = one_update(make("fgd", spec(**SHAPES), spec(**SHAPES), preset=preset), student, teacher)
+    expected = {f"fgd_{name}": weights[name] * values.mean() for name, values in terms.items()}
+    assert all(value > 0 for value in expected.values())
+    torch.testing.assert_close(update.metrics, expected)
+    torch.testing.assert_close(update.losses["fgd"], sum(expected.values()))
+
+
+def test_both_context_blocks_and_the_adapter_learn_with_the_student():
+    torch.manual_seed(0)
+    method = make("fgd", spec(output=(3, 6, 8)), spec(output=(5, 6, 8)))
+    for block in (*method.student_context, *method.teacher_context):
+        torch.nn.init.normal_(block.transform[-1].weight)
+    ((name, player),) = method.players().items()
+    assert name == "student"
+    assert {id(p) for m in player.modules for p in m.parameters()} == {id(p) for p in method.parameters()}
+    student = random_map(2, 3, 6, 8, grad=True)
+    ours = Knowledge({"output": student}, boxes=SHARES)
+    one_update(method, ours, Knowledge({"output": random_map(2, 5, 6, 8)})).losses["fgd"].backward()
+    without = {name for name, p in method.named_parameters() if p.grad.abs().sum() <= 1e-12}
+    # A shift of all cells does not move a softmax over them.
+    assert without == {"student_context.0.where.bias", "teacher_context.0.where.bias"}
+    assert student.grad.abs().sum() > 0
+
+
+def test_presets_keep_the_ratios_of_the_authors_settings():
+    config = method_config("fgd", {"preset": "one_stage"})
+    found = config.foreground, config.background, config.attention, config.relation
+    assert found == (1e-3, 5e-4, 5e-4, 5e-6)
+
+
+@pytest.mark.parametrize("key", ["temperature", "cells"])
+def test_bad_settings_are_refused(key):
+    with pytest.raises(InputError, match=f"methods.fgd.{key} is -1"):
+        make("fgd", spec(output=(3, 4, 6)), spec(output=(3, 4, 6)), **{key: -1})

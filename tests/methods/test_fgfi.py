@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from map_helpers import random_map
+from map_helpers import added, make, one_update, random_map, spec, task_losses
 from torch import Tensor
 
+from detkt.base.errors import InputError
+from detkt.knowledge import FeatureSpec, Knowledge
+from detkt.methods.base import Needs
 from detkt.methods.fgfi import imitation_loss, imitation_mask, imitation_masks
 
 NO_BOXES = torch.zeros(0, 4, dtype=torch.float64)
@@ -54,7 +57,7 @@ def test_a_map_of_its_own(threshold):
 
 
 def test_by_hand():
-    """A box that is one anchor of 2 x 2: the neighbours' overlap of 1/3 exceeds 0.3 of it, the diagonal ones' 1/7 not."""
+    """A box that is one anchor of 2 x 2: its neighbours overlap by 1/3, which exceeds 0.3, those across by 1/7."""
     anchors, box = grid(4, 5, 1, (2, 2)), torch.tensor([[1.5, 0.5, 3.5, 2.5]], dtype=torch.float64)
     near = torch.zeros(4, 5, dtype=torch.bool)
     near[1, 2] = True
@@ -102,34 +105,118 @@ def test_loss_equals_its_formula():
     near = (random_map(2, 1, 4, 6, seed=3) > 0.5).double()
     cells = np.argwhere(near[:, 0].numpy())
     expected = sum(((student[n, :, h, w] - teacher[n, :, h, w]) ** 2).sum().item() for n, h, w in cells)
-    assert imitation_loss(student, teacher, near).item() == pytest.approx(expected / (2 * len(cells)), abs=1e-12)
+    assert imitation_loss([(student, teacher, near)]).item() == pytest.approx(expected / (2 * len(cells)), abs=1e-12)
 
 
 def test_a_batch_counts_pictures_by_their_cells():
     student, teacher = random_map(2, 3, 4, 6, seed=1), random_map(2, 3, 4, 6, seed=2)
     near = torch.zeros(2, 1, 4, 6, dtype=torch.float64)
     near[0, 0, 1, 1:4], near[1, 0, 0, 0] = 1, 1
-    first, second = (imitation_loss(student[i : i + 1], teacher[i : i + 1], near[i : i + 1]) for i in (0, 1))
-    torch.testing.assert_close(imitation_loss(student, teacher, near), (3 * first + second) / 4)
+    first, second = (imitation_loss([(student[i : i + 1], teacher[i : i + 1], near[i : i + 1])]) for i in (0, 1))
+    torch.testing.assert_close(imitation_loss([(student, teacher, near)]), (3 * first + second) / 4)
 
 
 def test_gradient_reaches_near_cells_alone():
     student, teacher = random_map(2, 2, 3, 4, seed=1, grad=True), random_map(2, 2, 3, 4, seed=2)
     near = (random_map(2, 1, 3, 4, seed=3) > 0).double()
-    assert torch.autograd.gradcheck(lambda s: imitation_loss(s, teacher, near), student)
-    imitation_loss(student, teacher, near).backward()
+    assert torch.autograd.gradcheck(lambda s: imitation_loss([(s, teacher, near)]), student)
+    imitation_loss([(student, teacher, near)]).backward()
     assert torch.equal(student.grad != 0, near.bool().expand_as(student))
-    nothing = imitation_loss(student, teacher, 0 * near)
+    nothing = imitation_loss([(student, teacher, 0 * near)])
     assert nothing.item() == 0
     assert (torch.autograd.grad(nothing, student)[0] == 0).all()
 
 
 def test_half_precision_is_summed_in_full():
     student = torch.full((1, 64, 40, 45), 300.0, dtype=torch.float16)
-    loss = imitation_loss(student, torch.zeros_like(student), torch.ones(1, 1, 40, 45))
+    loss = imitation_loss([(student, torch.zeros_like(student), torch.ones(1, 1, 40, 45))])
     assert loss.item() == pytest.approx(64 * 9e4 / 2)
 
 
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"\(2, 3, 4, 5\) and \(2, 6, 4, 5\)"):
-        imitation_loss(random_map(2, 3, 4, 5), random_map(2, 6, 4, 5), torch.ones(2, 1, 4, 5))
+        imitation_loss([(random_map(2, 3, 4, 5), random_map(2, 6, 4, 5), torch.ones(2, 1, 4, 5))])
+
+
+def test_levels_count_by_their_cells_and_channels_are_brought_to_a_number():
+    student, teacher = random_map(1, 3, 4, 6, seed=1), random_map(1, 3, 4, 6, seed=2)
+    near = torch.zeros(2, 1, 1, 4, 6, dtype=torch.float64)
+    near[0, 0, 0, 1, 1:4], near[1, 0, 0, 0, 0] = 1, 1
+    levels = [(student, teacher, near[0]), (teacher, 2 * student, near[1])]
+    first, second = (imitation_loss([level]) for level in levels)
+    torch.testing.assert_close(imitation_loss(levels), (3 * first + second) / 4)
+    torch.testing.assert_close(imitation_loss(levels, 12), 4 * imitation_loss(levels))
+
+
+BOXES = [torch.tensor([[1.0, 1, 3, 3], [4, 0, 6, 4]], dtype=torch.float64), NO_BOXES]
+VALID = [(1.0, 1.0), (1.0, 0.5)]
+
+
+def student_of(feature: Tensor, anchors: Tensor, **settings) -> Knowledge:
+    """Shares of a map of 4 x 6 cells."""
+    scale = torch.tensor([6.0, 4, 6, 4])
+    return Knowledge(
+        {"output": feature}, boxes=[b / scale for b in BOXES], anchors={"output": anchors / scale}, **settings
+    )
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_step_imitates_near_objects(preset):
+    torch.manual_seed(0)
+    method = make("fgfi", spec(output=(3, 4, 6)), spec(output=(5, 4, 6)), preset=preset)
+    student, teacher, losses = random_map(2, 3, 4, 6, seed=1), random_map(2, 5, 4, 6, seed=2), task_losses()
+    anchors = grid(4, 6, 1, (2, 2), (2, 4))
+    ours = student_of(student, anchors, losses=losses, valid=VALID)
+    (update,) = method.step(method.stages()[-1], ours, Knowledge({"output": teacher}, valid=VALID), None)
+    near = torch.stack([imitation_mask(boxes, anchors) for boxes in BOXES]).unsqueeze(1).double()
+    assert near[0].any() and not near[1].any()
+    adapted = method.adapters[0](student * ours.mask(student))
+    expected = 0.01 * imitation_loss([(adapted, teacher, near)]) * (512 / 5 if preset == "default" else 1)
+    torch.testing.assert_close(added(update, losses, "fgfi"), expected)
+
+
+def test_the_adapter_starts_near_zero_and_ends_as_the_teachers_layer():
+    method = make("fgfi", spec(output=(3, 4, 6)), spec(output=(3, 4, 6)))
+    (convolution,) = method.adapters
+    assert convolution.kernel_size == (3, 3)
+    assert 0 < convolution.weight.abs().max() < 1e-3
+    assert (convolution.bias == 0).all()
+    ends = method.adapter(FeatureSpec(3, 4, 6, True), FeatureSpec(3, 4, 6, True))
+    assert (ends(torch.randn(1, 3, 4, 6)) >= 0).all()
+
+
+def test_a_smaller_teacher_is_near_where_a_cell_that_it_covers_is():
+    method = make("fgfi", spec(output=(3, 4, 6)), spec(output=(3, 2, 3)))
+    student, teacher, anchors = (
+        random_map(2, 3, 4, 6, seed=1),
+        random_map(2, 3, 2, 3, seed=2),
+        grid(4, 6, 1, (2, 2), (2, 4)),
+    )
+    near = torch.stack([imitation_mask(boxes, anchors) for boxes in BOXES]).double()
+    coarse = near.unflatten(2, (3, 2)).unflatten(1, (2, 2)).amax(dim=(2, 4)).unsqueeze(1)
+    pooled = method.adapters[0](student).unflatten(3, (3, 2)).unflatten(2, (2, 2)).mean(dim=(3, 5))
+    update = one_update(method, student_of(student, anchors), Knowledge({"output": teacher}))
+    expected = 0.01 * imitation_loss([(pooled, teacher, coarse)], 512)
+    torch.testing.assert_close(update.losses["fgfi"], expected)
+
+
+def test_nothing_is_imitated_during_the_warm_up():
+    method = make("fgfi", spec(output=(3, 4, 6)), spec(output=(3, 4, 6)), preset="paper")
+    warmup, distill = method.stages()
+    assert (warmup.steps, distill.steps) == (400, None)
+    assert (warmup.needs, warmup.trains_student) == (Needs.STUDENT, True)
+    assert list(method.step(warmup, Knowledge(losses=task_losses()), None, None)) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layers": ["layer3=output"]}, "methods.fgfi.layers: the student has no anchors on 'layer3'; name outputs"),
+        ({"threshold": 1.0}, "methods.fgfi.threshold is 1.0"),
+        ({"warmup_steps": -1}, "methods.fgfi.warmup_steps is -1"),
+        ({"channels": -1}, "methods.fgfi.channels is -1"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        make("fgfi", spec(output=(3, 4, 6), layer3=(3, 4, 6)), spec(output=(3, 4, 6)), **settings)

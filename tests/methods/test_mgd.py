@@ -5,9 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from map_helpers import random_map, rectangle_mask
+from map_helpers import make, one_update, random_map, rectangle_mask, spec
 
+from detkt.base.errors import InputError
+from detkt.knowledge import Knowledge
+from detkt.methods import method_class, method_config
 from detkt.methods.mgd import Generator, mgd_loss, random_cells
+from detkt.methods.reductions import squared_error
 
 SIZES = [(3, 7), (5, 2)]
 
@@ -87,3 +91,70 @@ def test_half_precision_is_summed_in_full():
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"\(2, 3, 4, 5\) and \(2, 6, 4, 5\)"):
         mgd_loss(random_map(2, 3, 4, 5), random_map(2, 6, 4, 5))
+
+
+SHAPES = {"output_0": (3, 6, 8), "output_1": (3, 3, 4)}
+
+
+def knowledge(seed: int, valid: list[tuple[float, float]] | None = None) -> Knowledge:
+    maps = {
+        name.replace("_", "."): random_map(2, *shape, seed=seed + i) for i, (name, shape) in enumerate(SHAPES.items())
+    }
+    return Knowledge(maps, valid=valid)
+
+
+@pytest.mark.parametrize("valid", [None, [(1.0, 1.0), (1.0, 0.5)]])
+def test_step_by_default_is_a_mean_and_with_the_papers_settings_a_sum(valid):
+    """Without blanks. 48 + 12 cells show the first picture, half of them the second of the padded ones."""
+    torch.manual_seed(0)
+    student, teacher = knowledge(1, valid), knowledge(11, valid)
+    method = make("mgd", spec(**SHAPES), spec(**SHAPES), ratio=0.0)
+    errors = 0
+    for (name, feature), generator in zip(student.features.items(), method.generators, strict=True):
+        mask = student.mask(feature)
+        errors += squared_error(generator(feature, mask), teacher.features[name], mask)
+    cells = torch.tensor([60.0, 60 if valid is None else 30], dtype=torch.float64)
+    expected = 5e-7 * (256 / 3 * 89250 / cells * errors).mean()
+    torch.testing.assert_close(one_update(method, student, teacher).losses["mgd"], expected)
+    method.config.cells = 0  # preset=paper
+    torch.testing.assert_close(one_update(method, student, teacher).losses["mgd"], 5e-7 * errors.mean())
+
+
+def test_the_published_pyramids_have_the_cells_of_the_presets():
+    """P2 to P5 and P3 to P7 of 800 x 1344."""
+    levels = [(200, 336), (100, 168), (50, 84), (25, 42), (13, 21), (7, 11)]
+    presets = method_class("mgd").presets
+    assert method_config("mgd").cells == sum(h * w for h, w in levels[:4])
+    assert presets["one_stage"]["cells"] == sum(h * w for h, w in levels[1:])
+    assert presets["paper"] == {"cells": 0}
+    assert presets["one_stage"]["cells"] == method_class("fgd").presets["one_stage"]["cells"]
+    assert method_config("fgd").cells == method_config("mgd").cells
+
+
+def test_blank_cells_are_drawn_anew():
+    student, teacher = knowledge(1), knowledge(11)
+    method = make("mgd", spec(**SHAPES), spec(**SHAPES))
+    torch.manual_seed(1)
+    first, second = (one_update(method, student, teacher).losses["mgd"].item() for _ in range(2))
+    torch.manual_seed(1)
+    assert one_update(method, student, teacher).losses["mgd"].item() == first != second
+
+
+def test_generators_learn_with_the_student():
+    method = make("mgd", spec(output=(3, 4, 6)), spec(output=(5, 4, 6)))
+    ((name, player),) = method.players().items()
+    assert name == "student"
+    assert {id(p) for m in player.modules for p in m.parameters()} == {id(p) for p in method.parameters()}
+    student = random_map(1, 3, 4, 6, grad=True)
+    update = one_update(method, Knowledge({"output": student}), Knowledge({"output": random_map(1, 5, 4, 6)}))
+    update.losses["mgd"].backward()
+    assert all(p.grad.abs().sum() > 0 for p in [student, *method.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"ratio": 1.0}, "methods.mgd.ratio is 1.0: it must be 0 or more"), ({"cells": -1}, "methods.mgd.cells is -1")],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        make("mgd", spec(output=(3, 4, 6)), spec(output=(3, 4, 6)), **settings)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from map_helpers import random_map, rectangle_mask
+from map_helpers import added, make, one_update, random_map, rectangle_mask, spec, task_losses
 from torch import Tensor
 
+from detkt.knowledge import Knowledge
 from detkt.methods.pkd import pkd_loss, standardised
 
 SIZES = [(3, 7), (5, 2)]  # rows, columns of two pictures in maps of 5 x 7
@@ -123,3 +124,20 @@ def test_half_precision_is_computed_in_full():
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"\(2, 3, 4, 5\) and \(2, 6, 4, 5\)"):
         pkd_loss(random_map(2, 3, 4, 5), random_map(2, 6, 4, 5))
+
+
+def test_step_adds_the_weight_a_level_and_no_subsampled_one():
+    shapes = {"output_0": (3, 8, 12), "output_1": (3, 4, 6), "output_pool": (3, 2, 3)}
+    student, teacher = (
+        {name.replace("_", "."): random_map(2, *shape, seed=seed + i) for i, (name, shape) in enumerate(shapes.items())}
+        for seed in (1, 11)
+    )
+    losses, valid = task_losses(), [(1.0, 0.5), (0.75, 1.0)]
+    method = make("pkd", spec(**shapes), spec(**shapes))
+    update = one_update(method, Knowledge(student, losses=losses, valid=valid), Knowledge(teacher, valid=valid))
+    expected = sum(
+        pkd_loss(student[name], teacher[name], Knowledge(valid=valid).mask(student[name]))
+        for name in ("output.0", "output.1")
+    )
+    torch.testing.assert_close(added(update, losses, "pkd"), 6 * expected)
+    assert not list(method.parameters())
