@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from detkt import methods
 from detkt.base.errors import InputError
 from detkt.base.processes import average_gradients, broadcast
-from detkt.methods.base import STUDENT, Stage, Update
+from detkt.methods.base import STUDENT, Stage, Update, require_offered
 from detkt.methods.players import Players, schedule_factor
 from detkt.tasks import build_task
 from detkt.tasks.base import TeacherMaps, evaluating
@@ -95,6 +95,7 @@ class Distiller(nn.Module):
             pairs = methods.required_layers(configs)
             specs = self.task.reveal([pair.student for pair in pairs], [pair.teacher for pair in pairs])
             self.method = methods.build(configs, *specs).to(device, next(student.parameters()).dtype)
+            require_offered(self.method, self.task.offered)
         except BaseException:
             self._close()
             raise

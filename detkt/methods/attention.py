@@ -26,7 +26,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge, Spec
 from detkt.methods.adapters import to_common_size
 from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Stage, Update, view_title
@@ -87,8 +86,7 @@ class AttentionTransfer(Method):
 
     def __init__(self, config: AttentionConfig, student: Spec, teacher: Spec) -> None:
         super().__init__(config, student, teacher)
-        if config.p < 1:
-            raise InputError(f"methods.at.p is {config.p}: it must be 1 or more")
+        self.require("p", config.p >= 1, "1 or more")
         for pair in self.pairs():
             self.pair_specs(pair)  # raises where a net has no such map
 

@@ -29,7 +29,8 @@ class Needs(Flag):
 
     ``STUDENT``: forward of the student with its task losses; the stage then counts towards the student's budget of
     updates. ``STUDENT_FEATURES``: its backbone alone, in whichever mode it is. ``STUDENT_LOGITS``: its class scores.
-    ``TEACHER_FEATURES``, ``TEACHER_LOGITS``: the frozen teacher's maps and class scores.
+    ``TEACHER_FEATURES``, ``TEACHER_LOGITS``: the frozen teacher's maps and class scores. ``BOXES``: where objects are;
+    ``ANCHORS``: the student's own, of each of its outputs. Classifiers have neither.
     """
 
     NOTHING = 0
@@ -38,6 +39,8 @@ class Needs(Flag):
     STUDENT_LOGITS = auto()
     TEACHER_FEATURES = auto()
     TEACHER_LOGITS = auto()
+    BOXES = auto()
+    ANCHORS = auto()
 
 
 @dataclass(frozen=True)
@@ -303,6 +306,18 @@ class Method(nn.Module):
             views |= {view_title(role, name): knowledge.features[name] for name in names}
         return views
 
+    def require(self, key: str, holds: bool, rule: str) -> None:
+        """Raise InputError unless the setting *key* is as the *rule* says: it must be ..."""
+        if not holds:
+            raise InputError(f"methods.{self.name}.{key} is {getattr(self.config, key)}: it must be {rule}")
+
+    def require_no_layers(self) -> None:
+        """Raise InputError if layers are set for a method that compares scores."""
+        if self.config.layers:
+            raise InputError(
+                f"methods.{self.name}.layers: {self.name} reads class scores and no layers; leave it empty"
+            )
+
     def require_same_classes(self) -> None:
         """Raise InputError unless both nets score the same classes in the same order."""
         student, teacher = self.student_spec, self.teacher_spec
@@ -322,6 +337,16 @@ class Method(nn.Module):
             raise InputError(
                 f"method '{self.name}' compares class scores, but the class lists differ: student '{odd[0]}' where the "
                 f"teacher has '{odd[1]}'; use the teacher's class order"
+            )
+
+
+def require_offered(method: Method, offered: Needs) -> None:
+    """Raise InputError if a stage of *method* reads what the networks do not have: boxes or anchors."""
+    for need, what in ((Needs.BOXES, "the boxes of objects"), (Needs.ANCHORS, "the student's anchors")):
+        if need not in offered and any(need in stage.needs for stage in method.stages()):
+            raise InputError(
+                f"method '{method.name}' needs {what}, which this student does not have; choose a method that compares "
+                "maps or class scores"
             )
 
 

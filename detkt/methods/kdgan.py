@@ -33,7 +33,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge, Spec
 from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Player, Stage, Update, frozen
 from detkt.methods.kd import distillation_loss
@@ -124,13 +123,10 @@ class KDGAN(Method):
     def __init__(self, config: KDGANConfig, student: Spec, teacher: Spec) -> None:
         super().__init__(config, student, teacher)
         self.require_same_classes()
-        if not 0 <= config.alpha <= 1:
-            raise InputError(f"methods.kdgan.alpha is {config.alpha}: it must be between 0 and 1")
-        for key in ("temperature", "gumbel_temperature"):
-            if not getattr(config, key) > 0:
-                raise InputError(f"methods.kdgan.{key} is {getattr(config, key)}: it must be greater than 0")
-        if config.layers:
-            raise InputError("methods.kdgan.layers: kdgan reads class scores and no layers; leave it empty")
+        self.require_no_layers()
+        self.require("alpha", 0 <= config.alpha <= 1, "between 0 and 1")
+        self.require("temperature", config.temperature > 0, "greater than 0")
+        self.require("gumbel_temperature", config.gumbel_temperature > 0, "greater than 0")
         self.discriminator = LabelDiscriminator(student.num_classes, config.discriminator_width)
         self.teacher_head = TeacherHead(student.num_classes)
 

@@ -32,6 +32,7 @@ class Task(Protocol):
 
     student: nn.Module
     teacher: nn.Module | None
+    offered: Needs  # what `run` can find out about these nets
 
     def reveal(self, student_layers: Iterable[str], teacher_layers: Iterable[str]) -> tuple[Spec, Spec | None]:
         """Reveal the named inner layers beside the outputs from now on, and probe both nets' maps."""

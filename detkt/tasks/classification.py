@@ -45,6 +45,7 @@ class ClassificationTask:
         teacher_cache: TeacherMaps | None = None,
     ) -> None:
         self.student, self.teacher, self._image_size, self._cache = student, teacher, image_size, teacher_cache
+        self.offered = ~(Needs.BOXES | Needs.ANCHORS)
         self._nets: dict[str, SplitNet | WholeNet] = {"student": net_of(student, "student")}
         self._classes = {"student": tuple(student_classes), "teacher": tuple(teacher_classes)}
         self._num_classes: dict[str, int] = {}  # known once the networks were probed

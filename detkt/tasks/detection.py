@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from detkt.base.errors import InputError
-from detkt.knowledge import Knowledge, Spec
+from detkt.knowledge import Knowledge, Spec, scaled
 from detkt.methods.base import Needs
 from detkt.tasks.base import FrozenTeacher, TeacherMaps, evaluating, map_specs, require_two_nets
 from detkt.tasks.detectors import Detector, Pass, Targets, as_pyramid, moved, named_outputs, normalisation
@@ -49,6 +49,7 @@ class DetectionTask:
     ) -> None:
         self.student, self.teacher, self._cache = student, teacher, teacher_cache
         self._student = Detector(student, "student")
+        self.offered = ~(Needs.NOTHING if self._student.anchor_generator is not None else Needs.ANCHORS)
         self._classes = {"student": tuple(student_classes), "teacher": tuple(teacher_classes)}
         self._num_classes = 0
         self._teacher: Detector | None = None
@@ -166,6 +167,12 @@ class DetectionTask:
         valid = _valid(seen.images)
         student = Knowledge(seen.features, valid=valid) if seen.features else None
         teacher = Knowledge(teacher_features, valid=valid) if from_teacher else None
+        height, width = seen.images.tensors.shape[-2:]
+        if student is not None and Needs.BOXES in needs:
+            student.boxes = [scaled(target["boxes"].float(), 1 / width, 1 / height) for target in seen.targets]
+        if student is not None and Needs.ANCHORS in needs:
+            anchors = self._student.anchors(seen.features, seen.images)
+            student.anchors = {name: scaled(found, 1 / width, 1 / height) for name, found in anchors.items()}
         if Needs.STUDENT in needs:
             student.losses = seen.losses
             student.classification_loss = "loss_classifier" if self._student.two_stages else ""

@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from detkt.base.errors import InputError
+from detkt.methods.base import outputs
 from detkt.tasks.base import Calling, LayerRecorder, evaluating, replaced
 
 Targets = list[dict[str, Any]]
@@ -187,6 +189,28 @@ class Detector:
         pyramid = as_pyramid({name: full_precision(feature) for name, feature in features.items()})
         pooled = heads.box_roi_pool(pyramid, proposals, sizes)
         return full_precision(heads.box_predictor(heads.box_head(pooled))[0])
+
+    def anchors(self, features: dict[str, Tensor], images: ImageList) -> dict[str, Tensor]:
+        """Its own anchors (H, W, A, 4) on each output of the backbone, in pixels of the batch."""
+        maps = {name: feature for name, feature in features.items() if name in outputs(features)}
+        generator = self.anchor_generator
+        # They are the same for all pictures, and in the precision of the maps: one map of one channel does.
+        of_one = ImageList(images.tensors, images.image_sizes[:1])
+        (anchors,) = generator(of_one, [full_precision(feature[:1, :1]) for feature in maps.values()])
+        shapes = [
+            (*feature.shape[2:], count, 4)
+            for feature, count in zip(maps.values(), generator.num_anchors_per_location(), strict=True)
+        ]
+        levels = anchors.split([height * width * count for height, width, count, _ in shapes])
+        return {name: level.view(shape) for name, level, shape in zip(maps, levels, shapes, strict=True)}
+
+    @property
+    def anchor_generator(self) -> nn.Module | None:
+        """What makes its anchors, of a detector that has the usual kind."""
+        generator = (
+            self.model.rpn.anchor_generator if self.two_stages else getattr(self.model, "anchor_generator", None)
+        )
+        return generator if isinstance(generator, AnchorGenerator) else None
 
     def num_classes(self, features: dict[str, Tensor], sizes: list[tuple[int, int]]) -> int:
         """Classes that it scores, background included; 0 where they cannot be told."""

@@ -320,3 +320,64 @@ def test_large_pictures_pass_the_teacher_one_by_one(detector, batch, monkeypatch
     assert list(parts) == list(whole)
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-6)
+
+
+OBJECTS = Needs.STUDENT | Needs.BOXES | Needs.ANCHORS
+
+
+def test_boxes_are_shares_of_the_padded_batch(detector, batch):
+    images, targets = batch
+    targets[1] |= {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    student, _, _ = make_task(detector()).run(images, targets, OBJECTS)
+    first, second = student.boxes
+    # The picture of 64 x 80 stays as it is, in a batch of 64 x 96.
+    torch.testing.assert_close(first, torch.tensor([[5 / 96, 5 / 64, 35 / 96, 40 / 64]]))
+    assert second.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "strides", "each"),
+    [
+        ("fasterrcnn_resnet10x0.125_c4", {"output": 16}, 6),
+        (
+            "fasterrcnn_resnet10x0.125_fpn",
+            {"output.0": 4, "output.1": 8, "output.2": 16, "output.3": 32, "output.pool": 64},
+            3,
+        ),
+    ],
+)
+def test_anchors_are_the_rpns_own_in_their_cells(detector, batch, monkeypatch, name, strides, each):
+    task = make_task(detector(name))
+    used = spy(task.student.rpn.anchor_generator, "forward", monkeypatch)
+    student, _, _ = task.run(*batch, OBJECTS)
+    assert list(student.anchors) == list(strides)
+    size = torch.tensor([96.0, 64, 96, 64])
+    flat = torch.cat([(anchors * size).reshape(-1, 4) for anchors in student.anchors.values()])
+    torch.testing.assert_close(flat, used[0][0], atol=1e-4, rtol=0)
+    for output, anchors in student.anchors.items():
+        height, width = student.features[output].shape[2:]
+        assert anchors.shape == (height, width, each, 4)
+        centres = (anchors[..., :2] + anchors[..., 2:]) / 2 * size[:2]
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        expected = torch.stack([columns, rows], dim=-1)[:, :, None] * float(strides[output])
+        torch.testing.assert_close(centres, expected.expand_as(centres), atol=1e-3, rtol=0)
+
+
+def test_boxes_and_anchors_are_there_only_where_asked_for(detector, batch, monkeypatch):
+    task = make_task(detector())
+    student, _, _ = task.run(*batch, Needs.STUDENT)
+    assert (student.boxes, student.anchors) == (None, {})
+    used = spy(task.student.rpn.anchor_generator, "forward", monkeypatch)
+    with torch.no_grad():
+        student, _, _ = task.run(*batch, Needs.STUDENT | Needs.BOXES)
+    assert len(student.boxes) == 2
+    assert not student.anchors
+    assert len(used) == 1  # for the student's own losses
+
+
+def test_anchors_are_exact_whatever_the_precision(detector, batch):
+    task = make_task(detector(min_size=160, max_size=240))
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = task.run(*batch, OBJECTS)[0].anchors["output"]
+    assert narrow.dtype == torch.float32
+    torch.testing.assert_close(narrow, task.run(*batch, OBJECTS)[0].anchors["output"])
