@@ -17,9 +17,9 @@ which is ``form=official``. Near the end of training it is much the weaker, as i
 The weight has three conventions. The AT paper sets w to "10^3 divided by number of elements in attention map and batch
 size", for a sum over the batch: ``weight=1000, per_cell=true`` divides by the map's cells, and the mean over the
 pictures does the rest. These are the defaults, and they fit the paper's text: w is about 16 on an 8 x 8 map of CIFAR,
-0.4 on a 38 x 63 map of a detector. The code takes 10^3 as it is, as its form has the division in it: ``preset=official``,
-which also fits the Factor Transfer paper's 10^3 "following" AT, over all groups of layers. The KTAN papers say 0.05, of
-which form they do not tell: ``preset=paper`` takes it undivided in the text's.
+0.4 on a 38 x 63 map of a detector. The code takes 10^3 as it is, since its form divides by the cells: this is
+``preset=official``, and fits the Factor Transfer paper's 10^3 "following" AT, too, there over all groups of layers. The
+KTAN papers say 0.05 and not of which form: ``preset=paper`` takes it undivided, in the text's.
 
 What the papers leave open, and we decided: *maps* of unequal size are pooled to the smaller before Q (the AT paper
 interpolates the attention maps); padding is cut out of v.
@@ -39,7 +39,6 @@ from detkt.knowledge import Knowledge, Spec
 from detkt.methods.adapters import to_common_size
 from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Stage, Update, choose, view_title
 from detkt.methods.reductions import full_precision
-
 
 FORMS = ("paper", "official")
 

@@ -149,9 +149,9 @@ class Threshold(nn.Module):
     @torch.no_grad()
     def learn(self, gap: Tensor, mask: Tensor | None = None) -> None:
         """One step of gradient descent on (theta - mean |gap|)^2 / 2 for a map (N, C, H, W), over *mask*'s cells."""
-        magnitude = masked_mean(gap.abs(), mask)
+        magnitude = masked_mean(gap.abs(), mask).to(self.value.dtype)
         # Chosen on the device: asking whether it has started would wait for it in every step.
-        self.value.copy_(torch.where(self.started, self.value.lerp(magnitude.to(self.value.dtype), self.rate), magnitude))
+        self.value.copy_(torch.where(self.started, self.value.lerp(magnitude, self.rate), magnitude))
         self.started.fill_(True)
 
 
