@@ -88,7 +88,7 @@ def main(arguments=None):
 
 
 def penalties():
-    """The norms beside sparse recoding for two thresholds, over one gap r (kr-l1 and kr-dense take gamma times them)."""
+    """The norms beside sparse recoding for two thresholds, over one gap r (kr-l1, kr-dense: gamma times them)."""
     curves = {
         "L1: |r|": lambda gap: gap.abs().mean(),
         "L2: r²/2": lambda gap: gap.square().mean() / 2,

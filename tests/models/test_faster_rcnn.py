@@ -36,7 +36,7 @@ def test_images_are_resized_and_normalised_as_in_the_table(single_level):
 
 @pytest.mark.parametrize(("error", "original"), [(0.05, 0.05**2 / 2), (0.5, 0.5**2 / 2), (3.0, 3.0 - 0.5)])
 def test_the_box_loss_is_steeper_than_the_original(error, original):
-    """docs/fidelity.md: smooth L1 is quadratic up to 1/9 here, up to 1 in the original. One RoI of two is foreground."""
+    """docs/fidelity.md: smooth L1 is quadratic up to 1/9 here, up to 1 in the original. One RoI of two counts."""
     boxes = torch.zeros(2, 8)
     boxes[0, 4] = error
     labels, targets = [torch.tensor([1, 0])], [torch.zeros(2, 4)]
