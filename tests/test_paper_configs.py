@@ -85,6 +85,11 @@ def test_knowledge_representing_aggregates_m_layers_everywhere():
     assert found == {"cifar10": 4 * (3,), "cifar100": 4 * (3,), "tcifar100": 4 * (3,), "imagenet": 4 * (4,)}
 
 
+def test_knowledge_representing_decays_polynomially_on_imagenet():
+    train = load_config(CONFIGS / "imagenet_resnet101_inception.yaml").train
+    assert (train.milestones, train.poly_power) == ([], 1.0)
+
+
 def test_the_convergence_figure_ends_before_the_first_drop():
     config = load_config(CONFIGS / "mnist_resnet26_resnet8.yaml")
     updates = config.train.epochs * (60000 // config.train.batch_size)

@@ -321,7 +321,12 @@ class Trainer:
     def _set_learning_rate(self) -> float:
         config = self.config
         factor = schedule_factor(
-            self.student_step, self.student_steps, config.milestones, config.gamma, config.warmup_steps
+            self.student_step,
+            self.student_steps,
+            config.milestones,
+            config.gamma,
+            config.warmup_steps,
+            config.poly_power,
         )
         rate = self.learning_rate * factor
         scheduled = {name: player.lr * factor for name, player in self.players.items() if player.scheduled}
