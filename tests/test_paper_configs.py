@@ -70,7 +70,7 @@ def test_factor_transfer_on_detectors():
     assert (factors.beta, factors.rate, factors.reference_elements) == (1000, 0.5, 0)
     assert factors.paraphraser_steps == math.ceil(5011 / config.train.batch_size)  # the pictures of 2007 trainval
     assert config.train.weight_decay == 0.0005
-    assert "--role teacher --method none train.weight_decay=0.0001" in path.read_text()
+    assert "--role teacher --method none train.weight_decay=0.0001 train.clip_norm=0" in path.read_text()
 
 
 def test_knowledge_representing_aggregates_m_layers_everywhere():
