@@ -79,7 +79,8 @@ class TrainConfig:
     """The budget and the student's optimizer (SGD).
 
     ``lr_per_image`` times the batch size is the learning rate. ``milestones``: shares of the student's updates after
-    which it is multiplied by ``gamma``. ``warmup_steps``: linear, from a tenth. ``clip_norm``: 0 switches clipping off.
+    which it is multiplied by ``gamma``. ``poly_power``: besides, it falls as (1 - share of the updates done) to this
+    power; 0: not. ``warmup_steps``: linear, from a tenth. ``clip_norm``: 0 switches clipping off.
     ``batch_size`` counts the pictures of an update: those of all processes of ``torchrun`` and of all ``accumulate``
     parts that it is computed in. ``group_by_aspect``: batches of wide or of tall pictures, to waste less padding.
     ``keep``: how many checkpoints, ``last.pt`` and those before it as ``checkpoint-<step>.pt``.
@@ -96,6 +97,7 @@ class TrainConfig:
     weight_decay: float = 1e-4
     milestones: list[float] = field(default_factory=lambda: [0.7])
     gamma: float = 0.1
+    poly_power: float = 0.0
     warmup_steps: int = 500
     clip_norm: float = 10.0
     seed: int = 0
@@ -281,7 +283,7 @@ def _check(config: Config, others: Iterable[str]) -> None:
     for key in positive:
         if not 0 < (value := getattr(train, key)) < math.inf:
             raise InputError(f"'train.{key}' is {value}: it must be greater than 0")
-    for key in ("workers", "warmup_steps", "seed", "momentum", "weight_decay", "clip_norm"):
+    for key in ("workers", "warmup_steps", "seed", "momentum", "weight_decay", "clip_norm", "poly_power"):
         if not 0 <= (value := getattr(train, key)) < math.inf:
             raise InputError(f"'train.{key}' is {value}: it must be 0 or more")
     if not all(0 < share <= 1 for share in train.milestones):

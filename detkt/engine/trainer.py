@@ -238,7 +238,12 @@ class Trainer:
         """The student's learning rate in this step, and what it is of the first one for the players that follow it."""
         config = self.config
         rate = self.learning_rate * schedule_factor(
-            self.progress.student_step, self.student_steps, config.milestones, config.gamma, config.warmup_steps
+            self.progress.student_step,
+            self.student_steps,
+            config.milestones,
+            config.gamma,
+            config.warmup_steps,
+            config.poly_power,
         )
         self.players.set_rates(rate / self.learning_rate)
         return rate

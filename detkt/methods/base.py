@@ -200,7 +200,8 @@ class LayerPair:
 class MethodConfig:
     """Settings every method has.
 
-    ``preset``: ``default`` (what works here) or ``paper`` (the paper's own numbers, where they differ).
+    ``preset``: ``default`` (what works here), ``paper`` (the paper's own numbers, where they differ), or what else the
+    method has, as ``official`` (those of the authors' code, where they differ from the text).
     ``layers``: names of the layers to transfer, each ``NAME`` or ``STUDENT=TEACHER``; empty: the backbone's
     outputs.
     """

@@ -8,7 +8,8 @@ Huang, Wang: "Like What You Like: Knowledge Distill via Neuron Selectivity Trans
 
 with k(x, y) = (x . y)^2, where s_i and t_j are channel maps, flattened and of Euclidean length 1: the squared maximum
 mean discrepancy of the two sets of channels under the paper's best kernel (polynomial, degree 2, no constant).
-lambda = 50.
+lambda = 50, as the paper's text has it. The authors' code and those that follow it weigh MMD^2 with 50 and have no
+half: ``preset=official``, lambda = 100.
 
 The sums never need every pair of maps at once. With channels as the rows of X (C_x, HW) and Y (C_y, HW),
 
@@ -97,6 +98,7 @@ class NST(Method):
         "Huang and Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, arXiv:1707.01219 (2017)"
     )
     Config = NSTConfig
+    presets = {"default": {}, "paper": {}, "official": {"weight": 100.0}}
 
     def __init__(self, config: NSTConfig, student: Spec, teacher: Spec) -> None:
         super().__init__(config, student, teacher)

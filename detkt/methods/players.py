@@ -123,12 +123,15 @@ def match_layout(optimizer: torch.optim.Optimizer) -> None:
                 state[name] = torch.empty_like(parameter).copy_(value)
 
 
-def schedule_factor(step: float, total: float, milestones: Sequence[float], gamma: float, warmup_steps: int) -> float:
-    """Linear warm-up from 1/10, then multi-step decay: the factor on the learning rate at *step* of *total*.
+def schedule_factor(
+    step: float, total: float, milestones: Sequence[float], gamma: float, warmup_steps: int, poly_power: float = 0.0
+) -> float:
+    """Linear warm-up from 1/10, then multi-step and polynomial decay: the factor on the learning rate at *step*.
 
-    ``milestones`` are shares of *total* in (0, 1), at each of which the rate is multiplied by *gamma*.
+    ``milestones`` are shares of *total* in (0, 1), at each of which the rate is multiplied by *gamma*. With a
+    ``poly_power`` above 0 it falls as (1 - step / total)^poly_power besides.
     """
-    factor = gamma ** sum(step >= share * total for share in milestones)
+    factor = gamma ** sum(step >= share * total for share in milestones) * (1 - step / total) ** poly_power
     if step < warmup_steps:
         factor *= 0.1 + 0.9 * step / warmup_steps
     return factor

@@ -295,14 +295,25 @@ def test_log_lines_hold_every_loss_and_their_means(tiny_config, tmp_path):
 
 
 def test_schedule_factor_by_value():
-    def factors(*steps, total=100, milestones=(0.5, 0.8), gamma=0.1, warmup=10):
-        return [schedule_factor(step, total, milestones, gamma, warmup) for step in steps]
+    def factors(*steps, total=100, milestones=(0.5, 0.8), gamma=0.1, warmup=10, power=0.0):
+        return [schedule_factor(step, total, milestones, gamma, warmup, power) for step in steps]
 
     assert factors(0, 5, 10, 49) == pytest.approx([0.1, 0.55, 1.0, 1.0])
     assert factors(50, 79, 80, 99) == pytest.approx([0.1, 0.1, 0.01, 0.01])
     assert factors(0, 1, warmup=0) == [1.0, 1.0]
     # A decay within a long warm-up holds as well.
     assert factors(60, warmup=100) == pytest.approx([0.1 * (0.1 + 0.9 * 0.6)])
+    # Polynomial: beside the others, and alone.
+    assert factors(5, 75, power=2) == pytest.approx([0.55 * 0.95**2, 0.1 * 0.25**2])
+    assert factors(0, 36, 99, milestones=(), warmup=0, power=0.5) == pytest.approx([1, 0.8, 0.1])
+
+
+def test_the_students_rate_falls_as_configured(tiny_config, tmp_path):
+    settings = ["train.poly_power=2", "train.milestones=[]", "train.warmup_steps=0", "train.lr_per_image=0.5"]
+    trainer = make_trainer(tiny_config("method=none", *settings), tmp_path)
+    trainer.student_step = trainer.student_steps // 2
+    left = 1 - trainer.student_step / trainer.student_steps
+    assert trainer._set_learning_rate() == pytest.approx(trainer.learning_rate * left**2)
 
 
 # -- players ---------------------------------------------------------------------------------------------------------

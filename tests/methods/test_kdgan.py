@@ -126,6 +126,25 @@ def test_three_players_take_turns():
     assert all(p.requires_grad for p in method.parameters())
 
 
+def test_the_official_weights():
+    """A fifth of the adversarial losses is the student's; beta 2, gamma 10^-4, both at a temperature of 3."""
+    method, student, teacher = game(preset="official")
+    torch.manual_seed(3)
+    _, theirs, ours = turns(method, student, teacher)
+    torch.manual_seed(3)
+    proposals = [propose(logits) for logits in (student.logits, teacher.logits, teacher.logits, student.logits)][2:]
+    fooled = [proposal_loss(method.discriminator(teacher.logits, proposal)).item() for proposal in proposals]
+    s, t = student.logits.detach().numpy(), teacher.logits.numpy()
+    expected = {
+        "kdgan_teacher_proposals": 0.8 * fooled[0],
+        "kdgan_teacher_distillation": 1e-4 * numpy_softened_kl(t, s, 3),
+        "kdgan_proposals": 0.2 * fooled[1],
+        "kdgan_distillation": 2 * numpy_softened_kl(s, t, 3),
+    }
+    found = {name: loss.item() for name, loss in {**theirs.losses, **ours.losses}.items() if name in expected}
+    assert found == pytest.approx(expected)
+
+
 def test_discriminator_judges_true_labels_and_proposals_of_both():
     method, student, teacher = game(alpha=0.3)
     torch.manual_seed(3)

@@ -286,6 +286,22 @@ def test_the_papers_preset():
     assert stage_of(method, "adversarial").every == 1
     for player in method.players().values():
         assert (player.optimizer, player.lr, player.weight_decay) == ("sgd", 0.01, 1e-4)
+        assert (player.clip_norm, player.scheduled) == (None, False)
+    layers = method.discriminators["output"].layers
+    assert [getattr(layer, "kernel_size", "relu") for layer in layers] == [(3, 3), "relu", (3, 3), "relu"]
+    assert layers[0].in_channels == 8
+    assert layers(torch.full((1, 8, 4, 4), -5.0)).min() == 0  # a leaky one lets negative values through
+
+
+def test_ours_narrows_leaks_clips_and_follows_the_schedule():
+    method = make(spec(), spec())
+    layers = method.discriminators["output"].layers
+    assert [layer.kernel_size for layer in layers[::2]] == [(1, 1), (3, 3), (3, 3)]
+    assert [layer.negative_slope for layer in layers[1::2]] == 3 * [0.2]
+    players = method.players()
+    assert [player.clip_norm for player in players.values()] == [10, 10]
+    assert (players["discriminator"].scheduled, players["regressor"].scheduled) == (True, False)
+    assert make(spec(), spec(), clip_norm=3.0).players()["regressor"].clip_norm == 3
 
 
 @pytest.mark.parametrize("patch", [False, True])
