@@ -19,7 +19,7 @@ from detkt.base.errors import InputError, suggestion
 from detkt.base.paths import resolve
 from detkt.cli import Parser, run_tool
 from detkt.data import DEFAULT_ROOTS
-from detkt.prepare.checking import check_folder, check_source
+from detkt.prepare.checking import check_dataset, check_source
 from detkt.prepare.preparing import prepare
 from detkt.prepare.sources import SOURCES
 
@@ -55,7 +55,7 @@ def main(arguments=None):
     source = SOURCES.get(arguments.data)
     root = find_root(source, arguments)
     if source is None:
-        findings = check_folder(root, arguments.quiet)
+        findings = check_dataset(root, arguments.quiet)
     elif arguments.check:
         findings = check_source(source, root, arguments.quiet)
     else:

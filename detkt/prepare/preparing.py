@@ -16,14 +16,14 @@ from detkt.data import data_root
 from detkt.prepare.checking import check_source
 from detkt.prepare.download import download
 from detkt.prepare.findings import Findings
-from detkt.prepare.sources import Archive, Source
+from detkt.prepare.sources import Archive, PublishedSet
 from detkt.prepare.unpack import place, staging_folder, unpack
 
 SHAPES_CONFIG = "configs/shapes.yaml"
 
 
 def prepare(
-    source: Source,
+    source: PublishedSet,
     root: Path,
     url: str | None = None,
     keep_archives: bool = False,
@@ -79,7 +79,7 @@ def _install(archives: list[Archive], folder: Path, staging: Path, home: Path, q
         place(staging / f"from {archive.name}" / archive.inner, home)
 
 
-def _missing(source: Source, root: Path) -> list[Archive]:
+def _missing(source: PublishedSet, root: Path) -> list[Archive]:
     """The archives that hold what is not there: of many, each a single file, not all."""
     if len(source.archives) == 1 or source.year:
         return list(source.archives)
