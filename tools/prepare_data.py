@@ -18,6 +18,7 @@ from tqdm import tqdm
 from detkt.base.errors import InputError, suggestion
 from detkt.base.paths import resolve
 from detkt.cli import Parser, run_tool
+from detkt.config import data_config
 from detkt.data import DEFAULT_ROOTS
 from detkt.prepare.checking import check_dataset, check_source
 from detkt.prepare.preparing import prepare
@@ -27,6 +28,7 @@ EXAMPLES = """examples:
   python tools/prepare_data.py voc2007
   python tools/prepare_data.py cifar10 --data-root /data/cifar10 --url https://mirror.example.org/cifar
   python tools/prepare_data.py path/to/BCCD --check
+  python tools/prepare_data.py path/to/carts --check data.classes=[car,cart] data.train=train data.test=val
 
 A download that was stopped goes on when the same command is run again. Nothing is trusted but by its checksum, and no
 file that is there is overwritten: remove the damaged ones, and they are put back. An archive that you put into the
@@ -41,8 +43,8 @@ def main(arguments=None):
     parser.add_argument(
         "data",
         metavar="NAME|FOLDER",
-        help=f"{', '.join(SOURCES)}; or a folder of your own to check, in VOC format or with pictures as "
-        "SPLIT/CLASS/PICTURE",
+        help=f"{', '.join(SOURCES)}; or a folder of your own to check: in VOC format, of XML files with "
+        "their pictures, or with pictures as SPLIT/CLASS/PICTURE",
     )
     parser.add_argument(
         "--data-root", metavar="DIR", help="the data set's folder (default: data/NAME; VOC: data/VOCdevkit)"
@@ -51,11 +53,17 @@ def main(arguments=None):
     parser.add_argument("--url", help="a mirror: the folder of the archives, or the archive itself if there is but one")
     parser.add_argument("--keep-archives", action="store_true", help="do not remove them once unpacked")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    arguments = parser.parse_args(arguments)
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="data.key=value",
+        help="check a folder for a training with these settings, as in data.classes=[person,cart] data.boxes=refuse",
+    )
+    arguments = parser.parse_intermixed_args(arguments)
     source = SOURCES.get(arguments.data)
     root = find_root(source, arguments)
     if source is None:
-        findings = check_dataset(root, arguments.quiet)
+        findings = check_dataset(root, data_config(arguments.overrides, train="", test=""), arguments.quiet)
     elif arguments.check:
         findings = check_source(source, root, arguments.quiet)
     else:
@@ -86,6 +94,8 @@ def find_root(source, arguments):
         if arguments.data_root or arguments.url or arguments.keep_archives:
             raise InputError("--data-root, --url and --keep-archives are for data sets by name, not for a folder")
         return folder
+    if arguments.overrides:
+        raise InputError(f"{arguments.overrides[0]}: settings are for a folder of your own, not for {source.name}")
     if (arguments.check or not source.archives) and (arguments.url or arguments.keep_archives):
         reason = "with --check" if arguments.check else f"for {source.name}"
         raise InputError(f"--url and --keep-archives are for downloads, and there is none {reason}; leave them out")

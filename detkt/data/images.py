@@ -141,7 +141,7 @@ def _opened(path: str | PathLike[str], decoding: Decoding) -> Iterator[Image.Ima
         has = f"has {int(pixels[1]):,} pixels" if pixels else "is too large"
         raise InputError(
             f"{path}: the picture {has}, and {int(decoding.max_pixels):,} are the most that is decoded: cut it into "
-            "tiles, or raise data.max_pixels"
+            "tiles, or raise that limit (data.max_pixels, predict.py: --max-pixels)"
         ) from None
     except MemoryError:
         raise InputError(f"{path}: the picture does not fit into memory; cut it into tiles") from None

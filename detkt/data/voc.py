@@ -191,7 +191,7 @@ class VOCDetection(Dataset):
                 if name in unknown:
                     raise InputError(
                         f"{locate_object(sample.xml, row)}: unknown class{suggestion(name, classes)}; mend the file, "
-                        f"or list all classes in data.classes; they are {shorten(classes)}"
+                        f"or list it among the classes (data.classes), which are {shorten(classes)}"
                     )
 
     def _check_picture(self, index: int) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,8 @@ from urllib.parse import urlsplit
 from detkt.base.errors import InputError
 from detkt.base.paths import resolve
 from detkt.config import load_config
-from detkt.data import data_root
+from detkt.data import shapes_config
+from detkt.data.shapes import write_shapes
 from detkt.prepare.checking import check_source
 from detkt.prepare.download import download
 from detkt.prepare.findings import Findings
@@ -42,7 +42,7 @@ def prepare(
     `detkt.prepare.download.download` and `detkt.prepare.unpack.unpack`.
     """
     if source.name == "shapes":
-        data_root(load_config(resolve(SHAPES_CONFIG), [f"data.root={json.dumps(str(root))}"]).data, progress)
+        write_shapes(root, shapes_config(load_config(resolve(SHAPES_CONFIG)).data), progress)
         return check_source(source, root, quiet)
     findings = check_source(source, root, quiet)
     if findings.complete or not findings.sound:
