@@ -40,16 +40,17 @@ def data_root(config: DataConfig, progress: Callable | None = None) -> Path:
         raise InputError(f"data.format={config.format} needs to know the folder: give --data-root DIR")
     root = resolve(config.root or DEFAULT_ROOTS[config.format])
     if config.format == "shapes":
+        settings = shapes_config(config)
         given = config.root and root.absolute() != resolve(DEFAULT_ROOTS["shapes"]).absolute()
         if given and not (root / "shapes.json").exists():
-            what = "holds no shapes" if root.is_dir() else "no such folder"
             raise InputError(
-                f"{root}: {what}, which the config asks for (data.format=shapes): for pictures of your own give their "
-                f"--config, or draw the shapes there with: python tools/prepare_data.py shapes --data-root {root}"
+                f"{root}: {'it holds no shapes' if root.is_dir() else 'no such folder'}, but the config asks for them "
+                "(data.format=shapes): give the --config for pictures of your own, or draw the shapes into a new "
+                "folder with: python tools/prepare_data.py shapes --data-root DIR"
             )
         if not root.exists():
             log.info("drawing the shapes into %s, which is not there yet", root)
-        write_shapes(root, shapes_config(config), progress)
+        write_shapes(root, settings, progress)
     return root
 
 

@@ -119,10 +119,13 @@ def plain_folders(root: Path) -> dict[str, AnnotatedFolder]:
     """
     if whole := _plain_folder(root):
         return {WHOLE: whole}
-    places = _subfolders(root)
-    places += [inner for place in places for inner in _subfolders(place)]
-    found = {place.relative_to(root).as_posix(): _plain_folder(place) for place in places}
-    return {name: folder for name, folder in found.items() if folder is not None}
+    found = {}
+    for place in _subfolders(root):
+        own = _plain_folder(place)
+        for each, folder in [(place, own)] if own else [(each, _plain_folder(each)) for each in _subfolders(place)]:
+            if folder is not None:
+                found[each.relative_to(root).as_posix()] = folder
+    return found
 
 
 def _plain_folder(folder: Path) -> AnnotatedFolder | None:
@@ -266,7 +269,7 @@ def _samples(folder: AnnotatedFolder, lines: dict[str, int], pictures: bool, pat
     if lacking:
         first = lacking[0]
         line = f", line {lines[first]}" if lines[first] else ""
-        whole = [name for name in folder.splits() if _is_complete(folder, name)] if pictures else []
+        whole = [name for name in folder.splits() if what == "picture" and _is_complete(folder, name)]
         raise InputError(
             f"{path}{line}: no {what} {(files.folder / first).relative_to(folder.folder)}{end} ({len(lacking)} of "
             f"{len(lines)} {what}s are not there); add them, or take their names away"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
@@ -47,7 +48,9 @@ def check_annotation(
     _check_pairs(path, found, findings)
     folder = (root.findtext("path") or "").strip().replace("\\", "/").rpartition("/")[0]
     return CheckedAnnotation(
-        found, (root.findtext("filename") or "").strip(), ((root.findtext("folder") or "").strip(), folder)
+        found,
+        normalize("NFC", (root.findtext("filename") or "").strip()),
+        ((root.findtext("folder") or "").strip(), folder),
     )
 
 

@@ -16,7 +16,7 @@ from detkt.data.voc_folder import is_plain, plain_folders, year_folders
 from detkt.prepare.findings import Findings
 from detkt.prepare.folder_checking import check_image_folder, class_folders
 from detkt.prepare.sources import READERS, SOURCES, PublishedSet, Version
-from detkt.prepare.voc_checking import check_plain, check_voc
+from detkt.prepare.voc_checking import check_plain, check_voc, rehearse
 
 ALL_LISTS = DataConfig(train="", test="")
 _IMAGENET = {"train": 1_281_167, "val": 50_000}
@@ -58,6 +58,10 @@ def check_dataset(folder: Path, data: DataConfig = ALL_LISTS, quiet: bool = Fals
                 check_voc(year, data, findings, quiet=quiet)
         else:
             _check_pictures(folder, data, findings, quiet)
+            return findings
+        if not findings.stops:
+            learnt, scored = ([split for split in splits if split] for splits in ((data.train,), (data.test, data.val)))
+            rehearse(folder, data, findings, learnt, scored)
     except OSError as error:
         raise _unreadable(folder, error) from error
     return findings

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from unicodedata import normalize
 
 from detkt.base.errors import InputError
 from detkt.config import DataConfig
@@ -105,8 +106,8 @@ def _check_all(folder: Path, data: DataConfig, found: _Found, findings: Findings
     _check_unlisted(folder, xml, pictures, lists, findings)
     _check_repeats(pictures, facts, lists, findings)
     findings.excuse(found.unread())
-    if not findings.stops:
-        _rehearse(folder, data, lists, findings)
+    if not findings.stops and not named:
+        rehearse(folder, data, findings, *([name for name in names if lists[name]] for names in _roles(lists)))
     objects = Counter(name for checked in annotations.values() for name in checked.found.names)
     findings.summary.append(
         f"{folder}: {count(len(pictures), 'picture')}, {count(len(xml), 'annotation')}, "
@@ -114,19 +115,18 @@ def _check_all(folder: Path, data: DataConfig, found: _Found, findings: Findings
     )
 
 
-def _rehearse(folder: Path, data: DataConfig, lists: Lists, findings: Findings) -> None:
+def rehearse(root: Path, data: DataConfig, findings: Findings, learnt: Sequence[str], scored: Sequence[str]) -> None:
     """Open each list as training would: what it refuses and no check has found is an error all the same."""
     classes: set[str] = set()
-    learnt, scored = _roles(lists)
     for name in [*learnt, *scored]:
-        if not lists[name]:
-            continue
-        known = data.classes or (sorted(classes) if name in scored else None)
+        known = data.classes or (sorted(classes) if name in scored and classes else None)
         decoding = Decoding(data.exif, data.max_pixels)
         try:
-            classes |= {*VOCDetection(folder, name, classes=known, boxes=data.boxes, decoding=decoding).classes}
+            opened = VOCDetection(root, name, data.year, classes=known, boxes=data.boxes, decoding=decoding)
         except InputError as error:
-            findings.refused(folder, error)
+            findings.refused(root, error)
+        else:
+            classes |= {*opened.classes}
 
 
 def _roles(lists: Lists) -> tuple[list[str], list[str]]:
@@ -204,7 +204,7 @@ def _check_annotations_together(
         name
         for name, checked in annotations.items()
         if checked.filename
-        and checked.filename not in [path.name for path in pictures.get(name, ())]
+        and checked.filename not in [normalize("NFC", path.name) for path in pictures.get(name, ())]
         and (name in pictures or Path(checked.filename).stem != Path(name).name)
     ]
     note(renamed, "with another picture's name in <filename> (the reader goes by the XML file's own name)")
