@@ -15,6 +15,8 @@ from detkt.prepare.findings import Findings
 
 _SAME_OBJECT = 0.9  # overlap (IoU) from which two boxes of one class are taken for one object
 
+_NAMES = ("filename", "folder", "path")
+
 
 @dataclass(frozen=True)
 class CheckedAnnotation:
@@ -46,12 +48,8 @@ def check_annotation(
         findings.error(path, what, locate_object(path, index))
     _check_small(path, found, findings)
     _check_pairs(path, found, findings)
-    folder = (root.findtext("path") or "").strip().replace("\\", "/").rpartition("/")[0]
-    return CheckedAnnotation(
-        found,
-        normalize("NFC", (root.findtext("filename") or "").strip()),
-        ((root.findtext("folder") or "").strip(), folder),
-    )
+    filename, folder, place = (normalize("NFC", (root.findtext(key) or "").strip()) for key in _NAMES)
+    return CheckedAnnotation(found, filename, (folder, place.replace("\\", "/").rpartition("/")[0]))
 
 
 def _check_small(path: Path, found: Annotation, findings: Findings) -> None:

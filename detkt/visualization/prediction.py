@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +89,7 @@ def drawn_paths(pictures: Sequence[Path], folder: Path) -> list[Path]:
     drawn: dict[str, Path] = {}
     for picture in pictures:
         suffix = ".jpg" if picture.suffix.lower() in (".jpg", ".jpeg") else ".png"
-        stem = os.fsdecode(os.fsencode(picture.stem)[:_LONGEST])
+        stem = picture.stem.encode(errors="backslashreplace")[:_LONGEST].decode(errors="ignore")
         name, number = f"{stem}{suffix}", 1
         while name.lower() in drawn:
             number += 1

@@ -322,7 +322,8 @@ def test_where_the_shapes_are_drawn_is_told(tiny_config, tmp_path, caplog, monke
     caplog.set_level("INFO", logger="detkt")
     monkeypatch.setattr(Trainer, "fit", lambda self: 1 / 0)
     small = "{train: 4, test: 2, val: 0, image_size: 64, classes: [cross, disc, star]}"
-    config = tiny_config("data.format=shapes", f"data.root={tmp_path / 'new'}", f"data.shapes={small}")
+    monkeypatch.setitem(DEFAULT_ROOTS, "shapes", str(tmp_path / "new"))
+    config = tiny_config("data.format=shapes", "data.root=null", f"data.shapes={small}")
     for times in (1, 1):  # once, then they are there
         with pytest.raises(ZeroDivisionError):
             train(config, tmp_path / "run", quiet=True, overwrite=True)

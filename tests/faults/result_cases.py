@@ -126,7 +126,7 @@ VOC_RESULTS = [
     Case(
         "results-slash",
         "a class with a slash, to be saved as a VOC file",
-        {"eval_voc": f"{_VOC['eval_voc']},and/or --save-detections {{out}}"},
+        {"eval_voc": _VOC["eval_voc"].replace("star", "star,and/or") + " --save-detections {out}"},
         "class 'and/or': no VOC result file can be named by it; write a COCO result file (*.json), or rename the class",
     ),
     Case(

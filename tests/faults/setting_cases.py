@@ -196,8 +196,8 @@ SETTINGS = [
     Case(
         "exif-unknown",
         "an unknown way with EXIF",
-        {"train_det": f"{TRAIN_DET} data.exif=no"},
-        "override: 'data.exif' is …",
+        {"train_det": f"{TRAIN_DET} data.exif=never"},
+        "unknown data.exif 'never'; there are: apply, ignore",
     ),
     Case(
         "pixels-none",
