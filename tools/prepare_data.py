@@ -42,6 +42,7 @@ def main(arguments=None):
     parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "data",
+        nargs="?",
         metavar="NAME|FOLDER",
         help=f"{', '.join(SOURCES)}; or a folder of your own to check: in VOC format, of XML files with "
         "their pictures, or with pictures as SPLIT/CLASS/PICTURE",
@@ -60,6 +61,8 @@ def main(arguments=None):
         help="check a folder for a training with these settings, as in data.classes=[person,cart] data.boxes=refuse",
     )
     arguments = parser.parse_intermixed_args(arguments)
+    if arguments.data is None:
+        parser.error("the following arguments are required: NAME|FOLDER")
     source = SOURCES.get(arguments.data)
     root = find_root(source, arguments)
     if source is None:

@@ -13,6 +13,7 @@ import torch
 from detkt.base.device import resolve_device
 from detkt.base.errors import InputError
 from detkt.config import load_config
+from detkt.data import DEFAULT_ROOTS
 from detkt.engine import run
 from detkt.engine.run import RUN_FILES, resolve_config, train, write_metrics
 from detkt.engine.trainer import Trainer
