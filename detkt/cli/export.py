@@ -18,8 +18,7 @@ from detkt.base.paths import resolve
 from detkt.cli.shared import Parser
 from detkt.config import load_config
 from detkt.data import classification_data, data_root
-from detkt.data.images import read_image
-from detkt.data.voc_folder import IMAGE_SUFFIXES
+from detkt.data.images import check_strip, picture_suffixes, read_image
 from detkt.models import load_model, save_model
 from detkt.models.onnx_export import DEFAULT_OPSET, ONNX_FILE, OPSETS, export_onnx, random_pictures
 from detkt.models.weights import WEIGHTS_FILE
@@ -106,13 +105,17 @@ def export_checked(
 def detector_pictures(model: nn.Module, size: tuple[int, int] | None, root: str | Path | None) -> list[Tensor]:
     """Random pictures of *size*, else of the real ones', else of the size that the detector resizes to; real ones."""
     real: list[Tensor] = []
+    if size is not None:
+        check_strip("--image-size", *size[::-1])
     if root is not None:
         root = resolve(root)
-        suffixes = {suffix.lower() for suffix in IMAGE_SUFFIXES}
+        suffixes = picture_suffixes()
         paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
         if not paths:
             raise InputError(f"--data-root {root}: no such folder, or no picture below it")
-        real = [torch.from_numpy(read_image(path)).permute(2, 0, 1).float().div(255) for path in spread(paths)]
+        for path in spread(paths):
+            real.append(torch.from_numpy(read_image(path)).permute(2, 0, 1).float().div(255))
+            check_strip(path, *real[-1].shape[:0:-1])
     if size is None:
         shorter, longer = (cast(Any, model).detkt["options"][key] for key in ("min_size", "max_size"))
         height, width = real[0].shape[1:] if real else (shorter, min(longer, 4 * shorter // 3))

@@ -96,14 +96,14 @@ def collate(samples: list[tuple[Tensor, dict[str, Tensor]]]) -> tuple[list[Tenso
 
 def training_loader(dataset: Dataset, batches: Iterable[list], workers: int, pin_memory: bool) -> DataLoader:
     """Endless loader over *batches*."""
-    return _Loader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory)
+    return _OneLineLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory)
 
 
 def evaluation_loader(
     dataset: Dataset, batch_size: int, workers: int, indices: Sequence[int] | None = None
 ) -> DataLoader:
     """Every picture once, in order, or those of *indices*."""
-    return _Loader(dataset, batch_size=batch_size, num_workers=workers, sampler=indices)
+    return _OneLineLoader(dataset, batch_size=batch_size, num_workers=workers, sampler=indices)
 
 
 def share_of_batches(length: int, batch_size: int, rank: int, count: int) -> list[int]:
@@ -112,7 +112,7 @@ def share_of_batches(length: int, batch_size: int, rank: int, count: int) -> lis
     return [index for start in starts for index in range(start, min(start + batch_size, length))]
 
 
-class _Loader(DataLoader):
+class _OneLineLoader(DataLoader):
     """Pictures and targets, as the data set's ``collate`` joins them (lists by default).
 
     An InputError of a worker stays the one line it was, without torch's traceback.
