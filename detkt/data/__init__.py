@@ -12,6 +12,7 @@ from detkt.base.paths import resolve
 from detkt.base.settings import typed_settings
 from detkt.config import DataConfig
 from detkt.data.classification import ClassificationSet, classification_set
+from detkt.data.picture_cache import PictureCache
 from detkt.data.shapes import ShapesConfig, write_shapes
 from detkt.data.voc import VOCDetection
 
@@ -56,19 +57,25 @@ def shapes_config(config: DataConfig) -> ShapesConfig:
     return typed_settings(ShapesConfig, config.shapes, "data.shapes")
 
 
-def training_set(config: DataConfig, progress: Callable | None = None) -> VOCDetection:
-    """The training list, augmented."""
+def training_set(
+    config: DataConfig, progress: Callable | None = None, input_size: tuple[int, int] | None = None
+) -> VOCDetection:
+    """The training list, augmented. *input_size*: the detector's min_size and max_size, which ``data.cache`` needs."""
     # Imported here: albumentations takes seconds to load, and scoring needs none of it.
     from detkt.data.transforms import TrainTransforms
 
     transforms = TrainTransforms(flip=config.flip, color=config.color, scale=tuple(config.scale))
+    root, cache = data_root(config, progress), None
+    if config.cache is not None and input_size is not None:
+        cache = PictureCache(Path(config.cache).expanduser(), *input_size)
     return VOCDetection(
-        data_root(config, progress),
+        root,
         config.train,
         config.year,
         keep_difficult=config.keep_difficult,
         classes=config.classes,
         transforms=transforms,
+        picture_cache=cache,
     )
 
 
