@@ -18,8 +18,7 @@ from detkt.base.errors import InputError, first_line, suggestion
 from detkt.base.paths import SHIPPED, resolve
 from detkt.base.settings import wrong_value
 
-DETECTION_FORMATS = ("voc", "shapes")
-CLASSIFICATION_FORMATS = ("cifar10", "cifar100", "tcifar100", "mnist", "fashion-mnist", "imagenet", "folder")
+FORMATS = ("voc", "shapes", "cifar10", "cifar100", "tcifar100", "mnist", "fashion-mnist", "imagenet", "folder")
 
 
 @dataclass
@@ -27,7 +26,7 @@ class DataConfig:
     """Where pictures come from.
 
     ``format``: for detectors ``voc`` (any VOC-format folder) or ``shapes`` (scenes drawn once into ``root``, see
-    ``shapes``); for classifiers one of :data:`CLASSIFICATION_FORMATS`.
+    ``shapes``); for classifiers one of the other :data:`FORMATS`.
     ``train``, ``test``: names of lists in ImageSets/Main, several joined by ``+``, each optionally ``YEAR:LIST``; for
     classifiers splits, of which a part can be held out: ``train[:-5000]``, ``train[-5000:]``. ``val``: another list, by
     which the best model of a run is chosen; None: its last model is its only one.
@@ -137,9 +136,9 @@ class Config:
     paper: dict[str, float] = field(default_factory=dict)
 
     @property
-    def task(self) -> str:
-        """``detection`` or ``classification``, as the data have it."""
-        return "classification" if self.data.format in CLASSIFICATION_FORMATS else "detection"
+    def trained_net(self) -> NetConfig:
+        """The network that is trained, as ``role`` has it."""
+        return self.teacher if self.role == "teacher" else self.student
 
     @property
     def needs_teacher(self) -> bool:
@@ -315,13 +314,11 @@ def _check(config: Config, others: Iterable[str]) -> None:
         raise InputError(f"'train.milestones' is {train.milestones}: each must be a share of the budget in (0, 1]")
     methods.choose(train.precision, ("fp32", "bf16", "fp16"), "precision")
     methods.choose(config.role, ("student", "teacher"), "role")
-    methods.choose(data.format, DETECTION_FORMATS + CLASSIFICATION_FORMATS, "data.format")
+    methods.choose(data.format, FORMATS, "data.format")
     methods.choose(data.boxes, ("clip", "refuse"), "data.boxes")
     methods.choose(data.exif, ("apply", "ignore"), "data.exif")
     if not data.max_pixels >= 1:
         raise InputError(f"'data.max_pixels' is {data.max_pixels}: it must be 1 or more")
-    if data.cache is not None and config.task == "classification":
-        raise InputError("'data.cache' is for detectors: small pictures are kept decoded in memory; leave it out")
     for key in ("flip", "color"):
         if not 0 <= (value := getattr(data, key)) <= 1:
             raise InputError(f"'data.{key}' is {value}: it must be in [0, 1]")

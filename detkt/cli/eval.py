@@ -14,7 +14,7 @@ from detkt.base.paths import resolve
 from detkt.cli.shared import Parser
 from detkt.config import data_config
 from detkt.data import test_set
-from detkt.engine.run import versions, write_metrics
+from detkt.engine.run_folder import versions, write_metrics
 from detkt.evaluation.bootstrap import bootstrap_difference, bootstrap_map
 from detkt.evaluation.coco_ids import coco_ids
 from detkt.evaluation.detection_files import (

@@ -13,6 +13,7 @@ from detkt.base.settings import typed_settings
 from detkt.config import DataConfig
 from detkt.data.classification import ClassificationSet, classification_set
 from detkt.data.images import Decoding
+from detkt.data.picture_cache import PictureCache
 from detkt.data.shapes import ShapesConfig, write_shapes
 from detkt.data.voc import VOCDetection
 
@@ -59,15 +60,20 @@ def shapes_config(config: DataConfig) -> ShapesConfig:
     return typed_settings(ShapesConfig, config.shapes, "data.shapes")
 
 
-def training_set(config: DataConfig, progress: Callable | None = None) -> VOCDetection:
-    """The training list, augmented."""
+def training_set(
+    config: DataConfig, progress: Callable | None = None, input_size: tuple[int, int] | None = None
+) -> VOCDetection:
+    """The training list, augmented. *input_size*: the detector's min_size and max_size, which ``data.cache`` needs."""
     # Imported here: albumentations takes seconds to load, and scoring needs none of it.
     from detkt.data.transforms import TrainTransforms
 
     transforms = TrainTransforms(flip=config.flip, color=config.color, scale=tuple(config.scale))
+    root, cache = data_root(config, progress), None
+    if config.cache is not None and input_size is not None:
+        cache = PictureCache(Path(config.cache).expanduser(), *input_size)
     return _told(
         VOCDetection(
-            data_root(config, progress),
+            root,
             config.train,
             config.year,
             keep_difficult=config.keep_difficult,
@@ -75,6 +81,7 @@ def training_set(config: DataConfig, progress: Callable | None = None) -> VOCDet
             transforms=transforms,
             boxes=config.boxes,
             decoding=Decoding(config.exif, config.max_pixels),
+            picture_cache=cache,
         )
     )
 

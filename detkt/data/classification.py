@@ -149,6 +149,15 @@ class ClassificationSet(Dataset):
         dataset.train = False
         return dataset
 
+    @property
+    def aspect_groups(self) -> None:
+        """Pictures are of one size."""
+        return None
+
+    def unnormalised(self, image: Tensor) -> Tensor:
+        """A picture (C, H, W) of this set in [0, 1]."""
+        return image * self.std[:, None, None] + self.mean[:, None, None]
+
     def fingerprint(self) -> str:
         """A hash of the pictures, which must be kept in memory, their names and their normalisation."""
         parts = [self._pictures.fingerprint(), *self.ids, str(self.mean.tolist()), str(self.std.tolist())]

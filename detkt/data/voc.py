@@ -54,13 +54,12 @@ class VOCDetection(Dataset):
     transforms: called with (image uint8 (H, W, 3), boxes float64 (n, 4) corners, labels int64 (n,), seed), returns
         the changed image, boxes and labels, and whether the picture was flipped; see
         `detkt.data.transforms.TrainTransforms`.
+    picture_cache: where pictures come from, reduced, with their boxes; None: from their files.
 
     ``dataset[i]`` is ``(image, target)``: image float32 (3, H, W) in [0, 1], RGB; target "boxes" float32 (n, 4)
     0-based corners, "labels" int64 (n,) from 1, "image_id" int64 scalar, the index into `ids`, "flipped" bool scalar;
     n may be 0. The index may be a pair (i, sample seed); the seed goes to the transforms, which draw from nothing else.
     A plain index is its own seed: then a picture is changed in the same way each time it is read.
-
-    Where the attribute ``picture_cache`` is set, pictures come from it, reduced, with their boxes.
 
     Everything that can be known without decoding is checked here, once: raises InputError, naming the file, for a
     missing folder, list, picture or annotation, a faulty annotation (see `parse_annotation`), a class that *classes*
@@ -80,9 +79,10 @@ class VOCDetection(Dataset):
         pictures: bool = True,
         boxes: str = "clip",
         decoding: Decoding = AS_USUAL,
+        picture_cache: PictureCache | None = None,
     ) -> None:
         self.keep_difficult, self.transforms, self._decoding = keep_difficult, transforms, decoding
-        self.picture_cache: PictureCache | None = None
+        self.picture_cache = picture_cache
         self._samples, self.notes = find_samples(Path(root), split, str(year), pictures)
         self._annotations = [self._read(sample, boxes) for sample in self._samples]
         self.ids = [sample.id for sample in self._samples]
@@ -166,6 +166,10 @@ class VOCDetection(Dataset):
     def aspect_groups(self) -> list[int]:
         """0 for a wide or square picture, 1 for a tall one: batches of one kind are padded less."""
         return [int(height > width) for width, height in self.sizes]
+
+    def unnormalised(self, image: Tensor) -> Tensor:
+        """*image* as it is: detectors normalise pictures themselves."""
+        return image
 
     def image_path(self, index: int) -> Path:
         """The picture's file."""

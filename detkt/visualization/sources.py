@@ -22,7 +22,8 @@ from detkt.evaluation.detection_files import is_coco_file, other_classes, read_d
 from detkt.evaluation.detector import Detections, detect
 from detkt.evaluation.table import percent, signed
 from detkt.models import load_model
-from detkt.models.weights import META_FILE, WEIGHTS_FILE
+from detkt.models.saved import META_FILE
+from detkt.models.weights import WEIGHTS_FILE
 from detkt.visualization.matching import DISTILLED, STUDENT
 
 RESAMPLES, CONFIDENCE = 1000, 0.95

@@ -15,7 +15,8 @@ from detkt.base.errors import InputError
 from detkt.config import load_config
 from detkt.data import DEFAULT_ROOTS
 from detkt.engine import run
-from detkt.engine.run import RUN_FILES, resolve_config, train, write_metrics
+from detkt.engine.run import resolve_config, train
+from detkt.engine.run_folder import RUN_FILES, write_metrics
 from detkt.engine.trainer import Trainer
 from detkt.evaluation.table import metrics_table
 from detkt.methods.ktan import KTANConfig
