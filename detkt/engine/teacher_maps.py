@@ -23,7 +23,7 @@ from detkt.base.files import write_atomically
 try:
     import fcntl
 except ImportError:  # Windows: there, two runs must not write one cache at the same time
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT = 1
 HEADER, MAPS = "teacher-cache.json", "teacher-maps.bin"

@@ -171,7 +171,7 @@ def _checked(key: str, value: Any) -> Any:
             raise InputError(f"option {key} must be true or false, got {value!r}")
         return value
     if key == "dropout":
-        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < 1:
+        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < 1:
             raise InputError(f"option dropout must be a probability, 0 or more and below 1, got {value!r}")
         return float(value)
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
@@ -183,7 +183,7 @@ def _cifar_net(
     build: Callable[..., nn.Module], num_classes: int, pooling: type[nn.Module] = nn.AdaptiveAvgPool2d, **options: Any
 ) -> tuple[nn.Module, nn.Sequential]:
     """A backbone and the head of every CIFAR net: pooling over the whole map and one linear layer."""
-    backbone = build(**options)
+    backbone: Any = build(**options)
     for layer in backbone.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -213,7 +213,7 @@ def load_classifier_weights(model: nn.Module, path: str | Path) -> LoadReport:
 
 def _check_same_backbone(model: nn.Module, report: LoadReport, tensors: dict[str, Tensor]) -> None:
     """Raise unless file and backbone are the same: a deeper net holds every layer of a shallower one."""
-    stages = {name for name, _ in model.backbone.named_children()}
+    stages = {name for name, _ in model.get_submodule("backbone").named_children()}
     wrong = [
         f"{name} is {shape_text(theirs)}, needed is {shape_text(ours)}"
         for name, theirs, ours in report.mismatched
@@ -235,7 +235,7 @@ def _candidates(name: str, model: nn.Module) -> list[str]:
     name = _current(name)
     candidates = [name, f"backbone.{name}", f"head.{name}"]
     layer, _, kind = name.rpartition(".")
-    linear = [part for part, module in model.head.named_modules() if isinstance(module, nn.Linear)]
+    linear = [part for part, module in model.get_submodule("head").named_modules() if isinstance(module, nn.Linear)]
     if layer in ("fc", "linear", "classifier", "head", "head.fc") and linear:
         candidates.append(f"head.{linear[-1]}.{kind}")
     return candidates

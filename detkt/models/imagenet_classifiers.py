@@ -47,6 +47,9 @@ _HEAD_LAYERS = ("avgpool", "dropout", "fc", "classifier")
 class InceptionNormalization(nn.Module):
     """From images normalised by ImageNet's mean and spread to ones normalised by 0.5 and 0.5, as torchvision has it."""
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         mean, spread = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -114,7 +117,7 @@ def timm_classifier(name: str, num_classes: int) -> tuple[nn.Module, nn.Module]:
     return backbone, head
 
 
-def _layers_of_features(net: nn.Module, name: str) -> set[str]:
+def _layers_of_features(net: Any, name: str) -> set[str]:
     """Names of the layers of a timm net that its ``forward_features`` runs, found without computing anything."""
     probe = copy.deepcopy(net).to("meta").eval()
     used: set[str] = set()

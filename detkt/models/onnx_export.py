@@ -197,7 +197,8 @@ def compare_detectors(model: nn.Module, session: Any, pictures: Sequence[Tensor]
     Raises:
         InputError: they differ, or ONNX Runtime fails.
     """
-    threshold, limit = model.roi_heads.score_thresh, model.roi_heads.detections_per_img
+    heads: Any = model.roi_heads
+    threshold, limit = heads.score_thresh, heads.detections_per_img
     compared, near, rounded, boxes, scores = 0, 0, 0, 0.0, 0.0
     for number, picture in enumerate(pictures, start=1):
         expected = _detect(model, picture)
@@ -238,12 +239,12 @@ def match_detections(
     close = (apart <= BOX_TOLERANCE) & (expected["labels"][:, None] == found["labels"])
     close &= np.abs(expected["scores"][:, None] - found["scores"]) <= SCORE_TOLERANCE
     apart[~close] = np.inf
-    pairs = []
+    matched: list[tuple[Any, Any]] = []
     while np.isfinite(apart).any():
         first, second = np.unravel_index(apart.argmin(), apart.shape)
-        pairs.append((first, second))
+        matched.append((first, second))
         apart[first], apart[:, second] = np.inf, np.inf
-    pairs = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    pairs = np.array(matched, dtype=np.int64).reshape(-1, 2)
     for side, name, other in ((0, "torch", "ONNX Runtime"), (1, "ONNX Runtime", "torch")):
         detections, others = (expected, found)[side], (found, expected)[side]["scores"]
         scores = detections["scores"]
@@ -328,7 +329,7 @@ def _trace(graph: nn.Module, example: Tensor, axes: dict[str, dict[int, str]], o
             torch.onnx.export(
                 graph,
                 (example,),
-                content,
+                content,  # type: ignore[arg-type]  # which the exporter by tracing takes
                 dynamo=False,
                 opset_version=opset,
                 input_names=[first],

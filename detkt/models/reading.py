@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -36,6 +37,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise InputError(f"weights {path}: this is a web page, not weights; download the file itself")
     if text.startswith(b"version https://git-lfs"):
         raise InputError(f"weights {path}: this is a Git LFS pointer, not weights; run 'git lfs pull'")
+    content: Any
     try:
         if path.suffix == ".safetensors":
             content = safetensors.torch.load_file(path)

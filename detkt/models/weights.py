@@ -92,9 +92,13 @@ class Loader:
             else:
                 mismatched.append((target, tuple(tensor.shape), tuple(own[target].shape)))
         reached = {*loaded, *(name for name, _, _ in mismatched)}
-        missing = (name for name in own if name not in reached)
-        parts = (_without_counters(names) for names in (loaded, missing, unexpected))
-        report = LoadReport(*parts, tuple(mismatched), source)
+        report = LoadReport(
+            loaded=_without_counters(loaded),
+            missing=_without_counters(name for name in own if name not in reached),
+            unexpected=_without_counters(unexpected),
+            mismatched=tuple(mismatched),
+            source=source,
+        )
         self.check(model, report, tensors)
         model.load_state_dict(loaded, strict=False)
         return report

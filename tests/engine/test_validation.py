@@ -148,7 +148,7 @@ def test_a_stop_at_an_epochs_last_step(tiny_classifier_file, finished, tmp_path,
 
     def step(self, *arguments):
         original(self, *arguments)
-        if self.step + 1 == 15:
+        if self.progress.step + 1 == 15:
             interrupt()
 
     with monkeypatch.context() as patch:
