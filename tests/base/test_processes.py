@@ -195,7 +195,7 @@ def test_a_run_goes_on_with_another_number_of_processes(together, tiny_config, t
 
         def step(self, stage, loader):
             original(self, stage, loader)
-            if rank == 1 and self.step == 4:
+            if rank == 1 and self.progress.step == 4:
                 os.kill(os.getpid(), signal.SIGTERM)
 
         Trainer.train_step = step

@@ -311,9 +311,9 @@ def test_schedule_factor_by_value():
 def test_the_students_rate_falls_as_configured(tiny_config, tmp_path):
     settings = ["train.poly_power=2", "train.milestones=[]", "train.warmup_steps=0", "train.lr_per_image=0.5"]
     trainer = make_trainer(tiny_config("method=none", *settings), tmp_path)
-    trainer.student_step = trainer.student_steps // 2
-    left = 1 - trainer.student_step / trainer.student_steps
-    assert trainer._set_learning_rate() == pytest.approx(trainer.learning_rate * left**2)
+    trainer.progress.student_step = trainer.student_steps // 2
+    left = 1 - trainer.progress.student_step / trainer.student_steps
+    assert trainer._set_rates() == pytest.approx(trainer.learning_rate * left**2)
 
 
 # -- players ---------------------------------------------------------------------------------------------------------

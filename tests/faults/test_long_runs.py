@@ -42,8 +42,8 @@ def test_two_thousand_updates_take_no_more_memory_than_six_hundred(
 
     def step(self, *arguments):
         original(self, *arguments)
-        if (self.step + 1) % 200 == 0:
-            sizes[self.step + 1] = resident()
+        if (self.progress.step + 1) % 200 == 0:
+            sizes[self.progress.step + 1] = resident()
 
     monkeypatch.setattr(Trainer, "train_step", step)
     config = load_config(file, [*TASKS[task], *settings])
