@@ -18,8 +18,7 @@ from detkt.base.errors import InputError, first_line, suggestion
 from detkt.base.paths import SHIPPED, resolve
 from detkt.base.settings import wrong_value
 
-DETECTION_FORMATS = ("voc", "shapes")
-CLASSIFICATION_FORMATS = ("cifar10", "cifar100", "tcifar100", "mnist", "fashion-mnist", "imagenet", "folder")
+FORMATS = ("voc", "shapes", "cifar10", "cifar100", "tcifar100", "mnist", "fashion-mnist", "imagenet", "folder")
 
 
 @dataclass
@@ -27,12 +26,15 @@ class DataConfig:
     """Where pictures come from.
 
     ``format``: for detectors ``voc`` (any VOC-format folder) or ``shapes`` (scenes drawn once into ``root``, see
-    ``shapes``); for classifiers one of :data:`CLASSIFICATION_FORMATS`.
+    ``shapes``); for classifiers one of the other :data:`FORMATS`.
     ``train``, ``test``: names of lists in ImageSets/Main, several joined by ``+``, each optionally ``YEAR:LIST``; for
     classifiers splits, of which a part can be held out: ``train[:-5000]``, ``train[-5000:]``. ``val``: another list, by
     which the best model of a run is chosen; None: its last model is its only one.
     ``classes``: None takes VOC's names or, in a folder with names of its own, those found.
     ``flip``: probability; ``color``: strength of colour jitter in [0, 1]; ``scale``: range of random zoom.
+    ``boxes``: ``clip`` cuts boxes that reach beyond their picture, ``refuse`` stops at them. ``exif``: ``apply`` turns
+    pictures as their EXIF orientation says where the annotation's size does not tell, ``ignore`` does not.
+    ``max_pixels``: larger pictures are refused.
     ``cache``: a folder for training pictures decoded and reduced to the detector's size, once; for detectors.
 
     Classifiers alone: ``image_size``: side of the square crop in pixels, 0: pictures as they are, kept decoded in
@@ -51,6 +53,9 @@ class DataConfig:
     flip: float = 0.5
     color: float = 0.0
     scale: list[float] = field(default_factory=lambda: [1.0, 1.0])
+    boxes: str = "clip"
+    exif: str = "apply"
+    max_pixels: float = 178_956_970
     cache: str | None = None
     shapes: dict[str, Any] = field(default_factory=dict)
     image_size: int = 0
@@ -131,9 +136,9 @@ class Config:
     paper: dict[str, float] = field(default_factory=dict)
 
     @property
-    def task(self) -> str:
-        """``detection`` or ``classification``, as the data have it."""
-        return "classification" if self.data.format in CLASSIFICATION_FORMATS else "detection"
+    def trained_net(self) -> NetConfig:
+        """The network that is trained, as ``role`` has it."""
+        return self.teacher if self.role == "teacher" else self.student
 
     @property
     def needs_teacher(self) -> bool:
@@ -199,6 +204,32 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), others: Iterabl
     config = OmegaConf.structured(Config(name=path.stem))
     where = f"config file {path}: "
     _merge(config, content, where)
+    _apply(config, overrides)
+    try:
+        result = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:  # an interpolation ${...} that leads nowhere, a mandatory ???
+        raise InputError(f"{where}{first_line(error)}") from None
+    result.method = methods.absolute(result.method)
+    _check(result, others)
+    return result
+
+
+def data_config(overrides: Sequence[str] = (), **given: Any) -> DataConfig:
+    """The section ``data`` with the keys *given*, then overrides of it, ``data.key=value``, for tools without a config.
+
+    Raises InputError as `load_config` does, and for an override of anything else.
+    """
+    for override in overrides:
+        if not override.startswith("data."):
+            raise InputError(f"'{override}': only settings of the data can be given here, as data.key=value")
+    config = OmegaConf.structured(Config(data=DataConfig(**given)))
+    _apply(config, overrides)
+    result = OmegaConf.to_object(config)
+    _check(result, ())
+    return result.data
+
+
+def _apply(config: DictConfig, overrides: Sequence[str]) -> None:
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key.strip():
@@ -211,13 +242,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), others: Iterabl
         for part in reversed(key.strip().split(".")):
             nested = {part: nested}
         _merge(config, nested, "override: ")
-    try:
-        result = OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:  # an interpolation ${...} that leads nowhere, a mandatory ???
-        raise InputError(f"{where}{first_line(error)}") from None
-    result.method = methods.absolute(result.method)
-    _check(result, others)
-    return result
 
 
 def save_config(config: Config, path: str | Path) -> None:
@@ -290,9 +314,11 @@ def _check(config: Config, others: Iterable[str]) -> None:
         raise InputError(f"'train.milestones' is {train.milestones}: each must be a share of the budget in (0, 1]")
     methods.choose(train.precision, ("fp32", "bf16", "fp16"), "precision")
     methods.choose(config.role, ("student", "teacher"), "role")
-    methods.choose(data.format, DETECTION_FORMATS + CLASSIFICATION_FORMATS, "data.format")
-    if data.cache is not None and config.task == "classification":
-        raise InputError("'data.cache' is for detectors: small pictures are kept decoded in memory; leave it out")
+    methods.choose(data.format, FORMATS, "data.format")
+    methods.choose(data.boxes, ("clip", "refuse"), "data.boxes")
+    methods.choose(data.exif, ("apply", "ignore"), "data.exif")
+    if not data.max_pixels >= 1:
+        raise InputError(f"'data.max_pixels' is {data.max_pixels}: it must be 1 or more")
     for key in ("flip", "color"):
         if not 0 <= (value := getattr(data, key)) <= 1:
             raise InputError(f"'data.{key}' is {value}: it must be in [0, 1]")

@@ -259,7 +259,7 @@ def test_train_refuses_a_folder_of_pictures_for_the_shapes(refusal, voc_folder, 
     root = shutil.copytree(voc_folder, tmp_path / "voc")
     (root / "shapes.json").unlink()
     message = refusal("--data-root", root, "data.format=shapes")
-    assert f"{root} is a VOC-format folder, but the config says data.format=shapes" in message
+    assert f"{root}: it holds no shapes, but the config asks for them" in message
 
 
 def test_train_refuses_shapes_it_does_not_know(refusal, tmp_path):

@@ -240,12 +240,12 @@ def test_category_ids_follow_the_classes_given(evaluate, dataset, tmp_path):
     [
         ("--coco-annotations {folder}/x.json", "--coco-annotations says what the ids of COCO result files (*.json)"),
         ("--compare {folder}/no.json", "--compare: no file {folder}/no.json"),
-        ("--compare {folder}/dataset.json", "{folder}/dataset.json is a COCO data set, not its results"),
+        ("--compare {folder}/dataset.json", "{folder}/dataset.json is a COCO data set without scores"),
         ("--save-detections {folder}/dataset.json/x", "{folder}/dataset.json is a file; choose another --save-detect"),
         ("--save-detections {folder}/dataset.json/x.json", "is a file; choose another --save-detections"),
         ("--save-detections {folder}/x.json --coco-annotations {folder}/no.json", "cannot read {folder}/no.json"),
         ("--save-detections {folder}/x.json --coco-annotations {folder}/dataset.json", "is not among the 'images' of"),
-        ("--classes cross,disc", "unknown class; mend the file, or list it among the classes"),
+        ("--classes cross,disc", "unknown class; mend the file, or list it among the classes (data.classes)"),
     ],
 )
 def test_what_is_wrong_with_files_is_told(evaluate, results, tmp_path, flags, message):
@@ -373,3 +373,105 @@ def test_the_help_names_the_comparison(tool, capsys):
     assert stopped.value.code == 0
     help_text = capsys.readouterr().out
     assert "--compare OTHER" in help_text and "95 % intervals" in " ".join(help_text.split())
+
+
+# --- what other programs write
+
+
+@pytest.fixture
+def with_zebra(results, tmp_path):
+    """Result files of a class, too, of which no picture has an object; ids are the names of the pictures' files."""
+    folder = tmp_path / "zebra"
+    shutil.copytree(results / "good", folder)
+    for path in folder.glob("*.txt"):
+        path.write_text("".join(line.replace(" ", ".jpg ", 1) + "\n" for line in path.read_text().splitlines()))
+    (folder / "comp4_det_test_zebra.txt").write_text("test_000001.jpg 0.9 1 2 30 40\n")
+    return folder
+
+
+def test_classes_of_which_there_is_no_object_enter_no_mean(evaluate, results, with_zebra, dataset):
+    expected = evaluate("--detections", results / "good", "--bootstrap", 0)[3]
+    status, out, error, numbers = evaluate("--detections", with_zebra, "--bootstrap", 0)
+    assert (status, error) == (0, "note: no object in test of zebra: not in the means\n")
+    assert list(numbers["per_class"]) == [*CLASSES, "zebra"]
+    assert set(numbers["per_class"].pop("zebra").values()) == {None}
+    assert {key: numbers[key] for key in (*MEANS, "per_class")} == {key: expected[key] for key in (*MEANS, "per_class")}
+    assert "zebra            -      -      -" in out
+    left = evaluate("--detections", with_zebra, "--bootstrap", 0, "--leave-out-other-classes")
+    assert left[:1] + left[2:3] == (0, "")
+    assert left[3]["per_class"] == expected["per_class"]
+    assert evaluate("--detections", results / "good", "--compare", with_zebra, "--bootstrap", 20)[0] == 0
+
+
+def test_classes_from_a_file(evaluate, with_zebra, tmp_path):
+    (tmp_path / "names.txt").write_text("star\ncross\n\ndisc\nzebra\n")
+    flags = ["--detections", with_zebra, "--bootstrap", 0]
+    status, _, error, numbers = evaluate(*flags, "--classes", tmp_path / "names.txt")
+    assert (status, error) == (0, "")
+    assert list(numbers["per_class"]) == ["star", "cross", "disc", "zebra"]
+    assert evaluate(*flags, "--classes", "star,cross,disc")[0] == 2
+
+
+def test_the_overlap_is_a_flag(evaluate, results, dataset):
+    detections = read_results(results / "bad")
+    for iou in (0.3, 0.75):
+        flags = ["--detections", results / "bad", "--bootstrap", 20, "--iou", iou]
+        status, out, _, numbers = evaluate(*flags)
+        assert status == 0
+        assert out.startswith(f"VOC07 and area at an overlap of {iou}\n")
+        expected = score(detections, dataset.annotations(), CLASSES, iou)
+        assert [numbers[key] for key in MEANS] == [expected[key] for key in MEANS]
+        assert numbers["iou_threshold"] == iou
+        assert numbers["bootstrap"]["map_area"]["value"] == expected["map_area"]
+    assert expected["map_area"] < score(detections, dataset.annotations(), CLASSES)["map_area"]
+
+
+def test_a_coco_data_set_with_scores_is_scored(evaluate, results, dataset, tmp_path):
+    found = read_results(results / "good")
+    images = {name: 7 * number for number, name in enumerate(found)}
+    boxes = [(name, *row) for name, one in found.items() for row in zip(*one.values(), strict=True)]
+    content = {
+        "images": [{"id": number, "file_name": f"JPEGImages/{name}.jpg"} for name, number in images.items()],
+        "categories": [{"id": 30 - number, "name": name} for number, name in enumerate([*CLASSES, "zebra"])],
+        "annotations": [
+            {
+                "image_id": images[name],
+                "category_id": 30 - CLASSES.index(label),
+                "bbox": [box[0] - 1, box[1] - 1, box[2] - box[0] + 1, box[3] - box[1] + 1],
+                "score": value,
+            }
+            for name, box, value, label in boxes
+        ],
+    }
+    (tmp_path / "set.json").write_text(json.dumps(content))
+    expected = evaluate("--detections", results / "good", "--bootstrap", 0)[3]
+    status, _, error, numbers = evaluate("--detections", tmp_path / "set.json", "--bootstrap", 0)
+    assert (status, error) == (0, "")
+    assert [numbers[key] for key in MEANS] == pytest.approx([expected[key] for key in MEANS])
+    del content["annotations"][3]["score"]
+    (tmp_path / "set.json").write_text(json.dumps(content))
+    error = evaluate("--detections", tmp_path / "set.json", "--bootstrap", 0)[2]
+    assert "set.json, entry 3 (the first is 0): it lacks 'score'" in error
+
+
+def test_settings_of_the_data_can_be_given(evaluate, results):
+    assert evaluate("--detections", results / "good", "--bootstrap", 0, "data.boxes=refuse")[0] == 0
+    assert "unknown key 'data.boxs'" in evaluate("--detections", results / "good", "data.boxs=refuse")[2]
+    assert "only settings of the data" in evaluate("--detections", results / "good", "train.seed=1")[2]
+
+
+def test_nothing_is_saved_where_names_do_not_fit(evaluate, results, voc_folder, tmp_path):
+    root = tmp_path / "voc"
+    shutil.copytree(voc_folder, root)
+    for part in ("JPEGImages/{}.jpg", "Annotations/{}.xml"):
+        (root / part.format("test_000003")).rename(root / part.format("test 3"))
+    names = root / "ImageSets/Main/test.txt"
+    names.write_text(names.read_text().replace("test_000003", "test 3"))
+    flags = ["--data-root", root, "--checkpoint", "no/such", "--save-detections", tmp_path / "out"]
+    # Before any model is run, though it is opened first.
+    assert "no/such" in evaluate(*flags)[2]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/comp4_det_test_disc.txt").write_text("")
+    flags[2:4] = ["--detections", tmp_path / "empty"]
+    assert "picture 'test 3': a VOC result file needs an id without white space" in evaluate(*flags)[2]
+    assert not (tmp_path / "out").exists()

@@ -18,9 +18,8 @@ from detkt.data.voc import VOCDetection
 from detkt.engine.run import resolve_config
 from detkt.evaluation import voc
 from detkt.evaluation.detector import detect
-from detkt.models import build_classifier, build_detector, load_model
-from detkt.models.classifier import parse_classifier, resolve_classifier_options
-from detkt.models.options import parse_name, resolve_options
+from detkt.kinds import kind_of
+from detkt.models import load_model
 
 PROJECT = Path(__file__).resolve().parent.parent
 MODELS = PROJECT / "data" / "models"
@@ -57,15 +56,12 @@ def test_a_config_names_what_exists(path):
     config = load_config(path)
     assert config.name == path.stem
     for net in (config.student, config.teacher):
-        if config.task == "classification":
-            resolve_classifier_options(parse_classifier(net.architecture), net.options)
-        else:
-            resolve_options(parse_name(net.architecture), net.options)
+        kind_of(config).family.resolve_options(net.architecture, net.options)
         if net.checkpoint:
             assert (PROJECT / net.checkpoint / "model.json").is_file()
     resolved = resolve_config(config)
     assert resolved.methods["ktan"]["beta"] > 0
-    if config.task == "detection":
+    if kind_of(config).task == "detection":
         assert resolved.student.options["rpn_nms_thresh"] == 0.7
 
 
@@ -73,10 +69,7 @@ def test_a_config_names_what_exists(path):
 def test_every_method_with_a_section_or_a_published_number_can_be_built(path):
     """The layers a config names are there, in nets of its architectures; nothing is trained or downloaded."""
     config = load_config(path)
-    if config.task == "detection":
-        build = partial(build_detector, num_classes=4)
-    else:
-        build = partial(build_classifier, num_classes=10)
+    build = partial(kind_of(config).family.build, num_classes=10)
     if "1001" in config.teacher.architecture:
         config.teacher.architecture = "cifar_preact_resnet110"  # the same stages
     config.student.options.pop("transform_input", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,32 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def write_together(folder: Path, contents: Mapping[Path, str]) -> None:
+    """Write the text files *contents* in *folder*: all of them, or none. Raises InputError as `write_atomically`."""
+    made = not folder.exists()
+    temporary = {path: path.with_name(f".{path.name[:200]}.tmp") for path in contents}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, text in contents.items():
+            with open(temporary[path], "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in contents:
+            os.replace(temporary[path], path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write result files to {folder}: {error.strerror}; free space or choose another folder"
+        ) from None
+    finally:
+        for path in temporary.values():
+            with contextlib.suppress(OSError):
+                path.unlink()
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # unless files are in it
 
 
 def load_json(path: str | os.PathLike) -> Any:

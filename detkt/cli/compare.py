@@ -11,7 +11,7 @@ from detkt.base.files import write_atomically
 from detkt.cli.shared import Parser
 from detkt.config import find_config, load_config
 from detkt.engine.comparison import collect, markdown_table, run_missing, teacher_scores
-from detkt.engine.jobs import job_of
+from detkt.kinds import kind_of
 from detkt.methods import absolute
 from detkt.visualization.comparison_chart import comparison_figure
 from detkt.visualization.panels import save_figure
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     if not rows:
         raise InputError(f"no finished run of {', '.join(methods)} below {root}; leave out --collect to train them")
     teacher = teacher_scores(config, root, arguments.quiet)
-    measures = job_of(config).measures
+    measures = kind_of(config).measures
     table = markdown_table(rows, measures, config.paper, teacher)
     numbers = json.dumps({row.method: row.runs for row in rows}, indent=1)
     write_atomically(root / "table.md", lambda temporary: temporary.write_text(table + "\n"))

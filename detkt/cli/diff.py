@@ -79,13 +79,13 @@ def main(argv: list[str] | None = None) -> None:
     sources = open_sources(paths, device)
     run = sources[DISTILLED].folder
     data = comparison_data(run, arguments.data_root, arguments.split, arguments.year)
-    dataset = open_dataset(data, sources)
+    dataset, reading = open_dataset(data, sources, arguments.coco_annotations)
     choice = {"class_name": arguments.class_name, "images": images}
     check_choice(dataset.ids, dataset.classes, arguments.pictures, **choice)
     folder = Path(arguments.output) if arguments.output else run / "diff"
     check_folder(folder)
 
-    scoring = {"quiet": arguments.quiet, "coco_annotations": arguments.coco_annotations}
+    scoring = {"quiet": arguments.quiet, "reading": reading}
     scored = {role: score_source(source, dataset, device, **scoring) for role, source in sources.items()}
     comparison = compare(
         scored[STUDENT].detections,

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from detkt.base.commands import command
 from detkt.base.device import resolve_device
-from detkt.base.errors import InputError
+from detkt.base.errors import InputError, suggestion
 from detkt.base.paths import resolve
 from detkt.cli.shared import Parser
-from detkt.config import DataConfig
+from detkt.config import data_config
 from detkt.data import test_set
-from detkt.engine.run import versions, write_metrics
+from detkt.engine.run_folder import versions, write_metrics
 from detkt.evaluation.bootstrap import bootstrap_difference, bootstrap_map
 from detkt.evaluation.coco_ids import coco_ids
-from detkt.evaluation.detection_files import check_writable, is_coco_file, read_detections, write_detections
+from detkt.evaluation.detection_files import (
+    check_names,
+    check_writable,
+    is_coco_file,
+    other_classes,
+    read_detections,
+    write_detections,
+)
 from detkt.evaluation.detector import detect, score
 from detkt.evaluation.records import Records
 from detkt.evaluation.table import comparison_table, intervals_table, metrics_table
@@ -47,9 +55,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--year", default="2007", help="which VOC<year> below the root (default: 2007)")
     parser.add_argument(
         "--classes",
-        metavar="NAME,NAME",
-        type=lambda names: names.split(","),
-        help="of the detections, in the order of their category ids (default: VOC's 20, or all that the split holds)",
+        metavar="NAME,NAME|FILE",
+        type=read_classes,
+        help="of the detections, in the order of their category ids, or a file with one a line (default: VOC's 20, "
+        "or all that the split holds, and those that the detections hold besides)",
     )
     parser.add_argument(
         "--compare",
@@ -58,6 +67,14 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument(
         "--coco-annotations", metavar="FILE.json", help="COCO data set whose ids the COCO result files have"
+    )
+    parser.add_argument(
+        "--leave-out-other-classes",
+        action="store_true",
+        help="leave out detections of classes of which the split has no object; else they are listed, without a score",
+    )
+    parser.add_argument(
+        "--iou", type=float, default=0.5, help="least overlap with an object for VOC's scores (default: 0.5)"
     )
     parser.add_argument(
         "--bootstrap",
@@ -75,11 +92,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="how data are read: data.exif=ignore …")
+    arguments = parser.parse_intermixed_args(argv)
     if arguments.batch_size < 1 or arguments.workers < 0:
         raise InputError("--batch-size must be 1 or more and --workers 0 or more")
     if arguments.bootstrap < 0 or arguments.seed < 0:
         raise InputError("--bootstrap and --seed must be 0 or more")
+    if not 0 < arguments.iou <= 1:
+        raise InputError(f"--iou is {arguments.iou}; give a number above 0 and at most 1")
     if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
         raise InputError(f"--json {arguments.json}: there is no folder {Path(arguments.json).parent}")
     if arguments.classes and arguments.checkpoint:
@@ -91,7 +111,8 @@ def main(argv: list[str] | None = None) -> None:
         check_writable(arguments.save_detections, "--save-detections")
 
     device = resolve_device(arguments.device)
-    data = DataConfig(root=arguments.data_root, test=arguments.split, year=arguments.year)
+    given = {"root": arguments.data_root, "test": arguments.split, "year": arguments.year}
+    data = data_config(arguments.overrides, **given)
     running = {"batch_size": arguments.batch_size, "workers": arguments.workers, "quiet": arguments.quiet}
     result: dict[str, Any] = {"split": arguments.split}
     # All is opened before any picture is looked at, so that a mistake is known at once.
@@ -103,33 +124,46 @@ def main(argv: list[str] | None = None) -> None:
         # Detections are scored by the annotations alone, but for a model to compare with, which has to look.
         dataset = test_set(data, arguments.classes, pictures=other is not None and other.model is not None)
     check_classes(other, dataset.classes)
-    ids = coco_ids(dataset.ids, dataset.classes, arguments.coco_annotations)
+    annotations, classes = dataset.annotations(), list(dataset.classes)
+    if arguments.save_detections:
+        check_names(arguments.save_detections, dataset.ids, classes, arguments.split)
+    # A misspelt class is told of where all are named; else result files may well know more than the split holds.
+    others = "leave" if arguments.leave_out_other_classes else "keep" if not arguments.classes else "refuse"
+    reading = {"dataset": arguments.coco_annotations, "others": others}
     if arguments.checkpoint:
         detections, milliseconds = detect(model, dataset, device, **running)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         result |= {"checkpoint": arguments.checkpoint, "parameters": parameters}
         result["milliseconds_per_picture"] = milliseconds
     else:
-        detections = read_detections(arguments.detections, ids)
+        detections = read_detections(arguments.detections, coco_ids(dataset.ids, classes, **reading))
         result["detections"] = arguments.detections
-    annotations, classes = dataset.annotations(), list(dataset.classes)
-    result |= score(detections, annotations, classes)
-    result["versions"] = versions(device)
     rivals = None
     if other is not None:
-        rivals = score_source(other, dataset, device, **running, coco_annotations=arguments.coco_annotations).detections
-        result["compare"] = {"other": arguments.compare, **score(rivals, annotations, classes)}
+        rivals = score_source(other, dataset, device, **running, reading=reading).detections
+    if more := sorted({*other_classes(detections, classes), *other_classes(rivals or {}, classes)}):
+        near = [f"{name}{suggestion(name, classes)}" for name in more]
+        print(f"note: no object in {arguments.split} of {', '.join(near)}: not in the means", file=sys.stderr)
+        classes += more
+    result |= score(detections, annotations, classes, arguments.iou)
+    result |= {"iou_threshold": arguments.iou, "versions": versions(device)}
+    if rivals is not None:
+        result["compare"] = {"other": arguments.compare, **score(rivals, annotations, classes, arguments.iou)}
         result["compare"]["difference"] = {
             key: {"value": result[key] - result["compare"][key]} for key in ("map_voc07", "map_area", "map_coco")
         }
     if arguments.bootstrap:
         options = {"resamples": arguments.bootstrap, "confidence": 0.95, "seed": arguments.seed}
+        options["iou_threshold"] = arguments.iou
         result["bootstrap"] = {"pictures": len(dataset), **options}
         add_intervals(result, detections, rivals, annotations, classes=classes, **options)
     if arguments.save_detections:
+        ids = coco_ids(dataset.ids, classes, arguments.coco_annotations)
         write_detections(arguments.save_detections, detections, ids, arguments.split)
     if arguments.json:
         write_metrics(Path(arguments.json), result)
+    if arguments.iou != 0.5:
+        print(f"VOC07 and area at an overlap of {arguments.iou:g}")
     if other is None:
         print(metrics_table(result))
     else:
@@ -137,6 +171,14 @@ def main(argv: list[str] | None = None) -> None:
         print(comparison_table(result, result["compare"]))
     if arguments.bootstrap:
         print(f"\n{intervals_table(result)}")
+
+
+def read_classes(names: str) -> list[str]:
+    """Those of "a,b,c", or of a text file with a name a line."""
+    path = Path(names)
+    if "," not in names and path.is_file():
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    return names.split(",")
 
 
 def check_classes(other: Source | None, classes: Iterable[str]) -> None:

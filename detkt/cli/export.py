@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from detkt.base.commands import command
 from detkt.base.errors import InputError, suggestion
 from detkt.base.files import make_folder
 from detkt.base.paths import resolve
 from detkt.cli.shared import Parser
-from detkt.config import load_config
-from detkt.data import classification_data, data_root
-from detkt.data.images import read_image
-from detkt.data.voc_folder import IMAGE_SUFFIXES
+from detkt.kinds import KINDS
 from detkt.models import load_model, save_model
-from detkt.models.onnx_export import DEFAULT_OPSET, ONNX_FILE, OPSETS, export_onnx, random_pictures
+from detkt.models.onnx_export import DEFAULT_OPSET, ONNX_FILE, OPSETS
 from detkt.models.weights import WEIGHTS_FILE
 
 FORMATS = ("safetensors", "onnx")
-REAL_PICTURES = 8
-T = TypeVar("T")
 EXAMPLES = """examples:
   %(prog)s --checkpoint runs/shapes-ktan-s0 --half --output exported
   %(prog)s --checkpoint data/models/shapes-student --format onnx --data-root data/shapes --output exported
@@ -87,70 +80,14 @@ def export_checked(
     model: nn.Module, meta: dict[str, Any], checkpoint: Path, folder: Path, arguments: argparse.Namespace
 ) -> None:
     """Write model.onnx and print how well ONNX Runtime agrees with torch."""
+    kind = KINDS[meta["task"]]
     size = tuple(arguments.image_size) if arguments.image_size else None
-    normalisation: tuple[list[float], list[float]] | None = None
-    if meta["task"] == "detection":
-        pictures = detector_pictures(model, size, arguments.data_root)
-    else:
-        pictures, normalisation = classifier_pictures(model, meta, checkpoint, size, arguments.data_root)
-    opset = arguments.opset or DEFAULT_OPSET
-    path = folder / ONNX_FILE
-    agreement = export_onnx(model, path, meta["classes"], pictures, opset=opset, normalisation=normalisation)
+    run = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    pictures, normalisation = kind.export_pictures(model, meta, run, size, arguments.data_root)
+    graphs, path, opset = kind.family.graphs, folder / ONNX_FILE, arguments.opset or DEFAULT_OPSET
+    agreement = graphs.export(model, path, meta["classes"], pictures, opset=opset, normalisation=normalisation)
     print(f"{ONNX_FILE}: {path.stat().st_size / 1e6:.2f} MB, opset {opset}; ONNX Runtime and torch on {agreement}")
     if agreement.compared == 0:
         print("warning: nothing was detected, so no box was compared: give --data-root", file=sys.stderr)
-    if meta["task"] == "classification" and normalisation is None:
+    if normalisation is None and not graphs.normalises:
         print("warning: mean and std are not in it, its run's config.yaml or data are not there", file=sys.stderr)
-
-
-def detector_pictures(model: nn.Module, size: tuple[int, int] | None, root: str | Path | None) -> list[Tensor]:
-    """Random pictures of *size*, else of the real ones', else of the size that the detector resizes to; real ones."""
-    real: list[Tensor] = []
-    if root is not None:
-        root = resolve(root)
-        suffixes = {suffix.lower() for suffix in IMAGE_SUFFIXES}
-        paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
-        if not paths:
-            raise InputError(f"--data-root {root}: no such folder, or no picture below it")
-        real = [torch.from_numpy(read_image(path)).permute(2, 0, 1).float().div(255) for path in spread(paths)]
-    if size is None:
-        shorter, longer = (cast(Any, model).detkt["options"][key] for key in ("min_size", "max_size"))
-        height, width = real[0].shape[1:] if real else (shorter, min(longer, 4 * shorter // 3))
-        size = height, width
-    return random_pictures(size) + real
-
-
-def classifier_pictures(
-    model: nn.Module, meta: dict[str, Any], checkpoint: Path, size: tuple[int, int] | None, root: str | None
-) -> tuple[list[Tensor], tuple[list[float], list[float]] | None]:
-    """Pictures of *size*, else of the data set's, and mean and std; real ones where the run's data set is there."""
-    normalisation: tuple[list[float], list[float]] | None = None
-    real: list[Tensor] = []
-    config = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "config.yaml"
-    if root is not None and not config.is_file():
-        raise InputError(f"--data-root: there is no {config} of the run, which says how its pictures are read")
-    if config.is_file():
-        data = load_config(config, []).data
-        data.root = root or data.root
-        if root is not None or data_root(data).is_dir():
-            dataset = classification_data(data, train=False, classes=meta["classes"])
-            height, width = dataset.image_size
-            if size not in (None, (height, width)):
-                given = " ".join(map(str, size or ()))
-                raise InputError(f"--image-size is {given}, the pictures in {data_root(data)} are not")
-            size = height, width
-            real = [dataset[index][0] for index in spread(range(len(dataset)))]
-            mean, std = ([round(value, 6) for value in values.tolist()] for values in (dataset.mean, dataset.std))
-            normalisation = mean, std
-        elif data.image_size:
-            size = size or (data.image_size, data.image_size)
-    if size is None:
-        raise InputError(
-            "the size of the classifier's pictures is not known: give --image-size H W, such as 32 32 for CIFAR"
-        )
-    return random_pictures(size, cast(Any, model).detkt["input"]["channels"], meta["task"]) + real, normalisation
-
-
-def spread(items: Sequence[T]) -> Sequence[T]:
-    """A few of *items*, from all parts of them."""
-    return items[:: max(1, len(items) // REAL_PICTURES)][:REAL_PICTURES]

@@ -16,13 +16,13 @@ from detkt.base.files import make_folder, write_atomically
 from detkt.base.paths import resolve
 from detkt.cli.shared import Parser
 from detkt.data.boxes import voc_to_corners
-from detkt.data.images import read_image
+from detkt.data.images import MAX_PIXELS, Decoding
 from detkt.evaluation.coco_ids import coco_ids
 from detkt.evaluation.coco_results import write_coco_results
 from detkt.models import load_model
 from detkt.visualization.drawing import class_styles, picture_figure
 from detkt.visualization.panels import Mark, save_figure
-from detkt.visualization.prediction import CONVENTION, detect_picture, drawn_paths, find_pictures
+from detkt.visualization.prediction import CONVENTION, detect_file, drawn_paths, find_pictures
 
 EXAMPLES = """examples:
   %(prog)s --checkpoint runs/demo holiday.jpg --output runs/holiday
@@ -35,8 +35,8 @@ A folder gives the pictures in it, but not in its subfolders. Written to the out
                     picture, from 0)
   pictures.json     the COCO data set to them: images (path, size, drawn file) and categories; what could not be read
 
-A file that is no picture, or is damaged, is passed over with a warning; if none of them could be read the exit status
-is 2. A path that is not there is an error at once."""
+A file that is no picture, or is damaged, too large or a strip, is passed over with a warning; if none of them could be
+used the exit status is 2. A path that is not there is an error at once."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -45,6 +45,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("pictures", metavar="PICTURE|FOLDER", nargs="+", help="picture files, or folders of them")
     parser.add_argument("--output", metavar="DIR", required=True, help="folder to write to")
     parser.add_argument("--score", type=float, default=0.5, help="least score of a detection (default: 0.5)")
+    parser.add_argument(
+        "--max-pixels", type=float, default=MAX_PIXELS, metavar="N", help="larger pictures are passed over"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     arguments = parser.parse_args(argv)
@@ -57,21 +60,24 @@ def main(argv: list[str] | None = None) -> None:
     device = resolve_device(arguments.device)
     model, meta = load_model(resolve(arguments.checkpoint), device)
     make_folder(folder)
+    decoding = Decoding(max_pixels=arguments.max_pixels)
     styles = class_styles(meta["classes"])
     detections, images, unreadable = {}, [], []
     pairs = list(zip(paths, drawn, strict=True))
     for path, target in tqdm(pairs, unit="picture", disable=arguments.quiet, file=sys.stderr):
+        # Whatever bytes its name has, it must be told in UTF-8.
+        name = str(path).encode(errors="backslashreplace").decode()
         try:
-            image = read_image(path)
+            image, found = detect_file(path, model, meta["classes"], device, arguments.score, decoding)
         except InputError as error:
             tqdm.write(f"warning: {error}; passed over", file=sys.stderr)
-            unreadable.append(str(path))
+            unreadable.append(name)
             continue
-        found = detections[str(path)] = detect_picture(model, image, meta["classes"], device, arguments.score)
+        detections[name] = found
         rows = zip(voc_to_corners(found["boxes"]).tolist(), found["labels"], found["scores"], strict=True)
-        save_figure(picture_figure(image, [Mark(b, f"{name} {s:.2f}", styles[name]) for b, name, s in rows]), target)
+        save_figure(picture_figure(image, [Mark(b, f"{label} {s:.2f}", styles[label]) for b, label, s in rows]), target)
         height, width = image.shape[:2]
-        images.append({"id": str(path), "file_name": str(path), "width": width, "height": height, "drawn": target.name})
+        images.append({"id": name, "file_name": name, "width": width, "height": height, "drawn": target.name})
     if not images:
         raise InputError(f"none of the {len(paths)} files could be read as a picture; see the warnings")
     write_coco_results(folder / "detections.json", detections, coco_ids(list(detections), meta["classes"]))

@@ -14,8 +14,9 @@ from detkt.base.commands import command
 from detkt.base.errors import InputError, suggestion
 from detkt.base.paths import resolve
 from detkt.cli.shared import Parser
+from detkt.config import data_config
 from detkt.data import DEFAULT_ROOTS
-from detkt.prepare.checking import check_folder, check_source
+from detkt.prepare.checking import check_dataset, check_source
 from detkt.prepare.findings import Findings
 from detkt.prepare.preparing import prepare
 from detkt.prepare.sources import SOURCES, Source
@@ -24,6 +25,7 @@ EXAMPLES = """examples:
   %(prog)s voc2007
   %(prog)s cifar10 --data-root /data/cifar10 --url https://mirror.example.org/cifar
   %(prog)s path/to/BCCD --check
+  %(prog)s path/to/carts --check data.classes=[car,cart] data.train=train data.test=val
 
 A download that was stopped goes on when the same command is run again. Nothing is trusted but by its checksum, and no
 file that is there is overwritten: remove the damaged ones, and they are put back. An archive that you put into the
@@ -37,9 +39,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog=command("prepare"), description=__doc__, epilog=EXAMPLES)
     parser.add_argument(
         "data",
+        nargs="?",
         metavar="NAME|FOLDER",
-        help=f"{', '.join(SOURCES)}; or a folder of your own to check, in VOC format or with pictures as "
-        "SPLIT/CLASS/PICTURE",
+        help=f"{', '.join(SOURCES)}; or a folder of your own to check: in VOC format, of XML files with "
+        "their pictures, or with pictures as SPLIT/CLASS/PICTURE",
     )
     parser.add_argument(
         "--data-root", metavar="DIR", help="the data set's folder (default: data/NAME; VOC: data/VOCdevkit)"
@@ -48,11 +51,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--url", help="a mirror: the folder of the archives, or the archive itself if there is but one")
     parser.add_argument("--keep-archives", action="store_true", help="do not remove them once unpacked")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    arguments = parser.parse_args(argv)
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="data.key=value",
+        help="check a folder for a training with these settings, as in data.classes=[person,cart] data.boxes=refuse",
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.data is None:
+        parser.error("the following arguments are required: NAME|FOLDER")
     source = SOURCES.get(arguments.data)
     root = find_root(source, arguments)
     if source is None:
-        findings = check_folder(root, arguments.quiet)
+        findings = check_dataset(root, data_config(arguments.overrides, train="", test=""), arguments.quiet)
     elif arguments.check:
         findings = check_source(source, root, arguments.quiet)
     else:
@@ -83,6 +94,8 @@ def find_root(source: Source | None, arguments: argparse.Namespace) -> Path:
         if arguments.data_root or arguments.url or arguments.keep_archives:
             raise InputError("--data-root, --url and --keep-archives are for data sets by name, not for a folder")
         return folder
+    if arguments.overrides:
+        raise InputError(f"{arguments.overrides[0]}: settings are for a folder of your own, not for {source.name}")
     if (arguments.check or not source.archives) and (arguments.url or arguments.keep_archives):
         reason = "with --check" if arguments.check else f"for {source.name}"
         raise InputError(f"--url and --keep-archives are for downloads, and there is none {reason}; leave them out")

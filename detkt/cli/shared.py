@@ -141,16 +141,16 @@ def train_and_tell(arguments: argparse.Namespace, default_config: str, task: str
     """Train what the flags of :func:`training_parser` ask for, and print the scores; of several processes one does."""
     # Imported here: tools that do not train would wait for it.
     from detkt.base.processes import Processes
-    from detkt.engine.jobs import job_of, require_task
     from detkt.engine.run import train
+    from detkt.kinds import kind_of, require_kind
 
     config, folder, resume = training_config(arguments, default_config)
-    require_task(config, task)
+    require_kind(config, task)
     metrics = train(config, folder, resume=resume, overwrite=arguments.overwrite, quiet=arguments.quiet)
     if Processes().is_main:
         print(
             f"{config.method_name} on {config.name}, seed {config.train.seed}: "
-            f"{job_of(config).summary(metrics)} on {metrics['split']}; "
+            f"{kind_of(config).summary(metrics)} on {metrics['split']}; "
             f"{metrics['updates']} updates in {metrics['seconds']:.0f} s; model in {folder}"
         )
 

@@ -12,6 +12,8 @@ from detkt.base.paths import resolve
 from detkt.base.settings import typed_settings
 from detkt.config import DataConfig
 from detkt.data.classification import ClassificationSet, classification_set
+from detkt.data.images import Decoding
+from detkt.data.picture_cache import PictureCache
 from detkt.data.shapes import ShapesConfig, write_shapes
 from detkt.data.voc import VOCDetection
 
@@ -30,24 +32,26 @@ DEFAULT_ROOTS = {
 
 
 def data_root(config: DataConfig, progress: Callable | None = None) -> Path:
-    """The data set's folder; the shapes are drawn into theirs where it does not exist yet."""
+    """The data set's folder; the shapes are drawn where they are by default, if they are not there yet.
+
+    Raises InputError: no folder is known, or one that was given holds no shapes: it is somebody's mistake, not a place
+    to draw into (``prepare_data.py shapes --data-root DIR`` draws).
+    """
     if not config.root and config.format not in DEFAULT_ROOTS:
         raise InputError(f"data.format={config.format} needs to know the folder: give --data-root DIR")
     root = resolve(config.root or DEFAULT_ROOTS[config.format])
     if config.format == "shapes":
-        if any((root / name).is_dir() for name in ("VOCdevkit", "Annotations")) and not (root / "shapes.json").exists():
+        settings = shapes_config(config)
+        given = config.root and root.absolute() != resolve(DEFAULT_ROOTS["shapes"]).absolute()
+        if given and not (root / "shapes.json").exists():
             raise InputError(
-                f"{root} is a VOC-format folder, but the config says data.format=shapes; give a --config for it, or "
-                "data.format=voc and a pair that fits"
+                f"{root}: {'it holds no shapes' if root.is_dir() else 'no such folder'}, but the config asks for them "
+                "(data.format=shapes): give the --config for pictures of your own, or draw the shapes into a new "
+                "folder with: python tools/prepare_data.py shapes --data-root DIR"
             )
         if not root.exists():
-            if root != resolve(DEFAULT_ROOTS["shapes"]) and not root.absolute().parent.is_dir():
-                raise InputError(
-                    f"{root}: no such folder, nor the one it would be in: the config draws its shapes there; give "
-                    "another --data-root, or a --config for pictures of your own"
-                )
             log.info("drawing the shapes into %s, which is not there yet", root)
-        write_shapes(root, shapes_config(config), progress)
+        write_shapes(root, settings, progress)
     return root
 
 
@@ -56,27 +60,51 @@ def shapes_config(config: DataConfig) -> ShapesConfig:
     return typed_settings(ShapesConfig, config.shapes, "data.shapes")
 
 
-def training_set(config: DataConfig, progress: Callable | None = None) -> VOCDetection:
-    """The training list, augmented."""
+def training_set(
+    config: DataConfig, progress: Callable | None = None, input_size: tuple[int, int] | None = None
+) -> VOCDetection:
+    """The training list, augmented. *input_size*: the detector's min_size and max_size, which ``data.cache`` needs."""
     # Imported here: albumentations takes seconds to load, and scoring needs none of it.
     from detkt.data.transforms import TrainTransforms
 
     transforms = TrainTransforms(flip=config.flip, color=config.color, scale=tuple(config.scale))
-    return VOCDetection(
-        data_root(config, progress),
-        config.train,
-        config.year,
-        keep_difficult=config.keep_difficult,
-        classes=config.classes,
-        transforms=transforms,
+    root, cache = data_root(config, progress), None
+    if config.cache is not None and input_size is not None:
+        cache = PictureCache(Path(config.cache).expanduser(), *input_size)
+    return _told(
+        VOCDetection(
+            root,
+            config.train,
+            config.year,
+            keep_difficult=config.keep_difficult,
+            classes=config.classes,
+            transforms=transforms,
+            boxes=config.boxes,
+            decoding=Decoding(config.exif, config.max_pixels),
+            picture_cache=cache,
+        )
     )
 
 
 def test_set(config: DataConfig, classes: list[str] | None = None, pictures: bool = True) -> VOCDetection:
     """The test list, as it is; *classes* are those the detector was trained on. *pictures*: see `VOCDetection`."""
-    return VOCDetection(
-        data_root(config), config.test, config.year, classes=classes if classes else config.classes, pictures=pictures
+    return _told(
+        VOCDetection(
+            data_root(config),
+            config.test,
+            config.year,
+            classes=classes if classes else config.classes,
+            pictures=pictures,
+            boxes=config.boxes,
+            decoding=Decoding(config.exif, config.max_pixels),
+        )
     )
+
+
+def _told(dataset: VOCDetection) -> VOCDetection:
+    for note in dataset.notes:
+        log.warning("note: %s", note)
+    return dataset
 
 
 def classification_data(config: DataConfig, train: bool, classes: list[str] | None = None) -> ClassificationSet:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,8 @@ from detkt.base.errors import InputError
 from detkt.config import DataConfig
 from detkt.data.batch_transforms import crop_and_flip, distort, flips, normalise
 from detkt.data.image_folder import PhotoTransforms, check_pictures, list_pictures, read_equal_pictures
-from detkt.data.images import read_image
+from detkt.data.images import Decoding, read_image
+from detkt.data.parts import parse_part, part_of
 from detkt.data.raw_files import read_cifar, read_mnist
 from detkt.data.voc_folder import shorten
 
@@ -75,10 +75,8 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Files of a split are told apart by it, so that the first picture's noise is not the same in both.
 _DISTORTION_KEYS = {"train": 0, "test": 1}
 
-_SLICED = re.compile(r"([^\[\]]+)\[(-?\d+)?:(-?\d+)?\]")
 
-
-class Pictures(Protocol):
+class PictureStore(Protocol):
     """Where a `ClassificationSet` gets its pictures from: all of one `size` (height, width)."""
 
     size: tuple[int, int]
@@ -108,7 +106,7 @@ class ClassificationSet(Dataset):
 
     def __init__(
         self,
-        pictures: Pictures,
+        pictures: PictureStore,
         labels: Sequence[int],
         ids: list[str],
         classes: Sequence[str],
@@ -151,6 +149,15 @@ class ClassificationSet(Dataset):
         dataset.train = False
         return dataset
 
+    @property
+    def aspect_groups(self) -> None:
+        """Pictures are of one size."""
+        return None
+
+    def unnormalised(self, image: Tensor) -> Tensor:
+        """A picture (C, H, W) of this set in [0, 1]."""
+        return image * self.std[:, None, None] + self.mean[:, None, None]
+
     def fingerprint(self) -> str:
         """A hash of the pictures, which must be kept in memory, their names and their normalisation."""
         parts = [self._pictures.fingerprint(), *self.ids, str(self.mean.tolist()), str(self.std.tolist())]
@@ -185,17 +192,14 @@ class MemoryPictures:
 class FilePictures:
     """Photos decoded when asked for, and made *transforms*' size; raises InputError for one that cannot be read."""
 
-    def __init__(self, root: Path, names: Sequence[str], transforms: PhotoTransforms) -> None:
-        self._root, self._names, self._transforms = root, names, transforms
+    def __init__(self, root: Path, names: Sequence[str], transforms: PhotoTransforms, decoding: Decoding) -> None:
+        self._root, self._names, self._transforms, self._decoding = root, names, transforms, decoding
         self.size = (transforms.size, transforms.size)
 
     def batch(self, indices: Sequence[int], seeds: Sequence[int] | None) -> Tensor:
-        return torch.stack(
-            [
-                self._transforms(torch.from_numpy(read_image(self._root / self._names[index])).permute(2, 0, 1), seed)
-                for index, seed in zip(indices, seeds or indices, strict=True)
-            ]
-        )
+        found = (read_image(self._root / self._names[index], None, self._decoding) for index in indices)
+        photos = (torch.from_numpy(photo).permute(2, 0, 1) for photo in found)
+        return torch.stack([self._transforms(*pair) for pair in zip(photos, seeds or indices, strict=True)])
 
     def flipped(self, seeds: Sequence[int]) -> None:
         return None
@@ -229,7 +233,7 @@ def classification_set(
     it is needed, its header here but for ``imagenet``, which has too many); labels out of range; other classes than
     *classes*; a part without pictures; settings that do not fit the format.
     """
-    name, part = _parse_split(split)
+    name, part = parse_part(split)
     _check_settings(data)
     root = Path(data.root)
     if data.format in _PUBLISHED:
@@ -247,7 +251,7 @@ def _published_set(
             "leave data.classes out, or take networks that were trained on it"
         )
     pictures, labels = known.read(root, split=split)
-    kept = _part(len(labels), split, part)
+    kept = part_of(len(labels), split, part)
     images = torch.from_numpy(pictures[kept])
     if data.format == "tcifar100":
         images = distort(images, kept.tolist(), _DISTORTION_KEYS[split], [255 * deviation for deviation in known.std])
@@ -261,34 +265,17 @@ def _folder_set(
     data: DataConfig, root: Path, split: str, part: slice, train: bool, classes: Sequence[str] | None
 ) -> ClassificationSet:
     names, labels, classes = list_pictures(root, split, classes)
-    kept = _part(len(names), split, part)
+    kept = part_of(len(names), split, part)
     names = [names[number] for number in kept]
     mean, std = normalisation(data)
+    decoding = Decoding(data.exif, data.max_pixels)
     if data.image_size == 0:
-        source = MemoryPictures(read_equal_pictures(root, names), data.crop_padding, data.flip)
+        source = MemoryPictures(read_equal_pictures(root, names, decoding), data.crop_padding, data.flip)
     else:
         if data.format == "folder":
-            check_pictures(root, names)
-        source = FilePictures(root, names, PhotoTransforms(data.image_size, train, data.flip, data.color))
+            check_pictures(root, names, decoding)
+        source = FilePictures(root, names, PhotoTransforms(data.image_size, train, data.flip, data.color), decoding)
     return ClassificationSet(source, np.array(labels)[kept], names, classes, mean, std, train)
-
-
-def _parse_split(split: str) -> tuple[str, slice]:
-    found = _SLICED.fullmatch(split.strip())
-    if found:
-        return found[1].strip(), slice(*(None if bound is None else int(bound) for bound in found.groups()[1:]))
-    if not split.strip() or "[" in split or "]" in split:
-        raise InputError(f"'{split}' is no split; write its name, or a part as train[:-5000] or train[-5000:]")
-    return split.strip(), slice(None)
-
-
-def _part(count: int, split: str, part: slice) -> np.ndarray:
-    """Numbers of the pictures in *part* of a fixed order of *count*, ascending."""
-    kept = np.sort(np.random.RandomState(0).permutation(count)[part])  # a stream that NumPy keeps as it is
-    if len(kept) == 0:
-        bounds = ":".join("" if bound is None else str(bound) for bound in (part.start, part.stop))
-        raise InputError(f"{split}[{bounds}] holds no picture: '{split}' has {count}; give other bounds")
-    return kept
 
 
 def _check_settings(data: DataConfig) -> None:

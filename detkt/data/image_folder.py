@@ -11,10 +11,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from detkt.base.errors import InputError, suggestion
-from detkt.data.images import read_image, read_image_size
-from detkt.data.voc_folder import IMAGE_SUFFIXES, shorten
-
-SUFFIXES = tuple(sorted({suffix.lower() for suffix in (*IMAGE_SUFFIXES, ".ppm", ".pgm")}))
+from detkt.data.images import AS_USUAL, Decoding, picture_suffixes, read_image, read_image_size
+from detkt.data.voc_folder import shorten
 
 
 def list_pictures(
@@ -44,23 +42,21 @@ def list_pictures(
     for label, name in enumerate(classes):
         pictures = sorted(walk_pictures(root, folder / name))
         if not pictures:
-            raise InputError(
-                f"{folder / name}: holds no picture ({', '.join(SUFFIXES)}); add some, or remove the folder"
-            )
+            raise InputError(f"{folder / name}: holds no picture, by the suffix; add some, or remove the folder")
         names += pictures
         labels += [label] * len(pictures)
     return names, labels, classes
 
 
-def read_equal_pictures(root: Path, names: Sequence[str]) -> Tensor:
+def read_equal_pictures(root: Path, names: Sequence[str], decoding: Decoding = AS_USUAL) -> Tensor:
     """All of them decoded, uint8 (n, 3, H, W), RGB.
 
     Raises InputError: one that cannot be read (see `read_image`), or of another size than the first.
     """
-    height, width = read_image(root / names[0]).shape[:2]
+    height, width = read_image(root / names[0], None, decoding).shape[:2]
     pictures = torch.empty(len(names), 3, height, width, dtype=torch.uint8)
     for place, name in enumerate(names):
-        picture = read_image(root / name)
+        picture = read_image(root / name, None, decoding)
         if picture.shape[:2] != (height, width):
             raise InputError(
                 f"{root / name}: the picture is {picture.shape[1]} x {picture.shape[0]} pixels, but {root / names[0]} "
@@ -70,10 +66,10 @@ def read_equal_pictures(root: Path, names: Sequence[str]) -> Tensor:
     return pictures
 
 
-def check_pictures(root: Path, names: Sequence[str]) -> None:
+def check_pictures(root: Path, names: Sequence[str], decoding: Decoding = AS_USUAL) -> None:
     """Raises InputError for the first file whose header is no picture's."""
     for name in names:
-        read_image_size(root / name)
+        read_image_size(root / name, None, decoding)
 
 
 class PhotoTransforms:
@@ -108,11 +104,11 @@ def subfolders(folder: Path) -> list[str]:
 
 def walk_pictures(root: Path, folder: Path) -> list[str]:
     """Pictures in *folder* and below, relative to *root*."""
-    found = []
+    found, suffixes = [], picture_suffixes()
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         relative = os.path.relpath(place, root)
-        found += [f"{relative}/{f}" for f in files if f.lower().endswith(SUFFIXES) and not f.startswith(".")]
+        found += [f"{relative}/{f}" for f in files if f.lower().endswith(suffixes) and not f.startswith(".")]
     return found
 
 

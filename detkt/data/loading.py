@@ -7,12 +7,14 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detkt.base.errors import InputError, first_line
+from detkt.data.base import PictureSet
 
 _PRIME = 1_000_003
 SIGNAL_SECONDS = 3.0
@@ -94,16 +96,16 @@ def collate(samples: list[tuple[Tensor, dict[str, Tensor]]]) -> tuple[list[Tenso
     return list(images), list(targets)
 
 
-def training_loader(dataset: Dataset, batches: Iterable[list], workers: int, pin_memory: bool) -> DataLoader:
+def training_loader(dataset: PictureSet, batches: Iterable[list], workers: int, pin_memory: bool) -> DataLoader:
     """Endless loader over *batches*."""
-    return _Loader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory)
+    return _OneLineLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory)
 
 
 def evaluation_loader(
-    dataset: Dataset, batch_size: int, workers: int, indices: Sequence[int] | None = None
+    dataset: PictureSet, batch_size: int, workers: int, indices: Sequence[int] | None = None
 ) -> DataLoader:
     """Every picture once, in order, or those of *indices*."""
-    return _Loader(dataset, batch_size=batch_size, num_workers=workers, sampler=indices)
+    return _OneLineLoader(dataset, batch_size=batch_size, num_workers=workers, sampler=indices)
 
 
 def share_of_batches(length: int, batch_size: int, rank: int, count: int) -> list[int]:
@@ -112,16 +114,16 @@ def share_of_batches(length: int, batch_size: int, rank: int, count: int) -> lis
     return [index for start in starts for index in range(start, min(start + batch_size, length))]
 
 
-class _Loader(DataLoader):
+class _OneLineLoader(DataLoader):
     """Pictures and targets, as the data set's ``collate`` joins them (lists by default).
 
     An InputError of a worker stays the one line it was, without torch's traceback.
     """
 
-    def __init__(self, dataset: Dataset, **options) -> None:
+    def __init__(self, dataset: PictureSet, **options: Any) -> None:
         # Each start draws a seed for the workers: from the global generator, it would make a resumed run differ.
         super().__init__(
-            dataset,
+            cast(Dataset, dataset),
             collate_fn=getattr(dataset, "collate", collate),
             worker_init_fn=partial(_start_worker, os.getpid()),
             generator=torch.Generator(),

@@ -42,10 +42,13 @@ class PictureCache:
         # The shorter side must be min_size itself, not one pixel less by rounding: else it would be resized again.
         return max(1, math.floor(width * scale + 1e-6)), max(1, math.floor(height * scale + 1e-6))
 
-    def read(self, path: Path, size: tuple[int, int], decode: Callable[[], np.ndarray]) -> np.ndarray:
+    def read(
+        self, path: Path, size: tuple[int, int], decode: Callable[[], np.ndarray], exif: str = "apply"
+    ) -> np.ndarray:
         """The picture at *path* of *size* (width, height): a writable uint8 array (height', width', 3).
 
         decode: called without arguments for the whole picture, where it is not kept yet.
+        exif: as *decode* treats it (`detkt.data.images.Decoding`): what is turned is another picture.
 
         Raises InputError: the folder is not writable, the disk is full; and what *decode* raises.
         """
@@ -54,7 +57,8 @@ class PictureCache:
             found = path.stat()
         except OSError:
             return _resized(decode(), width, height)  # which says better what is wrong
-        key = repr((str(path.resolve()), found.st_size, found.st_mtime_ns, width, height))
+        turned = () if exif == "apply" else (exif,)
+        key = repr((str(path.resolve()), found.st_size, found.st_mtime_ns, width, height, *turned))
         name = hashlib.sha256(key.encode()).hexdigest()[:32]
         file = self.folder / name[:2] / f"{name[2:]}.npy"
         picture = _load(file)

@@ -13,8 +13,9 @@ from detkt.base.device import resolve_device
 from detkt.base.errors import InputError
 from detkt.base.files import load_json
 from detkt.config import Config, load_config
-from detkt.engine.jobs import job_of
-from detkt.engine.run import build_net, resolve_config, train, write_metrics
+from detkt.engine.run import build_net, resolve_config, train
+from detkt.engine.run_folder import write_metrics
+from detkt.kinds import kind_of
 
 
 @dataclass
@@ -91,10 +92,10 @@ def collect(config: Config, methods: Iterable[str], seeds: Sequence[int], root: 
             folder, wanted = run_folder(root, config, method, seed), _run_config(config, method, seed)
             if (folder / "metrics.json").exists():
                 _check_same(wanted, folder)
-                runs.append(_read_scores(folder / "metrics.json", [*job_of(config).measures, "updates", "seconds"]))
+                runs.append(_read_scores(folder / "metrics.json", [*kind_of(config).measures, "updates", "seconds"]))
         if runs:
             rows.append(Row(wanted.method_name, runs))
-    measure = next(iter(job_of(config).measures))
+    measure = next(iter(kind_of(config).measures))
     return sorted(rows, key=lambda row: row.mean(measure), reverse=True)
 
 
@@ -118,17 +119,17 @@ def _known_scores(path: Path) -> dict[str, Any]:
 
 def teacher_scores(config: Config, root: Path, quiet: bool = False) -> dict[str, Any] | None:
     """The trained teacher's scores on the same pictures, None without one; kept below *root*, as they do not change."""
-    job, net = job_of(config), config.teacher
-    if not job.has_trained(net):
+    kind, net = kind_of(config), config.teacher
+    if not kind.has_trained(net):
         return None
     path = root / f"teacher-{config.name}.json"
     source = {"checkpoint": str(net.checkpoint or net.weights), "split": config.data.test}
     known = _known_scores(path)
     if {key: known.get(key) for key in source} != source:
         device = resolve_device(config.train.device)
-        held_out = job.test_set(config, config.data.classes)
-        model = build_net(job, net, "teacher", held_out.classes).to(device)
-        write_metrics(path, {**job.evaluate(model, held_out, device, config.train, quiet), **source})
+        held_out = kind.test_set(config.data)
+        model = build_net(kind, net, "teacher", held_out.classes).to(device)
+        write_metrics(path, {**kind.evaluate(model, held_out, device, config.train, quiet), **source})
         known = _known_scores(path)
     return known
 

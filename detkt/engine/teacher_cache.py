@@ -27,7 +27,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,6 +39,7 @@ from tqdm import tqdm
 from detkt.base.errors import InputError
 from detkt.base.files import make_folder
 from detkt.config import Config
+from detkt.data.base import PictureSet
 from detkt.data.loading import dead_workers_in_one_line, training_loader
 from detkt.distiller import Distiller
 from detkt.engine.teacher_maps import (
@@ -48,13 +49,15 @@ from detkt.engine.teacher_maps import (
     Header,
     Layout,
     Shapes,
-    TeacherCache,
+    StoredMaps,
     append,
     is_complete,
     lock,
     read_header,
     save,
 )
+from detkt.kinds import kind_of
+from detkt.models.card import ModelCard, find_card
 from detkt.tasks import Task
 
 SAVE_EVERY = 2**28  # bytes: what a killed process has to compute again at most
@@ -62,72 +65,83 @@ SAVE_EVERY = 2**28  # bytes: what a killed process has to compute again at most
 log = logging.getLogger(__name__)
 
 
-def open_teacher_cache(
-    config: Config, distiller: Distiller, dataset: Any, folder: Path, quiet: bool = False
-) -> TeacherCache:
-    """The cache in *folder*, written or completed first where that is needed; another run that writes it is awaited.
+class TeacherCache:
+    """The maps kept in *folder*: made before the distiller that is to read them, filled once there is one.
 
-    Args:
-        config: says how pictures are augmented, and the batch size and workers of the pass.
-        distiller: its ``task.teacher_cache`` is to be set to the result by the caller.
-        dataset: the training pictures: ``plain()``, ``fingerprint()``, ``picture_sizes``.
-        quiet: no progress bar.
-
-    Raises:
-        InputError: the method has no teacher, pictures are changed by more than flips, the cache is of another teacher,
-            data set or transform, the folder cannot be made, or the disk is too full.
+    With it a :class:`detkt.Distiller` takes the teacher's maps from here, and not from the teacher's backbone.
     """
-    _check_cacheable(config, distiller)
-    folder = Path(folder).expanduser()
-    states = ([False] if config.data.flip < 1 else []) + ([True] if config.data.flip > 0 else [])
-    key = _key(distiller, dataset, states)
-    known = {size: "{} x {}".format(*distiller.task.input_size(*size)) for size in set(dataset.picture_sizes)}
-    inputs = [known[size] for size in dataset.picture_sizes]
-    header = read_header(folder, key)
-    if header is None or not is_complete(folder, header, Layout(inputs, header.shapes, states)):
-        make_folder(folder, "--cache-teacher")
-        # Unbuffered: what a full disk has refused must not be tried again when the file is closed.
-        with open(folder / MAPS, "ab", buffering=0) as file:
-            lock(file, folder)
-            header = read_header(folder, key) or Header(FORMAT, key, _probe(distiller.task, dataset, inputs))
-            layout = Layout(inputs, header.shapes, states)
-            if not is_complete(folder, header, layout):
-                _write(file, folder, header, layout, config, distiller.task, dataset, quiet)
-    return TeacherCache(folder / MAPS, Layout(inputs, header.shapes, states))
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+        self._maps: StoredMaps | None = None
+
+    def fill(self, distiller: Distiller, dataset: PictureSet, config: Config, quiet: bool = False) -> None:
+        """Write or complete what is missing of the teacher's maps; another run that is writing them is awaited.
+
+        Args:
+            distiller: whose teacher it is, and whose method says which layers are kept.
+            dataset: the training pictures.
+            config: says how pictures are augmented, and the batch size and workers of the pass.
+            quiet: no progress bar.
+
+        Raises:
+            InputError: the method has no teacher, pictures are changed by more than flips, the cache is of another
+                teacher, data set or transform, the folder cannot be made, or the disk is too full.
+        """
+        _check_cacheable(config, distiller)
+        states = ([False] if config.data.flip < 1 else []) + ([True] if config.data.flip > 0 else [])
+        key, task = _key(distiller, dataset, states), distiller.task
+        known = {size: "{} x {}".format(*task.input_size(*size)) for size in set(dataset.picture_sizes)}
+        inputs = [known[size] for size in dataset.picture_sizes]
+        header = read_header(self.folder, key)
+        if header is None or not is_complete(self.folder, header, Layout(inputs, header.shapes, states)):
+            make_folder(self.folder, "--cache-teacher")
+            # Unbuffered: what a full disk has refused must not be tried again when the file is closed.
+            with open(self.folder / MAPS, "ab", buffering=0) as file:
+                lock(file, self.folder)
+                header = read_header(self.folder, key) or Header(FORMAT, key, _probe(task, dataset, inputs))
+                layout = Layout(inputs, header.shapes, states)
+                if not is_complete(self.folder, header, layout):
+                    _write(file, self.folder, header, layout, config, task, dataset, quiet)
+        self._maps = StoredMaps(self.folder / MAPS, Layout(inputs, header.shapes, states))
+
+    def read(self, pictures: Sequence[int], flipped: Sequence[bool], device: torch.device) -> dict[str, Tensor]:
+        """The teacher's maps of a batch by name: (N, C, H, W) on *device*, H and W those of the largest.
+
+        They are float32, under autocast its type. pictures: indices in the data set; flipped: which are mirrored.
+        """
+        if self._maps is None:
+            raise InputError(f"the teacher cache {self.folder} was not filled: call fill() before the first batch")
+        return self._maps.read(pictures, flipped, device)
 
 
 def _check_cacheable(config: Config, distiller: Distiller) -> None:
-    data = config.data
     if distiller.teacher is None:
         raise InputError(f"method '{config.method}' learns from no teacher: leave --cache-teacher out")
-    changes = {
-        "data.color": data.color > 0,
-        "data.scale": tuple(data.scale) != (1, 1),
-        "data.crop_padding": config.task == "classification" and not data.image_size and data.crop_padding > 0,
-        "data.image_size": config.task == "classification" and data.image_size > 0,
-    }
-    for name, changing in changes.items():
+    for name, changing in kind_of(config).random_changes(config.data).items():
         if changing:
             raise InputError(
                 "--cache-teacher keeps maps of whole pictures and their mirror images, but with "
-                f"{name}={getattr(data, name.removeprefix('data.'))} pictures are changed at random in other ways; "
-                "switch that off, or leave --cache-teacher out"
+                f"data.{name}={getattr(config.data, name)} pictures are changed at random in other ways; switch that "
+                "off, or leave --cache-teacher out"
             )
-    if config.task == "detection" and len(distiller.student.transform.min_size) > 1:
+    transform = getattr(distiller.student, "transform", None)
+    if transform is not None and len(transform.min_size) > 1:
         raise InputError("--cache-teacher needs pictures of one size, but the student's transform has several min_size")
 
 
-def _key(distiller: Distiller, dataset: Any, states: list[bool]) -> dict[str, Any]:
+def _key(distiller: Distiller, dataset: PictureSet, states: list[bool]) -> dict[str, Any]:
     """What the maps depend on, by names that an error message can use."""
-    teacher = distiller.teacher
-    made = getattr(teacher, "detkt", {"architecture": type(teacher).__name__, "options": {}})
+    teacher, spec = distiller.teacher, distiller.method.teacher_spec
+    assert teacher is not None and spec is not None
+    card = find_card(teacher) or ModelCard("", type(teacher).__name__, 0, {})
     transform = getattr(distiller.student, "transform", None)
     settings = ("min_size", "max_size", "image_mean", "image_std", "size_divisible", "fixed_size") if transform else ()
     key = {
-        "the teacher's architecture": made["architecture"],
-        **{f"the teacher's option {name}": value for name, value in made["options"].items()},
+        "the teacher's architecture": card.architecture,
+        **{f"the teacher's option {name}": value for name, value in card.options.items()},
         "the hash of the teacher's weights": _weights_hash(teacher),
-        "the list of layers": list(distiller.method.teacher_spec.features),
+        "the list of layers": list(spec.features),
         **{f"{name} of the image transform": getattr(transform, name) for name in settings},
         "the hash of the pictures' list, sizes and times": dataset.fingerprint(),
         "the list of flips": states,
@@ -144,7 +158,7 @@ def _weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _probe(task: Task, dataset: Any, inputs: list[str]) -> Shapes:
+def _probe(task: Task, dataset: PictureSet, inputs: list[str]) -> Shapes:
     """Shapes of the maps for every input size, from one picture of each."""
     plain, shapes = dataset.plain(), {}
     first = {size: picture for picture, size in reversed(list(enumerate(inputs)))}
@@ -160,7 +174,7 @@ def _write(
     layout: Layout,
     config: Config,
     task: Task,
-    dataset: Any,
+    dataset: PictureSet,
     quiet: bool,
 ) -> None:
     """Append what is missing, and say in the header, from time to time, how far it is safe."""

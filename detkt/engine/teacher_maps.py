@@ -57,7 +57,7 @@ class Layout:
         return [group[begin : begin + size] for group in groups for begin in range(0, len(group), size)]
 
 
-class TeacherCache:
+class StoredMaps:
     """A complete cache, open for reading."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
@@ -67,10 +67,7 @@ class TeacherCache:
             self._values = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.int16)
 
     def read(self, pictures: Sequence[int], flipped: Sequence[bool], device: torch.device) -> dict[str, Tensor]:
-        """The teacher's maps of a batch by name: (N, C, H, W) on *device*, H and W those of the largest.
-
-        They are float32, under autocast its type. pictures: indices in the data set; flipped: which are mirrored.
-        """
+        """See :meth:`detkt.engine.teacher_cache.TeacherCache.read`."""
         layout = self._layout
         starts = [layout.start(picture, state) for picture, state in zip(pictures, flipped, strict=True)]
         inputs = [layout.inputs[picture] for picture in pictures]

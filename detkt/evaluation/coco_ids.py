@@ -17,14 +17,20 @@ from collections.abc import Collection, Mapping, Sequence
 from os import PathLike
 from pathlib import PureWindowsPath
 from typing import Any
+from unicodedata import normalize
 
 from detkt.base.errors import InputError, suggestion
 from detkt.base.files import load_json
-from detkt.data.voc_folder import IMAGE_SUFFIXES, shorten
+from detkt.data.images import picture_suffixes
+from detkt.data.voc_folder import shorten
 
 Id = int | str
 
 _GIVE = "give the JSON of the data set whose ids these are (--coco-annotations)"
+
+
+class OtherClass(Exception):
+    """A class that is not among those known, of which detections are to be left out."""
 
 
 class UnknownId(Exception):
@@ -32,10 +38,14 @@ class UnknownId(Exception):
 
 
 class CocoIds(ABC):
-    """The ids of *pictures* and *classes*, both ways; each method raises `UnknownId`."""
+    """The ids of *pictures* and *classes*, both ways; each method raises `UnknownId`.
 
-    def __init__(self, pictures: Sequence[str], classes: Sequence[str]) -> None:
-        self.pictures, self.classes = list(pictures), list(classes)
+    others: what becomes of a detection of another class: "refuse" raises `UnknownId`, "leave" `OtherClass`, "keep"
+    takes it.
+    """
+
+    def __init__(self, pictures: Sequence[str], classes: Sequence[str], others: str = "refuse") -> None:
+        self.pictures, self.classes, self.others = list(pictures), list(classes), others
         self._known = frozenset(pictures)
 
     @abstractmethod
@@ -51,31 +61,43 @@ class CocoIds(ABC):
     @abstractmethod
     def category_id(self, class_name: str) -> Id: ...
 
-    def _picture_named(self, name: str) -> str:
-        if (picture := _plain_name(name, self._known)) in self._known:
+    def picture_named(self, name: str) -> str:
+        """The picture that *name*, its own or its file's, means."""
+        if (picture := plain_name(normalize("NFC", name), self._known)) in self._known:
             return picture
         near = suggestion(picture, self.pictures)
         raise UnknownId(f"picture '{name}' is not among the {len(self.pictures)} of the split{near}")
 
-    def _class_named(self, name: str) -> str:
-        if name in self.classes:
+    def class_named(self, name: str) -> str:
+        """*name*, or what is raised for a class that is not known."""
+        name = normalize("NFC", name)
+        if name in self.classes or self.others == "keep":
             return name
+        if self.others == "leave":
+            raise OtherClass
         raise UnknownId(f"class '{name}' is not among {shorten(self.classes)}{suggestion(name, self.classes)}")
 
 
-def coco_ids(pictures: Sequence[str], classes: Sequence[str], dataset: str | PathLike | None = None) -> CocoIds:
+def coco_ids(
+    pictures: Sequence[str],
+    classes: Sequence[str],
+    dataset: str | PathLike | None = None,
+    others: str = "refuse",
+) -> CocoIds:
     """The ids of *pictures* and *classes* in the COCO data set of the JSON file *dataset*, or without one.
 
     Raises InputError for a file that is no such data set.
     """
-    return PlainIds(pictures, classes) if dataset is None else DatasetIds(pictures, classes, dataset)
+    if dataset is None:
+        return PlainIds(pictures, classes, others)
+    return DatasetIds(pictures, classes, dataset, load_json(dataset), others)
 
 
 class PlainIds(CocoIds):
     """Names, and numbers made of names, see the module's head; what is written are the names."""
 
-    def __init__(self, pictures: Sequence[str], classes: Sequence[str]) -> None:
-        super().__init__(pictures, classes)
+    def __init__(self, pictures: Sequence[str], classes: Sequence[str], others: str = "refuse") -> None:
+        super().__init__(pictures, classes, others)
         self._of_number: dict[int, list[str]] = {}
         for picture in pictures:
             if digits := re.sub("[^0-9]", "", picture):
@@ -83,7 +105,7 @@ class PlainIds(CocoIds):
 
     def picture(self, image_id: Id) -> str:
         if isinstance(image_id, str):
-            return self._picture_named(image_id)
+            return self.picture_named(image_id)
         same = self._of_number.get(image_id, [])
         if len(same) == 1:
             return same[0]
@@ -92,7 +114,7 @@ class PlainIds(CocoIds):
 
     def class_name(self, entry: Mapping[str, Any]) -> str:
         if isinstance(name := entry.get("category_name"), str):
-            return self._class_named(name)
+            return self.class_named(name)
         number = entry["category_id"]
         if isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= len(self.classes):
             return self.classes[number - 1]
@@ -107,28 +129,35 @@ class PlainIds(CocoIds):
 
 
 class DatasetIds(CocoIds):
-    """The ids of the COCO data set in the JSON file *path*; InputError: it is none."""
+    """The ids of the COCO data set that is the *content* of the JSON file *path*; InputError: it is none."""
 
-    def __init__(self, pictures: Sequence[str], classes: Sequence[str], path: str | PathLike) -> None:
-        super().__init__(pictures, classes)
-        self._path, content = path, load_json(path)
+    def __init__(
+        self,
+        pictures: Sequence[str],
+        classes: Sequence[str],
+        path: str | PathLike,
+        content: Any,
+        others: str = "refuse",
+    ) -> None:
+        super().__init__(pictures, classes, others)
+        self._path = path
         if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "categories")):
             raise InputError(f"{path} is no COCO data set; it must hold lists 'images' and 'categories'")
         self._files = self._named_ids(content["images"], "images", "file_name")
         self._names = self._named_ids(content["categories"], "categories", "name")
-        self._image_ids = {_plain_name(name, self._known): id for id, name in self._files.items()}
+        self._image_ids = {plain_name(name, self._known): id for id, name in self._files.items()}
         self._category_ids = {name: id for id, name in self._names.items()}
 
     def picture(self, image_id: Id) -> str:
         if image_id not in self._files:
             raise UnknownId(f"image_id {json.dumps(image_id)} is not among the 'images' of {self._path}")
-        return self._picture_named(self._files[image_id])
+        return self.picture_named(self._files[image_id])
 
     def class_name(self, entry: Mapping[str, Any]) -> str:
         number = entry["category_id"]
         if not is_id(number) or number not in self._names:
             raise UnknownId(f"category_id {json.dumps(number)} is not among the 'categories' of {self._path}")
-        return self._class_named(self._names[number])
+        return self.class_named(self._names[number])
 
     def image_id(self, picture: str) -> Id:
         if picture not in self._image_ids:
@@ -157,8 +186,8 @@ def is_id(value: Any) -> bool:
     return isinstance(value, int | str) and not isinstance(value, bool)
 
 
-def _plain_name(name: str, pictures: Collection[str]) -> str:
+def plain_name(name: str, pictures: Collection[str]) -> str:
     """The one of *pictures* that *name*, its own or its file's, means; else the file's name without suffix."""
     path = PureWindowsPath(name)  # knows both separators
-    path = path.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else path
+    path = path.with_suffix("") if path.suffix.lower() in picture_suffixes() else path
     return next((one for one in (name, path.as_posix()) if one in pictures), path.name)

@@ -19,7 +19,7 @@ from detkt.base.errors import InputError
 from detkt.base.files import load_json, write_atomically
 from detkt.data.boxes import corners_to_voc
 from detkt.evaluation.coco import to_coco_results
-from detkt.evaluation.coco_ids import CocoIds, UnknownId, is_id
+from detkt.evaluation.coco_ids import CocoIds, DatasetIds, OtherClass, UnknownId, is_id
 from detkt.evaluation.records import Records
 
 EXPECTED = '[{"image_id": …, "category_id": …, "bbox": [x, y, width, height], "score": …}, …]'
@@ -51,18 +51,27 @@ def read_coco_results(path: str | PathLike, ids: CocoIds) -> dict[str, dict[str,
     """Read the file *path* into detections: picture -> boxes (n, 4) x1 y1 x2 y2 1-based inclusive, scores (n,), labels
     n class names; pictures, and the detections in each, in the order of the file.
 
+    The file may also be a COCO data set whose annotations have scores; then it says itself what its ids mean.
+
     Raises InputError: the file is no list of detections, or an entry (named by its place, which counts from 0) lacks a
     key, holds a number that is not finite or a box of negative size, or is of a picture or class not in *ids*.
     """
     entries = load_json(path)
     if isinstance(entries, dict) and ("images" in entries or "annotations" in entries):
-        raise InputError(f"{path} is a COCO data set, not its results, which are a list {EXPECTED}")
+        found = entries.get("annotations")
+        if not isinstance(found, list) or not any(isinstance(entry, dict) and "score" in entry for entry in found):
+            raise InputError(f"{path} is a COCO data set without scores, and no results, which are a list {EXPECTED}")
+        if "images" in entries:  # then it says itself what its ids mean
+            ids = DatasetIds(ids.pictures, ids.classes, path, entries, ids.others)
+        entries = found
     if not isinstance(entries, list):
         raise InputError(f"{path} holds {_kind(entries)}, but results are a list {EXPECTED}")
     rows: dict[str, list[tuple[list[float], float, str]]] = {}
     for index, entry in enumerate(entries):
         try:
             picture, row = _parse(entry, ids)
+        except OtherClass:
+            continue
         except (_Flaw, UnknownId) as flaw:
             raise InputError(f"{path}, entry {index} (the first is 0): {flaw}") from None
         rows.setdefault(picture, []).append(row)

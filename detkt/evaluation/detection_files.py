@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from detkt.evaluation.coco_ids import CocoIds
 from detkt.evaluation.coco_results import read_coco_results, write_coco_results
 from detkt.evaluation.detector import Detections
 from detkt.evaluation.records import Records
-from detkt.evaluation.voc_results import read_results, write_results
+from detkt.evaluation.voc_results import check_writable_names, read_results, write_results
 
 
 def is_coco_file(path: str | PathLike) -> bool:
@@ -29,7 +30,7 @@ def read_detections(path: str | PathLike, ids: CocoIds) -> Detections:
         return read_coco_results(path, ids)
     if Path(path).is_file():
         raise InputError(f"{path} is a file; give a COCO result file (*.json) or the folder of VOC result files")
-    return read_results(path, ids.classes)
+    return read_results(path, ids.classes, pictures=ids.pictures, others=ids.others)
 
 
 def write_detections(path: str | PathLike, detections: Records, ids: CocoIds, split: str) -> None:
@@ -44,6 +45,17 @@ def write_detections(path: str | PathLike, detections: Records, ids: CocoIds, sp
         write_results(path, detections, ids.classes, split)
 
 
+def other_classes(detections: Records, classes: Sequence[str]) -> list[str]:
+    """The names, sorted, of classes that *detections* have besides *classes*."""
+    return sorted({str(name) for found in detections.values() for name in found["labels"]}.difference(classes))
+
+
 def check_writable(path: str | PathLike, flag: str) -> None:
     """See before the work that `write_detections` can write to *path*, given by *flag*; InputError if it cannot."""
     check_folder(Path(path).absolute().parent if is_coco_file(path) else Path(path).absolute(), flag)
+
+
+def check_names(path: str | PathLike, pictures: Sequence[str], classes: Sequence[str], split: str) -> None:
+    """See before the work that the file or folder *path* can hold these names; InputError if it cannot."""
+    if not is_coco_file(path):
+        check_writable_names(pictures, classes, split)

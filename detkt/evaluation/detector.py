@@ -65,9 +65,14 @@ def detect(
     return detections, 1000 * seconds / max(1, len(dataset))
 
 
-def score(detections: Detections, annotations: dict[str, dict[str, Any]], classes: list[str]) -> dict[str, Any]:
-    """mAP by VOC07's 11 points, by area, and COCO's, with AP per class: the numbers of ``metrics.json``."""
-    voc07, area = voc.evaluate_both(detections, annotations, classes=classes)
+def score(
+    detections: Detections, annotations: dict[str, dict[str, Any]], classes: list[str], iou_threshold: float = 0.5
+) -> dict[str, Any]:
+    """mAP by VOC07's 11 points, by area, and COCO's, with AP per class: the numbers of ``metrics.json``.
+
+    iou_threshold: of VOC's measures; COCO has its own.
+    """
+    voc07, area = voc.evaluate_both(detections, annotations, iou_threshold=iou_threshold, classes=classes)
     coco = evaluate_coco(detections, annotations, classes)
     return {
         "map_voc07": voc07.map,

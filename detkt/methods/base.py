@@ -360,9 +360,12 @@ def match_by_stride(student: Mapping[str, FeatureSpec], teacher: Mapping[str, Fe
     """Names of the outputs of two nets that were probed on one picture, paired where their sizes are nearest.
 
     A pair's heights differ by less than the square root of 2, half of what one stride differs from the next; each map
-    is in one pair at most. Names say nothing: level 0 has stride 4 in one pyramid and 32 in another.
+    is in one pair at most. Names say nothing: level 0 has stride 4 in one pyramid and 32 in another. Two nets of one
+    output each are a pair whatever their sizes.
     """
     pairs, taken = [], set[str]()
+    if len(only := outputs(student)) == len(others := outputs(teacher)) == 1:
+        return [(only[0], others[0])]
     for name in outputs(student):
         ours = student[name]
         near = [

@@ -12,7 +12,6 @@ take images of 16 pixels or more a side):
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import OrderedDict
 from collections.abc import Callable
@@ -23,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
 
 from detkt.base.errors import InputError, suggestion
+from detkt.models.card import ModelCard, add_card
 from detkt.models.cifar_resnet import cifar_resnet
 from detkt.models.cifar_vgg import cifar_vgg13
 from detkt.models.imagenet_classifiers import (
@@ -35,9 +34,9 @@ from detkt.models.imagenet_classifiers import (
     torchvision_names,
 )
 from detkt.models.inception_bn import cifar_inception_bn
+from detkt.models.options import overridden
 from detkt.models.preact_resnet import preact_resnet
-from detkt.models.reading import imagenet_tensors, read_tensors
-from detkt.models.weights import WEIGHTS_FILE, LoadReport
+from detkt.models.weights import Loader, LoadReport, shape_text, unwrapped
 from detkt.models.wide_resnet import wide_resnet
 
 CIFAR_NAMES = (
@@ -53,7 +52,7 @@ CIFAR_NAMES = (
 class Classifier(nn.Module):
     """``backbone``: images -> last map ``(N, C, H, W)``, before pooling; ``head``: that map -> logits ``(N, K)``.
 
-    ``detkt`` of one that :func:`build_classifier` made says how, see there.
+    One that :func:`build_classifier` made has a :class:`detkt.models.card.ModelCard`.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
@@ -103,10 +102,8 @@ def build_classifier(name: str, num_classes: int, weights: str | Path | None = N
         options: any key of :func:`default_classifier_options`. ``transform_input`` is True with "imagenet".
 
     Returns:
-        The model. ``model.detkt`` holds "task", "architecture", "num_classes", "options" (all of them, resolved) and
-        "input" (``{"channels": C}``), with *weights* also "random" (tensors that these left as they were);
-        ``build_classifier(m["architecture"], m["num_classes"], **m["options"])``
-        rebuilds it.
+        The model; its ``card = detkt.models.card_of(model)`` rebuilds it:
+        ``build_classifier(card.architecture, card.num_classes, **card.options)``.
 
     Raises:
         InputError: unknown name or option, option of a wrong type or out of range, weights that do not fit.
@@ -118,20 +115,12 @@ def build_classifier(name: str, num_classes: int, weights: str | Path | None = N
         options = {"transform_input": True, **options}
     resolved = resolve_classifier_options(architecture, options)
     model = Classifier(*architecture.build(int(num_classes), **resolved))
-    model.detkt = {
-        "task": "classification",
-        "architecture": name,
-        "num_classes": int(num_classes),
-        "options": resolved,
-        "input": {"channels": resolved.get("in_channels", 3)},
-    }
+    random: tuple[str, ...] = ()
     if weights is not None:
-        if weights == "imagenet":
-            report = _load_imagenet(model, architecture)
-        else:
-            report = load_classifier_weights(model, weights)
-        model.detkt["random"] = [*report.missing, *(name for name, _, _ in report.mismatched)]
-        logging.getLogger(__name__).info("%s", report)
+        report = _LOADER.load(model, weights, architecture.torchvision_name, name)
+        random = (*report.missing, *(name for name, _, _ in report.mismatched))
+    channels = resolved.get("in_channels", 3)
+    add_card(model, ModelCard("classification", name, int(num_classes), resolved, channels, random))
     return model
 
 
@@ -169,13 +158,7 @@ def parse_classifier(name: str) -> ClassifierArchitecture:
 
 def resolve_classifier_options(architecture: ClassifierArchitecture, given: dict[str, Any]) -> dict[str, Any]:
     """Defaults overridden by *given*, checked and in JSON's types; raises :class:`InputError`."""
-    options = dict(architecture.options)
-    for key, value in given.items():
-        if key not in options:
-            known = f"it has: {', '.join(options)}" if options else "it has none"
-            raise InputError(f"{architecture.name} has no option '{key}'{suggestion(key, options)}; {known}")
-        options[key] = _checked(key, value)
-    return options
+    return overridden(architecture.name, dict(architecture.options), given, lambda key, value, _: _checked(key, value))
 
 
 def _checked(key: str, value: Any) -> Any:
@@ -225,63 +208,26 @@ def load_classifier_weights(model: nn.Module, path: str | Path) -> LoadReport:
     Raises:
         InputError: the file is missing, damaged, not weights, or of another backbone.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / WEIGHTS_FILE
-    return _load(model, read_tensors(path), str(path))
+    return _LOADER.load_file(model, path)
 
 
-def _load_imagenet(model: Classifier, architecture: ClassifierArchitecture) -> LoadReport:
-    name = architecture.torchvision_name
-    if name is None or "IMAGENET1K_V1" not in get_model_weights(name).__members__:
-        raise InputError(f"weights 'imagenet': there are none for {architecture.name}; leave them out or give a file")
-    return _load(model, imagenet_tensors(name), f"ImageNet weights of {name}")
-
-
-def _load(model: nn.Module, state: dict[str, Tensor], source: str) -> LoadReport:
-    own = model.state_dict()
-    loaded: dict[str, Tensor] = {}
-    mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
-    unexpected: list[str] = []
-    for name, tensor in state.items():
-        target = next((c for c in _candidates(name, model) if c in own), None)
-        if target is None:
-            unexpected.append(name)
-        elif own[target].shape == tensor.shape:
-            loaded[target] = tensor
-        else:
-            mismatched.append((target, tuple(tensor.shape), tuple(own[target].shape)))
-    reached = {*loaded, *(name for name, _, _ in mismatched)}
-    missing = [name for name in own if name not in reached and not _is_counter(name)]
-    unexpected = [name for name in unexpected if not _is_counter(name)]
-    _check_same_backbone(model, mismatched, missing, unexpected, source)
-    model.load_state_dict(loaded, strict=False)
-    counted = tuple(name for name in loaded if not _is_counter(name))
-    return LoadReport(counted, tuple(missing), tuple(unexpected), tuple(mismatched), source)
-
-
-def _check_same_backbone(
-    model: nn.Module,
-    mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]],
-    missing: list[str],
-    unexpected: list[str],
-    source: str,
-) -> None:
+def _check_same_backbone(model: nn.Module, report: LoadReport, tensors: dict[str, Tensor]) -> None:
     """Raise unless file and backbone are the same: a deeper net holds every layer of a shallower one."""
     stages = {name for name, _ in model.backbone.named_children()}
     wrong = [
-        f"{name} is {'x'.join(map(str, theirs))}, needed is {'x'.join(map(str, ours))}"
-        for name, theirs, ours in mismatched
+        f"{name} is {shape_text(theirs)}, needed is {shape_text(ours)}"
+        for name, theirs, ours in report.mismatched
         if name.startswith("backbone.")
     ]
-    wrong += [f"{name} is not in it" for name in missing if name.startswith("backbone.")]
+    wrong += [f"{name} is not in it" for name in report.missing if name.startswith("backbone.")]
     wrong += [
         f"this net has no {name}"
-        for name in unexpected
-        if _current(name).removeprefix("backbone.").split(".")[0] in stages
+        for name in report.unexpected
+        if _current(unwrapped(name)).removeprefix("backbone.").split(".")[0] in stages
     ]
     if wrong:
-        raise InputError(f"{source}: these are weights of another backbone: {wrong[0]}, and {len(wrong) - 1} more")
+        more = len(wrong) - 1
+        raise InputError(f"{report.source}: these are weights of another backbone: {wrong[0]}, and {more} more")
 
 
 def _candidates(name: str, model: nn.Module) -> list[str]:
@@ -296,11 +242,8 @@ def _candidates(name: str, model: nn.Module) -> list[str]:
 
 
 def _current(name: str) -> str:
-    """Without the prefixes of wrappers, and as DenseNets of today name their layers."""
-    name = name.replace("_orig_mod.", "").removeprefix("module.")
+    """As DenseNets of today name their layers."""
     return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)", r"\1", name)
 
 
-def _is_counter(name: str) -> bool:
-    """Batch norm's step counter, which older files lack and nothing here needs."""
-    return name.endswith("num_batches_tracked")
+_LOADER = Loader(_candidates, _check_same_backbone)

@@ -8,7 +8,6 @@ detectron2 and mmdetection pool 14x14 instead: ``roi_size=14``.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
@@ -24,9 +23,10 @@ from torchvision.ops.poolers import initLevelMapper
 
 from detkt.base.errors import InputError
 from detkt.models import backbones
+from detkt.models.card import ModelCard, add_card
 from detkt.models.options import Architecture, parse_name, resolve_options
 from detkt.models.timm_backbones import timm_c4, timm_fpn
-from detkt.models.weights import load_imagenet, load_weights
+from detkt.models.weights import DETECTOR_LOADER
 
 _OWN_OPTIONS = {
     "anchor_sizes",
@@ -88,8 +88,8 @@ def build_detector(name: str, num_classes: int, weights: str | Path | None = Non
             :func:`detkt.models.backbones.resnet_stages`.
 
     Returns:
-        The model. ``model.detkt`` holds "task", "architecture", "num_classes" and "options" (all of them, resolved),
-        which rebuild it: ``build_detector(m["architecture"], m["num_classes"], **m["options"])``.
+        The model; its ``card = detkt.models.card_of(model)`` rebuilds it:
+        ``build_detector(card.architecture, card.num_classes, **card.options)``.
 
     Raises:
         InputError: unknown name or option, option of a wrong type or out of range, weights that do not fit.
@@ -99,18 +99,9 @@ def build_detector(name: str, num_classes: int, weights: str | Path | None = Non
         raise InputError(f"{name}: num_classes counts the background and must be 2 or more, got {num_classes!r}")
     resolved = resolve_options(architecture, options)
     model = _assemble(architecture, int(num_classes), resolved)
-    model.detkt = {
-        "task": "detection",
-        "architecture": name,
-        "num_classes": int(num_classes),
-        "options": resolved,
-    }
+    add_card(model, ModelCard("detection", name, int(num_classes), resolved))
     if weights is not None:
-        if weights == "imagenet":
-            report = load_imagenet(model, architecture.classifier)
-        else:
-            report = load_weights(model, weights)
-        logging.getLogger(__name__).info("%s", report)
+        DETECTOR_LOADER.load(model, weights, architecture.classifier, name)
     return model
 
 

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +31,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from detkt.base.errors import InputError, first_line
 from detkt.base.files import write_atomically
 from detkt.base.version import __version__
+from detkt.models.card import ModelCard, card_of
 
 ONNX_FILE = "model.onnx"
 OPSETS = range(16, 21)
@@ -72,69 +73,88 @@ class Agreement:
         return f"{found}: boxes differ by {self.box:.1e} px at most, scores by {self.score:.1e}{near}{rounded}"
 
 
-def export_onnx(
-    model: nn.Module,
-    path: Path,
-    classes: Sequence[str],
-    pictures: Sequence[Tensor],
-    *,
-    opset: int = DEFAULT_OPSET,
-    normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
-) -> Agreement:
-    """Write *model* as ONNX in float32, once ONNX's checker has passed it and ONNX Runtime agrees with torch.
+@dataclass(frozen=True)
+class OnnxGraphs:
+    """Networks of one family as ONNX graphs.
 
-    A detector's graph takes ``image`` (3, H, W), RGB in [0, 1], of any height and width; it normalises, resizes and
-    suppresses, and gives ``boxes`` (n, 4), x1 y1 x2 y2 in pixels of that image, ``labels`` (n,), 1 being the first
-    class, and ``scores`` (n,). A classifier's takes ``images`` (N, C, H, W), any number of them, normalised and of the
-    size of *pictures*, and gives ``logits`` (N, K). The file's metadata say so, and name the classes.
-
-    Args:
-        model: built by :func:`detkt.models.build_detector` or :func:`detkt.models.build_classifier`; left as it is.
-        path: replaced if all is well.
-        classes: names; a detector's without the background.
-        pictures: (C, H, W) each, what the two are compared on; the first is traced. See :func:`random_pictures`.
-        opset: one of :data:`OPSETS`.
-        normalisation: mean and standard deviation a channel, of pixels in [0, 1], that a classifier's pictures are
-            normalised with, for the metadata; None: not known. A detector has its own.
-
-    Raises:
-        InputError: onnx or onnxruntime is not installed, torch cannot trace the net, outputs differ by more than
-            :data:`BOX_TOLERANCE` or :data:`SCORE_TOLERANCE`, or the file cannot be written; *path* stays as it was.
+    trace: from the network, a picture and the opset to the serialised graph; compare: what the two give on pictures;
+    random_pictures: from (height, width) and channels to pictures to compare on where there are none of a data set,
+    the same ones each time; facts: what the file's metadata say of input and output; normalises: whether the graph
+    does.
     """
-    onnx, _ = _packages()
-    if opset not in OPSETS:
-        raise InputError(f"ONNX opset {opset} cannot be written: give one from {OPSETS[0]} to {OPSETS[-1]}")
-    model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
-    detects = isinstance(model, FasterRCNN)
-    trace = _trace_detector if detects else _trace_classifier
-    proto = onnx.load_from_string(trace(model, pictures[0], opset))
-    onnx.helper.set_model_props(proto, _metadata(model, classes, normalisation))
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except Exception as error:  # the checker's and the shape inference's own, and protobuf's
-        raise InputError(
-            f"torch {torch.__version__} made a faulty ONNX graph of it: {first_line(error, 160)}"
-        ) from error
-    content = proto.SerializeToString()
-    compare = compare_detectors if detects else compare_classifiers
-    agreement = compare(model, open_session(content), pictures)
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
-    return agreement
+
+    trace: Callable[[Any, Tensor, int], bytes]
+    compare: Callable[[Any, Any, Sequence[Tensor]], Agreement]
+    random_pictures: Callable[..., list[Tensor]]
+    facts: dict[str, str]
+    normalises: bool
+
+    def export(
+        self,
+        model: nn.Module,
+        path: Path,
+        classes: Sequence[str],
+        pictures: Sequence[Tensor],
+        *,
+        opset: int = DEFAULT_OPSET,
+        normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
+    ) -> Agreement:
+        """Write *model* as ONNX in float32, once ONNX's checker has passed it and ONNX Runtime agrees with torch.
+
+        A detector's graph takes ``image`` (3, H, W), RGB in [0, 1], of any height and width; it normalises, resizes and
+        suppresses, and gives ``boxes`` (n, 4), x1 y1 x2 y2 in pixels of that image, ``labels`` (n,), 1 being the first
+        class, and ``scores`` (n,). A classifier's takes ``images`` (N, C, H, W), any number of them, normalised and of
+        the size of *pictures*, and gives ``logits`` (N, K). The file's metadata say so, and name the classes.
+
+        Args:
+            model: built by :func:`detkt.models.build_detector` or :func:`detkt.models.build_classifier`; left as it is.
+            path: replaced if all is well.
+            classes: names; a detector's without the background.
+            pictures: (C, H, W) each, what the two are compared on; the first is traced.
+            opset: one of :data:`OPSETS`.
+            normalisation: mean and standard deviation a channel, of pixels in [0, 1], that a classifier's pictures are
+                normalised with, for the metadata; None: not known. A detector has its own.
+
+        Raises:
+            InputError: onnx or onnxruntime is not installed, torch cannot trace the net, outputs differ by more than
+                :data:`BOX_TOLERANCE` or :data:`SCORE_TOLERANCE`, or the file cannot be written; *path* stays as it was.
+        """
+        onnx, _ = _packages()
+        if opset not in OPSETS:
+            raise InputError(f"ONNX opset {opset} cannot be written: give one from {OPSETS[0]} to {OPSETS[-1]}")
+        model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+        proto = onnx.load_from_string(self.trace(model, pictures[0], opset))
+        onnx.helper.set_model_props(proto, self._metadata(card_of(model), classes, normalisation))
+        try:
+            onnx.checker.check_model(proto, full_check=True)
+        except Exception as error:  # the checker's and the shape inference's own, and protobuf's
+            raise InputError(
+                f"torch {torch.__version__} made a faulty ONNX graph of it: {first_line(error, 160)}"
+            ) from error
+        content = proto.SerializeToString()
+        agreement = self.compare(model, open_session(content), pictures)
+        write_atomically(path, lambda temporary: temporary.write_bytes(content))
+        return agreement
+
+    def _metadata(
+        self, card: ModelCard, classes: Sequence[str], normalisation: tuple[Sequence[float], Sequence[float]] | None
+    ) -> dict[str, str]:
+        facts = {**self.facts, "task": card.task, "architecture": card.architecture, "detkt": __version__}
+        facts["classes"] = json.dumps(list(classes), ensure_ascii=False)
+        if self.normalises:
+            normalisation = card.options["image_mean"], card.options["image_std"]
+        if normalisation is not None:
+            facts |= {key: json.dumps(list(values)) for key, values in zip(("mean", "std"), normalisation, strict=True)}
+        return facts
 
 
-def random_pictures(size: tuple[int, int], channels: int = 3, task: str = "detection") -> list[Tensor]:
-    """Pictures to compare on, where there are none of the data set's; the same ones each time.
+def _scenes(size: tuple[int, int], channels: int = 3) -> list[Tensor]:
+    """Noise, and noise with rectangles that a detector may take for objects, in [0, 1].
 
-    Args:
-        size: height and width.
-        channels: of each picture.
-        task: for "detection" noise, and noise with rectangles that a detector may take for objects, in [0, 1], of
-            *size*, of *size* turned and of an odd part of it; for "classification" normalised noise of *size*.
+    Of *size* (height, width), of *size* turned and of an odd part of it.
     """
     generator = torch.Generator().manual_seed(0)
     height, width = size
-    if task == "classification":
-        return [torch.randn(channels, height, width, generator=generator) for _ in range(4)]
     pictures = []
     for shape in ((height, width), (width, height), (2 * height // 3 + 1, width)):
         pictures.append(torch.rand(channels, *shape, generator=generator))
@@ -146,6 +166,12 @@ def random_pictures(size: tuple[int, int], channels: int = 3, task: str = "detec
             scene[:, top : top + high + 8, left : left + wide + 8] = 0.9 * colour
         pictures.append(scene + noise)
     return pictures
+
+
+def _noise(size: tuple[int, int], channels: int = 3) -> list[Tensor]:
+    """Normalised noise of *size* (height, width)."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(channels, *size, generator=generator) for _ in range(4)]
 
 
 def open_session(model: bytes | str) -> Any:
@@ -339,29 +365,6 @@ def _run(session: Any, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         raise InputError(f"ONNX Runtime fails on pictures {shapes}: {first_line(error, 160)}") from error
 
 
-def _metadata(
-    model: nn.Module, classes: Sequence[str], normalisation: tuple[Sequence[float], Sequence[float]] | None
-) -> dict[str, str]:
-    described = model.detkt
-    if described["task"] == "detection":
-        options = described["options"]
-        normalisation = options["image_mean"], options["image_std"]
-        facts = {
-            "input": "image (3, height, width), RGB in [0, 1]; normalised and resized in the graph",
-            "output": "boxes (n, 4): x1 y1 x2 y2, pixels from 0; labels (n,): 1 is the first class; scores (n,)",
-        }
-    else:
-        facts = {
-            "input": "images (batch, channels, height, width), in [0, 1], less mean, divided by std",
-            "output": "logits (batch, classes)",
-        }
-    facts |= {"task": described["task"], "architecture": described["architecture"], "detkt": __version__}
-    facts["classes"] = json.dumps(list(classes), ensure_ascii=False)
-    if normalisation is not None:
-        facts |= {key: json.dumps(list(values)) for key, values in zip(("mean", "std"), normalisation, strict=True)}
-    return facts
-
-
 def _packages() -> tuple[ModuleType, ModuleType]:
     try:
         import onnx
@@ -369,3 +372,25 @@ def _packages() -> tuple[ModuleType, ModuleType]:
     except ImportError as error:
         raise InputError(f"ONNX needs packages that are not installed ({error}): pip install detkt[onnx]") from error
     return onnx, onnxruntime
+
+
+DETECTOR_GRAPHS = OnnxGraphs(
+    _trace_detector,
+    compare_detectors,
+    _scenes,
+    {
+        "input": "image (3, height, width), RGB in [0, 1]; normalised and resized in the graph",
+        "output": "boxes (n, 4): x1 y1 x2 y2, pixels from 0; labels (n,): 1 is the first class; scores (n,)",
+    },
+    normalises=True,
+)
+CLASSIFIER_GRAPHS = OnnxGraphs(
+    _trace_classifier,
+    compare_classifiers,
+    _noise,
+    {
+        "input": "images (batch, channels, height, width), in [0, 1], less mean, divided by std",
+        "output": "logits (batch, classes)",
+    },
+    normalises=False,
+)

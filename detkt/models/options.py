@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -149,13 +149,7 @@ def default_options(name: str) -> dict[str, Any]:
 
 def resolve_options(architecture: Architecture, given: dict[str, Any]) -> dict[str, Any]:
     """Defaults overridden by *given*, checked and in JSON's types; raises :class:`InputError`."""
-    options = default_options(architecture.name)
-    for key, value in given.items():
-        if key not in options:
-            raise InputError(
-                f"{architecture.name} has no option '{key}'{suggestion(key, options)}; it has: {', '.join(options)}"
-            )
-        options[key] = _checked(key, value, options[key])
+    options = overridden(architecture.name, default_options(architecture.name), given, _checked)
     if options["min_size"] > options["max_size"]:
         raise InputError(f"min_size {options['min_size']} is above max_size {options['max_size']}")
     if options["rpn_bg_iou_thresh"] > options["rpn_fg_iou_thresh"]:
@@ -168,6 +162,23 @@ def resolve_options(architecture: Architecture, given: dict[str, Any]) -> dict[s
     if architecture.has_pyramid and len(options["anchor_sizes"]) != 5:
         sizes = options["anchor_sizes"]
         raise InputError(f"{architecture.name}: anchor_sizes needs one size for each of 5 levels, got {sizes}")
+    return options
+
+
+def overridden(
+    name: str, defaults: dict[str, Any], given: dict[str, Any], checked: Callable[[str, Any, Any], Any]
+) -> dict[str, Any]:
+    """*defaults* of the net *name* with those *given*, each as ``checked(key, value, default)`` returns it.
+
+    Raises:
+        InputError: an option that is not among the defaults.
+    """
+    options = dict(defaults)
+    for key, value in given.items():
+        if key not in options:
+            known = f"it has: {', '.join(options)}" if options else "it has none"
+            raise InputError(f"{name} has no option '{key}'{suggestion(key, options)}; {known}")
+        options[key] = checked(key, value, options[key])
     return options
 
 

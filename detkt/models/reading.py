@@ -62,6 +62,11 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     return {str(name): tensor for name, tensor in tensors.items()}
 
 
+def has_imagenet(classifier: str) -> bool:
+    """Whether torchvision has ImageNet weights (IMAGENET1K_V1) of its *classifier*."""
+    return "IMAGENET1K_V1" in torchvision.models.get_model_weights(classifier).__members__
+
+
 def imagenet_tensors(classifier: str) -> dict[str, Tensor]:
     """torchvision's ImageNet weights (IMAGENET1K_V1) of a classifier, from torch's hub cache or downloaded.
 

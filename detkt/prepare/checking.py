@@ -11,56 +11,64 @@ from tqdm import tqdm
 
 from detkt.base.commands import command
 from detkt.base.errors import InputError
+from detkt.config import DataConfig
+from detkt.data.images import Decoding
+from detkt.data.voc_folder import is_plain, plain_folders, year_folders
 from detkt.prepare.findings import Findings
 from detkt.prepare.folder_checking import check_image_folder, class_folders
-from detkt.prepare.sources import READERS, SOURCES, Source, Version
-from detkt.prepare.voc_checking import check_voc, voc_folders
+from detkt.prepare.sources import READERS, SOURCES, PublishedSet, Version
+from detkt.prepare.voc_checking import check_plain, check_voc, rehearse
 
+ALL_LISTS = DataConfig(train="", test="")
 _IMAGENET = {"train": 1_281_167, "val": 50_000}
 
 
-def check_source(source: Source, root: Path, quiet: bool = False) -> Findings:
-    """Check the published data set *source* in *root*; see `Source.home` for where in it."""
+def check_source(source: PublishedSet, root: Path, quiet: bool = False) -> Findings:
+    """Check the published data set *source* in *root*; see `PublishedSet.home` for where in it."""
     findings = Findings(published=True)
     home = source.home(root)
     try:
-        _check_source(source, root, home, findings, quiet)
+        if not home.is_dir():
+            findings.error(home, "there is no such folder", missing=True)
+        elif source.name == "shapes":
+            check_voc(root, ALL_LISTS, findings, ("trainval", "test", "val"), quiet)
+        elif source.name == "imagenet":
+            check_image_folder(root, findings, expected=_IMAGENET, quiet=quiet)
+        elif source.year:
+            check_voc(home, ALL_LISTS, findings, source.lists, quiet)
+        else:
+            _check_files(source, root, findings, quiet)
     except OSError as error:
         raise _unreadable(root, error) from error
     return findings
 
 
-def _check_source(source: Source, root: Path, home: Path, findings: Findings, quiet: bool) -> None:
-    if not home.is_dir():
-        findings.error(home, "there is no such folder", missing=True)
-    elif source.name == "shapes":
-        check_voc(root, findings, ("trainval", "test", "val"), quiet)
-    elif source.name == "imagenet":
-        check_image_folder(root, findings, expected=_IMAGENET, quiet=quiet)
-    elif source.year:
-        check_voc(home, findings, source.lists, quiet)
-    else:
-        _check_files(source, root, findings, quiet)
+def check_dataset(folder: Path, data: DataConfig = ALL_LISTS, quiet: bool = False) -> Findings:
+    """Check a folder of one's own: in VOC format, years in it, XML files with their pictures, or SPLIT/CLASS/PICTURE.
 
-
-def check_folder(folder: Path, quiet: bool = False) -> Findings:
-    """Check a folder of one's own: in VOC format, years in it, or pictures as SPLIT/CLASS/PICTURE.
+    data: the settings to be trained with; of lists that they name no other counts.
 
     Raises InputError: it is neither.
     """
     findings = Findings()
     try:
-        _check_folder(folder, findings, quiet)
+        if is_plain(folder) and (plain := plain_folders(folder)):
+            check_plain(folder, data, plain, findings, quiet)
+        elif years := year_folders(folder):
+            for year in years:
+                check_voc(year, data, findings, quiet=quiet)
+        else:
+            _check_pictures(folder, data, findings, quiet)
+            return findings
+        if not findings.stops:
+            learnt, scored = ([split for split in splits if split] for splits in ((data.train,), (data.test, data.val)))
+            rehearse(folder, data, findings, learnt, scored)
     except OSError as error:
         raise _unreadable(folder, error) from error
     return findings
 
 
-def _check_folder(folder: Path, findings: Findings, quiet: bool) -> None:
-    if years := voc_folders(folder):
-        for year in years:
-            check_voc(year, findings, quiet=quiet)
-        return
+def _check_pictures(folder: Path, data: DataConfig, findings: Findings, quiet: bool) -> None:
     for source in SOURCES.values():
         if any(version.home(folder) for version in source.versions):
             raise InputError(
@@ -70,16 +78,17 @@ def _check_folder(folder: Path, findings: Findings, quiet: bool) -> None:
     if not class_folders(folder):
         raise InputError(
             f"{folder}: neither a VOC-format folder (Annotations, ImageSets/Main and JPEGImages, or VOC2007 and so on) "
-            "nor one of pictures (SPLIT/CLASS/PICTURE); give the folder that holds these"
+            "nor one of pictures with their XML files, nor one of pictures (SPLIT/CLASS/PICTURE); give the folder that "
+            "holds these"
         )
-    check_image_folder(folder, findings, quiet=quiet)
+    check_image_folder(folder, findings, Decoding(data.exif, data.max_pixels), quiet=quiet)
 
 
 def _unreadable(folder: Path, error: OSError) -> InputError:
     return InputError(f"cannot read {error.filename or folder}: {error.strerror or error}; the check is not finished")
 
 
-def _check_files(source: Source, root: Path, findings: Findings, quiet: bool) -> None:
+def _check_files(source: PublishedSet, root: Path, findings: Findings, quiet: bool) -> None:
     """Compare the files with the published sizes and checksums, of the version that the reader would take."""
     found = [(version, home) for version in source.versions if (home := version.home(root))]
     # Where nothing is there, what would be downloaded is missing.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,11 +11,15 @@ from detkt.base.errors import InputError
 
 @dataclass(frozen=True)
 class Finding:
-    """A line that begins with the path of the file, list or folder it is about. missing: what is not there."""
+    """A line that begins with the path of the file, list or folder it is about.
+
+    missing: what is not there. stops: training stops at it; else it goes on, and learns or is scored on what is wrong.
+    """
 
     path: Path
     line: str
     missing: bool = False
+    stops: bool = True
 
 
 @dataclass
@@ -41,7 +46,8 @@ class Findings:
 
     def misleading(self, path: Path, what: str, where: str = "") -> None:
         """Training goes on, but learns or is scored on something wrong."""
-        (self.note if self.published else self.error)(path, what, where)
+        found = Finding(path, _one_line(f"{where or path}: {what}"), stops=False)
+        (self.notes if self.published else self.errors).append(found)
 
     def note(self, path: Path, what: str, where: str = "") -> None:
         self.notes.append(Finding(path, _one_line(f"{where or path}: {what}")))
@@ -50,6 +56,12 @@ class Findings:
         """Append what *other* holds."""
         self.errors += other.errors
         self.notes += other.notes
+
+    def excuse(self, paths: Container[Path]) -> None:
+        """What is wrong with *paths* is only noted: nothing reads them."""
+        excused = [finding for finding in self.errors if finding.path in paths]
+        self.errors = [finding for finding in self.errors if finding.path not in paths]
+        self.notes += [Finding(finding.path, f"{finding.line} (read by no list)") for finding in excused]
 
     @property
     def complete(self) -> bool:
@@ -61,10 +73,16 @@ class Findings:
         """Whether what is there is in order, though some may be missing."""
         return all(finding.missing for finding in self.errors)
 
+    @property
+    def stops(self) -> bool:
+        """Whether training would stop."""
+        return any(finding.stops for finding in self.errors)
+
     def verdict(self, folder: Path) -> str:
-        """``N flaws in M files of FOLDER``."""
+        """``N flaws in M files of FOLDER``, and whether training stops at them."""
         files = len({finding.path for finding in self.errors})
-        return f"{count(len(self.errors), 'flaw')} in {count(files, 'file')} of {folder}"
+        what = f"{count(len(self.errors), 'flaw')} in {count(files, 'file')} of {folder}"
+        return what if self.stops else f"{what}, at which training does not stop, but of which it learns what is wrong"
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from detkt.base.errors import InputError
-from detkt.data.image_folder import SUFFIXES, subfolders, walk_pictures
-from detkt.data.images import read_image_size
+from detkt.data.image_folder import subfolders, walk_pictures
+from detkt.data.images import AS_USUAL, Decoding, picture_suffixes, read_image_size
 from detkt.data.voc_folder import shorten
 from detkt.prepare.findings import Findings, count
 from detkt.prepare.picture_checking import (
     PictureFacts,
-    check_pictures,
+    examine_pictures,
     identical_pictures,
     in_threads,
     similar_pictures,
@@ -23,18 +23,22 @@ from detkt.prepare.picture_checking import (
 _CLASSES_OF_IMAGENET = 1000
 _END = 1024  # bytes in which a JPEG's end marker is looked for
 
-Pictures = dict[str, dict[str, list[Path]]]  # split -> class -> its pictures
+_Classes = dict[str, dict[str, list[Path]]]  # split -> class -> its pictures
 
 
 def class_folders(root: Path) -> list[Path]:
     """The folders SPLIT/CLASS in *root*, and CLASS alone where pictures lie in it, that hold a picture."""
     places = [root / name for name in subfolders(root)]
     places += [place / name for place in places for name in subfolders(place)]
-    return [place for place in places if any(entry.suffix.lower() in SUFFIXES for entry in place.iterdir())]
+    return [place for place in places if any(entry.suffix.lower() in picture_suffixes() for entry in place.iterdir())]
 
 
 def check_image_folder(
-    root: Path, findings: Findings, expected: Mapping[str, int] | None = None, quiet: bool = False
+    root: Path,
+    findings: Findings,
+    decoding: Decoding = AS_USUAL,
+    expected: Mapping[str, int] | None = None,
+    quiet: bool = False,
 ) -> None:
     """Report all flaws of *root*.
 
@@ -45,7 +49,7 @@ def check_image_folder(
     if not expected and not any(subfolders(root / split) for split in splits):
         findings.error(root, "holds no split: put its class folders into one, as in train/cat/1.jpg and test/cat/2.jpg")
         return
-    pictures: Pictures = {}
+    pictures: _Classes = {}
     for split in splits:
         if not (root / split).is_dir():
             findings.error(root / split, "there is no such folder", missing=True)
@@ -57,7 +61,7 @@ def check_image_folder(
         _check_numbers(root, pictures, expected, findings)
         _check_ends(paths, findings, quiet)
     else:
-        facts = check_pictures(paths, findings, lambda path: None, quiet)
+        facts = examine_pictures(paths, findings, lambda path: None, decoding, quiet)
         _check_repeats(root, pictures, facts, findings)
     counts = ", ".join(f"{sum(map(len, found.values()))} in {split}" for split, found in pictures.items())
     classes = len(set().union(*pictures.values()))
@@ -66,7 +70,11 @@ def check_image_folder(
 
 def _list_classes(root: Path, split: str, findings: Findings) -> dict[str, list[Path]]:
     folder = root / split
-    loose = [entry.name for entry in sorted(folder.iterdir()) if entry.suffix.lower() in SUFFIXES and entry.is_file()]
+    loose = [
+        entry.name
+        for entry in sorted(folder.iterdir())
+        if entry.suffix.lower() in picture_suffixes() and entry.is_file()
+    ]
     if not subfolders(folder):
         findings.error(folder, "holds no class folder: pictures must lie in SPLIT/CLASS/PICTURE, as in train/cat/1.jpg")
         return {}
@@ -83,7 +91,7 @@ def _list_classes(root: Path, split: str, findings: Findings) -> dict[str, list[
     return classes
 
 
-def _check_classes(root: Path, pictures: Pictures, findings: Findings) -> None:
+def _check_classes(root: Path, pictures: _Classes, findings: Findings) -> None:
     """All splits must have the classes of the one that is learnt from."""
     filled = {split: set(classes) for split, classes in pictures.items() if classes}
     if not filled:
@@ -96,7 +104,7 @@ def _check_classes(root: Path, pictures: Pictures, findings: Findings) -> None:
             findings.error(root / split, f"has classes that {first} has not: {shorten(more, 3)}")
 
 
-def _check_repeats(root: Path, pictures: Pictures, facts: dict[Path, PictureFacts], findings: Findings) -> None:
+def _check_repeats(root: Path, pictures: _Classes, facts: dict[Path, PictureFacts], findings: Findings) -> None:
     place = {
         path: (split, name) for split, found in pictures.items() for name, paths in found.items() for path in paths
     }
@@ -133,7 +141,7 @@ def _check_repeats(root: Path, pictures: Pictures, facts: dict[Path, PictureFact
                 )
 
 
-def _check_numbers(root: Path, pictures: Pictures, expected: Mapping[str, int], findings: Findings) -> None:
+def _check_numbers(root: Path, pictures: _Classes, expected: Mapping[str, int], findings: Findings) -> None:
     for split, classes in pictures.items():
         found = sum(map(len, classes.values()))
         if classes and (len(classes), found) != (_CLASSES_OF_IMAGENET, expected[split]):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import warnings
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from detkt.base.errors import InputError
-from detkt.data.voc_folder import FLAGGED, IMAGE_SUFFIXES, read_list, shorten
+from detkt.data.voc_folder import AnnotatedFolder, is_comment, read_list, shorten, without_suffix
 from detkt.prepare.findings import Findings, count
 
 # The last word of a list's name, and whether its pictures are learnt from, looked at for choices, or scored.
@@ -30,14 +28,18 @@ Lists = dict[str, dict[str, int]]  # name of a list -> picture id -> line
 
 
 def check_lists(
-    folder: Path, xml: dict[str, Path], pictures: dict[str, list[Path]], required: Sequence[str], findings: Findings
+    folder: AnnotatedFolder,
+    xml: Mapping[str, Path],
+    pictures: Iterable[str],
+    required: Sequence[str],
+    findings: Findings,
 ) -> Lists:
-    """Report all flaws of the lists in ImageSets/Main; the lists of pictures, without those of one class.
+    """Report all flaws of the lists in ImageSets/Main, and return them: those of one class if there are no others.
 
     xml, pictures: the files that are there, by id. required: lists that must be there.
     """
-    main = folder / "ImageSets" / "Main"
-    names = [path.stem for path in sorted(main.glob("*.txt")) if not _names_one_class(path, xml)]
+    main = folder.lists
+    names = folder.splits()
     for name in required:
         if name not in names:
             findings.error(main / f"{name}.txt", "the list is not there", missing=True)
@@ -50,39 +52,36 @@ def check_lists(
     for name in names:
         path = main / f"{name}.txt"
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about what is named twice, which is noted below
-                lists[name] = read_list(path)
+            lists[name], repeated = read_list(path, folder.knows)
         except InputError as error:
             findings.refused(path, error)
             continue
-        _note_style(path, lists[name], findings)
-        _check_named(path, lists[name], pictures, "JPEGImages", "picture", findings)
-        _check_named(path, lists[name], xml, "Annotations", "annotation", findings)
-    _check_class_lists(main, names, lists, xml, findings)
+        _note_style(path, lists[name], repeated, findings)
+        check_named(path, lists[name], pictures, "JPEGImages", "picture", findings)
+        check_named(path, lists[name], xml, "Annotations", "annotation", findings)
+    for name in set(folder.list_names()).difference(names):
+        path = main / f"{name}.txt"
+        found, _ = read_list(path, folder.knows, absent=True)
+        if missing := [name for name in found if name not in xml]:
+            what = f"{count(len(missing), 'picture')} without annotation: {shorten(missing, 3)}"
+            findings.error(path, what, missing=True)
     _check_overlaps(main, lists, findings)
     return lists
 
 
-def _names_one_class(path: Path, xml: dict[str, Path]) -> bool:
-    """Whether its lines are "000012 -1", as in the twenty lists that VOC has besides each of pictures."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        first = next((line.strip() for line in file if line.strip()), "")
-    return FLAGGED.fullmatch(first) is not None and first not in xml
-
-
-def _note_style(path: Path, ids: dict[str, int], findings: Findings) -> None:
+def _note_style(path: Path, ids: dict[str, int], repeated: list[str], findings: Findings) -> None:
     """What the reader sees through, but other programs may not."""
     content = path.read_bytes()
     lines = content.decode("utf-8-sig").splitlines()
     stripped = [line.strip() for line in lines]
-    repeated = [name for name, count in Counter(filter(None, stripped)).items() if count > 1]
-    suffixed = [name for name in stripped if Path(name).suffix.lower() in (*IMAGE_SUFFIXES, ".xml")]
+    comments = sum(map(is_comment, stripped))
+    suffixed = [name for name in stripped if without_suffix(name) != name]
     marks = [
         (not ids, "names no picture"),
         (content.startswith(b"\xef\xbb\xbf"), "begins with a byte order mark"),
         (b"\r" in content, "has Windows' line ends"),
         ("" in stripped, f"has {count(stripped.count(''), 'blank line')}"),
+        (comments > 0, f"has {count(comments, 'comment')}"),
         (lines != stripped, f"has {count(sum(map(str.__ne__, lines, stripped)), 'line')} with blanks around the name"),
         (bool(suffixed), f"has {count(len(suffixed), 'name')} with a suffix, such as {shorten(suffixed[:1])}"),
         (bool(repeated), f"has {count(len(repeated), 'name')} more than once: {shorten(repeated, 3)}"),
@@ -91,9 +90,10 @@ def _note_style(path: Path, ids: dict[str, int], findings: Findings) -> None:
         findings.note(path, ", ".join(found))
 
 
-def _check_named(
+def check_named(
     path: Path, ids: dict[str, int], there: Iterable[str], folder: str, what: str, findings: Findings
 ) -> None:
+    """Report those of *ids*, by the line of the list *path* that names them, whose file is not *there*."""
     there = dict.fromkeys(there)
     missing = [name for name in ids if name not in there]
     if not missing:
@@ -108,25 +108,9 @@ def _check_named(
     findings.error(
         path,
         f"{len(missing)} of {count(len(ids), what)} not in {folder}: {shorten(missing, 3)}{hint}",
-        f"{path}, line {ids[first]}",
+        f"{path}, line {ids[first]}" if ids[first] else "",
         missing=True,
     )
-
-
-def _check_class_lists(
-    main: Path, names: Sequence[str], lists: Lists, xml: dict[str, Path], findings: Findings
-) -> None:
-    """Lists of one class name a part of what the others name; report what only they name, and is not there."""
-    known = set(xml).union(*lists.values())
-    for path in sorted(main.glob("*.txt")):
-        if path.stem in names:
-            continue
-        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        found = [match[1] if (match := FLAGGED.fullmatch(line.strip())) else line.strip() for line in lines]
-        if missing := [name for name in found if name and name not in known]:
-            findings.error(
-                path, f"{count(len(missing), 'picture')} without annotation: {shorten(missing, 3)}", missing=True
-            )
 
 
 def _check_overlaps(main: Path, lists: Lists, findings: Findings) -> None:

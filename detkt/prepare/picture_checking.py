@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from detkt.base.errors import InputError
-from detkt.data.images import read_image
+from detkt.data.images import Decoding, read_image
 from detkt.prepare.findings import Findings
 
 T, R = TypeVar("T"), TypeVar("R")
@@ -49,17 +49,22 @@ def in_threads(function: Callable[[T], R], items: Sequence[T], name: str, quiet:
         pool.shutdown(cancel_futures=True)  # else Ctrl-C would wait for all that is still to do
 
 
-def check_pictures(
-    paths: Sequence[Path], findings: Findings, size: Callable[[Path], tuple[int, int] | None], quiet: bool = False
+def examine_pictures(
+    paths: Sequence[Path],
+    findings: Findings,
+    size: Callable[[Path], tuple[int, int] | None],
+    decoding: Decoding,
+    quiet: bool = False,
 ) -> dict[Path, PictureFacts]:
     """Decode all of *paths* as training would, and report those that cannot be, or are not what their suffix says.
 
-    size: what the picture's annotation states, which decides on turning it (see `read_image`).
+    size: what the picture's annotation states, which decides on turning it; decoding: where that cannot (see
+    `read_image`).
     """
     facts = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of what it tolerates
-        with in_threads(lambda path: _examine(path, size(path)), paths, "pictures", quiet) as results:
+        with in_threads(lambda path: _examine(path, size(path), decoding), paths, "pictures", quiet) as results:
             for path, found in zip(paths, results, strict=True):
                 if isinstance(found, InputError):
                     findings.refused(path, found)
@@ -96,9 +101,9 @@ def similar_pictures(
     return pairs
 
 
-def _examine(path: Path, size: tuple[int, int] | None) -> tuple[PictureFacts, str] | InputError:
+def _examine(path: Path, size: tuple[int, int] | None, decoding: Decoding) -> tuple[PictureFacts, str] | InputError:
     try:
-        pixels = read_image(path, size)
+        pixels = read_image(path, size, decoding)
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()
         with Image.open(path) as picture:

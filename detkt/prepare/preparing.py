@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,18 +11,19 @@ from urllib.parse import urlsplit
 from detkt.base.errors import InputError
 from detkt.base.paths import resolve
 from detkt.config import load_config
-from detkt.data import data_root
+from detkt.data import shapes_config
+from detkt.data.shapes import write_shapes
 from detkt.prepare.checking import check_source
 from detkt.prepare.download import download
 from detkt.prepare.findings import Findings
-from detkt.prepare.sources import Archive, Source
+from detkt.prepare.sources import Archive, PublishedSet
 from detkt.prepare.unpack import place, staging_folder, unpack
 
 SHAPES_CONFIG = "configs/shapes.yaml"
 
 
 def prepare(
-    source: Source,
+    source: PublishedSet,
     root: Path,
     url: str | None = None,
     keep_archives: bool = False,
@@ -42,7 +42,7 @@ def prepare(
     `detkt.prepare.download.download` and `detkt.prepare.unpack.unpack`.
     """
     if source.name == "shapes":
-        data_root(load_config(resolve(SHAPES_CONFIG), [f"data.root={json.dumps(str(root))}"]).data, progress)
+        write_shapes(root, shapes_config(load_config(resolve(SHAPES_CONFIG)).data), progress)
         return check_source(source, root, quiet)
     findings = check_source(source, root, quiet)
     if findings.complete or not findings.sound:
@@ -79,7 +79,7 @@ def _install(archives: list[Archive], folder: Path, staging: Path, home: Path, q
         place(staging / f"from {archive.name}" / archive.inner, home)
 
 
-def _missing(source: Source, root: Path) -> list[Archive]:
+def _missing(source: PublishedSet, root: Path) -> list[Archive]:
     """The archives that hold what is not there: of many, each a single file, not all."""
     if len(source.archives) == 1 or source.year:
         return list(source.archives)

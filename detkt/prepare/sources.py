@@ -55,7 +55,7 @@ class Version:
 
 
 @dataclass(frozen=True)
-class Source:
+class PublishedSet:
     """A published data set.
 
     format: its ``data.format`` in a config, which has the default root; place: the folder below the root into which
@@ -82,8 +82,8 @@ class Source:
         return found[0] if found else root / self.place
 
 
-def _voc(year: str, lists: tuple[str, ...], archives: tuple[tuple[str, int, str, str], ...]) -> Source:
-    return Source(
+def _voc(year: str, lists: tuple[str, ...], archives: tuple[tuple[str, int, str, str], ...]) -> PublishedSet:
+    return PublishedSet(
         f"voc{year}",
         "voc",
         place=f"VOC{year}",
@@ -109,9 +109,9 @@ def _voc(year: str, lists: tuple[str, ...], archives: tuple[tuple[str, int, str,
 
 def _cifar(
     name: str, folder: str, md5: dict[str, str], archive: tuple[int, str, str], binary: str, sizes: dict[str, int]
-) -> Source:
+) -> PublishedSet:
     url = f"https://www.cs.toronto.edu/~kriz/{folder.removesuffix('-batches-py').removesuffix('-python')}-python.tar.gz"
-    return Source(
+    return PublishedSet(
         name,
         name,
         place=folder,
@@ -125,8 +125,8 @@ def _cifar(
 
 def _mnist(
     name: str, folder: str, mirrors: tuple[str, ...], files: dict[str, tuple[int, str, str, int, str]]
-) -> Source:
-    return Source(
+) -> PublishedSet:
+    return PublishedSet(
         name,
         name,
         place=f"{folder}/raw",
@@ -234,7 +234,7 @@ _SOURCES = (
             ),
         },
     ),
-    Source(
+    PublishedSet(
         "imagenet", "imagenet",
         manual=(
             "ImageNet is given only to those who accept its terms: get ILSVRC2012_img_train.tar and "
@@ -244,7 +244,7 @@ _SOURCES = (
             f"{command('prepare')} imagenet --check --data-root {{root}}"
         ),
     ),
-    Source("shapes", "shapes"),
+    PublishedSet("shapes", "shapes"),
 )
 # fmt: on
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from detkt.base.errors import InputError, first_line
 from detkt.knowledge import Knowledge, Spec
 from detkt.methods.base import Needs
+from detkt.models.card import find_card
 from detkt.tasks.base import FrozenTeacher, TeacherMaps, evaluating, map_specs, require_two_nets
 from detkt.tasks.classifiers import SplitNet, WholeNet, net_of
 
@@ -80,8 +81,8 @@ class ClassificationTask:
         net = self._nets[role]
         size = self._image_size
         if size is None:
-            name = getattr(self.student, "detkt", {}).get("architecture", "")
-            size = CIFAR_SIZE if name.startswith("cifar_") else IMAGENET_SIZE
+            card = find_card(self.student)
+            size = CIFAR_SIZE if card and card.architecture.startswith("cifar_") else IMAGENET_SIZE
         height, width = (size, size) if isinstance(size, int) else size
         noise = torch.randn(2, _channels(net.model), height, width, generator=torch.Generator().manual_seed(0))
         weight = next(net.model.parameters())

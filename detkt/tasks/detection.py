@@ -239,7 +239,7 @@ def _conversion(student: nn.Module, teacher: nn.Module) -> tuple[Tensor, Tensor]
     if ours is None or theirs is None:
         return None
     (mean, std), (to_mean, to_std) = (
-        (torch.as_tensor(given[key], dtype=torch.float64).view(-1, 1, 1) for key in ("image_mean", "image_std"))
+        [torch.as_tensor(given[key], dtype=torch.float64).view(-1, 1, 1) for key in ("image_mean", "image_std")]
         for given in (ours, theirs)
     )
     # Differences by rounding are none.

@@ -22,12 +22,12 @@ def trained_distiller(sources: Mapping[str, Source]) -> Distiller | None:
     Raises InputError as `detkt.visualization.method_maps.restore` does.
     """
     distilled, teacher = sources.get(DISTILLED), sources.get(TEACHER)
-    if None in (distilled, teacher) or None in (distilled.model, teacher.model):
+    if distilled is None or teacher is None or distilled.model is None or teacher.model is None:
         return None
     if not holds_method(distilled.folder) or not load_config(distilled.folder / CONFIG).needs_teacher:
         return None
-    # The task leaves hooks in the networks it is given.
-    return restore(distilled.folder, copy.deepcopy(distilled.model), copy.deepcopy(teacher.model))
+    # The checkpoint's weights go into a copy: what is scored stays what its file has.
+    return restore(distilled.folder, copy.deepcopy(distilled.model), teacher.model)
 
 
 def compared_maps(
@@ -49,5 +49,5 @@ def compared_maps(
 
 
 def _first_output(model: nn.Module, dataset: VOCDetection, index: int) -> np.ndarray:
-    alone = Distiller(copy.deepcopy(model), None, "none").eval()
-    return next(iter(picture_maps(alone, dataset, index).maps.values()))
+    with Distiller(model, None, "none") as alone:
+        return next(iter(picture_maps(alone.eval(), dataset, index).maps.values()))

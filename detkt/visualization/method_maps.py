@@ -8,16 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from detkt.base.errors import InputError
 from detkt.config import load_config
-from detkt.data.classification import ClassificationSet
+from detkt.data.base import PictureSet
 from detkt.data.loading import evaluation_loader
 from detkt.distiller import Distiller
 from detkt.engine.checkpoint import LAST, load_checkpoint
-from detkt.engine.jobs import job_of
 from detkt.engine.run import build_net
+from detkt.kinds import kind_of
 from detkt.methods.base import Needs
 from detkt.models import load_model
 from detkt.visualization.feature_maps import PictureMaps
@@ -31,7 +30,7 @@ def holds_method(run: Path) -> bool:
     return (run / CONFIG).is_file() and (run / LAST).is_file()
 
 
-def open_run(run: Path, data_root: str | None = None) -> tuple[Distiller, Dataset]:
+def open_run(run: Path, data_root: str | None = None) -> tuple[Distiller, PictureSet]:
     """A finished run of ``train_det.py`` or ``train_cls.py``, in evaluation mode, and the pictures it was tested on.
 
     data_root: where these are, if not where the run's ``config.yaml`` says.
@@ -45,11 +44,11 @@ def open_run(run: Path, data_root: str | None = None) -> tuple[Distiller, Datase
     config = load_config(run / CONFIG)
     if data_root is not None:
         config.data.root = data_root
-    job = job_of(config)
-    student, meta = load_model(run, task=job.task)
-    dataset = job.test_set(config, list(meta["classes"]))
-    teacher = build_net(job, config.teacher, "teacher", dataset.classes) if config.needs_teacher else None
-    return restore(run, student, teacher, job.image_size(dataset)), dataset
+    kind = kind_of(config)
+    student, meta = load_model(run, task=kind.task)
+    dataset = kind.test_set(config.data, list(meta["classes"]))
+    teacher = build_net(kind, config.teacher, "teacher", dataset.classes) if config.needs_teacher else None
+    return restore(run, student, teacher, kind.image_size(dataset)), dataset
 
 
 def restore(
@@ -70,7 +69,7 @@ def restore(
 
 
 @torch.no_grad()
-def picture_maps(distiller: Distiller, dataset: Dataset, index: int) -> PictureMaps:
+def picture_maps(distiller: Distiller, dataset: PictureSet, index: int) -> PictureMaps:
     """Picture number *index* with what `Method.views` shows of it, padding cut off.
 
     distiller: in evaluation mode. dataset: of pictures without augmentation, as the networks take them.
@@ -84,15 +83,13 @@ def picture_maps(distiller: Distiller, dataset: Dataset, index: int) -> PictureM
     return PictureMaps(str(dataset.ids[index]), shown_pixels(images[0], dataset), maps)
 
 
-def shown_pixels(image: Tensor, dataset: Dataset) -> np.ndarray:
+def shown_pixels(image: Tensor, dataset: PictureSet) -> np.ndarray:
     """A picture (C, H, W) of *dataset* to look at: (H, W, 3) uint8, the normalisation of classifiers' undone."""
-    if isinstance(dataset, ClassificationSet):
-        image = image * dataset.std[:, None, None] + dataset.mean[:, None, None]
-    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    pixels = (dataset.unnormalised(image).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 
-def choose_indices(dataset: Dataset, count: int, images: Sequence[str] | None = None) -> list[int]:
+def choose_indices(dataset: PictureSet, count: int, images: Sequence[str] | None = None) -> list[int]:
     """Numbers of the pictures called *images*, in this order; without names, *count* spread evenly over the data set.
 
     Raises InputError: a picture that is not there, a count below 1.

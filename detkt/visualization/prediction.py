@@ -10,14 +10,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from detkt.base.errors import InputError
+from detkt.base.errors import InputError, first_line
 from detkt.data.boxes import corners_to_voc
-from detkt.data.voc_folder import IMAGE_SUFFIXES
+from detkt.data.images import Decoding, check_strip, picture_suffixes, read_image
 
 CONVENTION = (
     "bbox: x, y, width, height in pixels of the upright picture (EXIF orientation applied), continuous, counted from 0 "
     "at its left upper edge. VOC's 1-based inclusive pixels are x + 1, y + 1, x + width, y + height."
 )
+
+_LONGEST = 200  # bytes of a drawn picture's name: the system's limit is 255, of what is put around it as well
 
 
 def find_pictures(paths: Iterable[Path]) -> list[Path]:
@@ -25,19 +27,42 @@ def find_pictures(paths: Iterable[Path]) -> list[Path]:
 
     A file is taken whatever its suffix, and each only once. Raises InputError: no such path, or not a single picture.
     """
-    suffixes = {suffix.lower() for suffix in IMAGE_SUFFIXES}
+    suffixes = picture_suffixes()
     found: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and p.is_file())
+            inside = sorted(
+                p for p in path.iterdir() if p.suffix.lower() in suffixes and p.name[0] != "." and p.is_file()
+            )
             if not inside:
-                raise InputError(f"{path}: the folder holds no picture ({', '.join(sorted(suffixes))})")
+                raise InputError(f"{path}: the folder holds no picture, by the suffix")
             found |= dict.fromkeys(inside)
         elif path.is_file():
             found[path] = None
         else:
             raise InputError(f"{path}: no such picture or folder")
     return list(found)
+
+
+def detect_file(
+    path: Path,
+    model: nn.Module,
+    classes: Sequence[str],
+    device: torch.device,
+    score_threshold: float,
+    decoding: Decoding,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The picture at *path* as `read_image` gives it, and what `detect_picture` finds in it.
+
+    Raises InputError for all that can be wrong with one picture, so that others need not suffer: it cannot be read, is
+    a strip (`check_strip`), or too large for the memory.
+    """
+    image = read_image(path, None, decoding)
+    check_strip(path, *image.shape[1::-1])
+    try:
+        return image, detect_picture(model, image, classes, device, score_threshold)
+    except (MemoryError, RuntimeError) as error:  # torch has no error of its own for a CPU's full memory
+        raise InputError(f"{path}: the detector fails on it: {first_line(error, 160)}") from error
 
 
 @torch.inference_mode()
@@ -64,10 +89,11 @@ def drawn_paths(pictures: Sequence[Path], folder: Path) -> list[Path]:
     drawn: dict[str, Path] = {}
     for picture in pictures:
         suffix = ".jpg" if picture.suffix.lower() in (".jpg", ".jpeg") else ".png"
-        name, number = f"{picture.stem}{suffix}", 1
+        stem = picture.stem.encode(errors="backslashreplace")[:_LONGEST].decode(errors="ignore")
+        name, number = f"{stem}{suffix}", 1
         while name.lower() in drawn:
             number += 1
-            name = f"{picture.stem}-{number}{suffix}"
+            name = f"{stem}-{number}{suffix}"
         drawn[name.lower()] = folder / name
     originals = {picture.resolve() for picture in pictures}
     for path in drawn.values():

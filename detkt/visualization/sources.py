@@ -18,11 +18,12 @@ from detkt.data.voc import VOCDetection
 from detkt.evaluation import voc
 from detkt.evaluation.bootstrap import PairedIntervals, bootstrap_difference
 from detkt.evaluation.coco_ids import coco_ids
-from detkt.evaluation.detection_files import is_coco_file, read_detections
+from detkt.evaluation.detection_files import is_coco_file, other_classes, read_detections
 from detkt.evaluation.detector import Detections, detect
 from detkt.evaluation.table import percent, signed
 from detkt.models import load_model
-from detkt.models.weights import META_FILE, WEIGHTS_FILE
+from detkt.models.saved import META_FILE
+from detkt.models.weights import WEIGHTS_FILE
 from detkt.visualization.matching import DISTILLED, STUDENT
 
 RESAMPLES, CONFIDENCE = 1000, 0.95
@@ -93,7 +94,8 @@ def comparison_data(
     path = run / "config.yaml"
     configured = load_config(path).data if path.is_file() else DataConfig()
     if root is not None:
-        data = DataConfig(root=root, year=configured.year, test=configured.test)
+        reading = {key: getattr(configured, key) for key in ("year", "test", "boxes", "exif", "max_pixels")}
+        data = DataConfig(root=root, **reading)
     elif path.is_file():
         data = configured
     else:
@@ -101,10 +103,21 @@ def comparison_data(
     return replace(data, test=split or data.test, year=year or data.year)
 
 
-def open_dataset(data: DataConfig, sources: Mapping[str, Source]) -> VOCDetection:
-    """The pictures to compare on, with the models' classes (those of the data set if there are only result files)."""
+def open_dataset(
+    data: DataConfig, sources: Mapping[str, Source], coco_annotations: str | None = None
+) -> tuple[VOCDetection, dict[str, Any]]:
+    """The pictures to compare on, and how to read files of detections for them (see `score_source`).
+
+    The classes are the models'; if there are only files of detections those of the data set, and those that the files
+    have besides.
+    """
     known = [source.meta["classes"] for source in sources.values() if source.meta is not None]
-    return test_set(data, list(known[0]) if known else None)
+    dataset = test_set(data, list(known[0]) if known else None)
+    reading = {"dataset": coco_annotations, "others": "refuse" if known else "keep"}
+    for source in () if known else sources.values():
+        found = read_detections(source.path, coco_ids(dataset.ids, dataset.classes, **reading))
+        dataset.classes += other_classes(found, dataset.classes)
+    return dataset, reading
 
 
 def score_source(
@@ -115,15 +128,15 @@ def score_source(
     batch_size: int = 8,
     workers: int = 0,
     quiet: bool = False,
-    coco_annotations: str | None = None,
+    reading: Mapping[str, Any] | None = None,
 ) -> Scored:
     """Run the model over *dataset*, or read its detections, and score them.
 
-    coco_annotations: the COCO data set that the ids of a COCO result file are of, see `detkt.evaluation.coco_ids`.
+    reading: keyword arguments of `detkt.evaluation.coco_ids.coco_ids` for files of detections.
     """
     parameters = milliseconds = None
     if source.model is None:
-        detections = read_detections(source.path, coco_ids(dataset.ids, dataset.classes, coco_annotations))
+        detections = read_detections(source.path, coco_ids(dataset.ids, dataset.classes, **(reading or {})))
     else:
         parameters = sum(parameter.numel() for parameter in source.model.parameters())
         # The same pictures, but labels are numbered in the model's own order of the classes.
@@ -137,7 +150,8 @@ def score_source(
             workers=workers,
             quiet=quiet,
         )
-    result = voc.evaluate(detections, dataset.annotations(), classes=dataset.classes)
+    classes = dataset.classes + other_classes(detections, dataset.classes)
+    result = voc.evaluate(detections, dataset.annotations(), classes=classes)
     return Scored(source, detections, result, parameters, milliseconds)
 
 

@@ -21,11 +21,11 @@ from detkt.base.processes import Processes
 from detkt.config import load_config
 from detkt.data import test_set as held_out_set
 from detkt.distiller import Distiller
-from detkt.engine.jobs import job_of
 from detkt.engine.run import build_net, train
 from detkt.engine.synced_norm import sync_batch_norms
 from detkt.engine.trainer import Interrupted, Trainer
 from detkt.evaluation.detector import detect
+from detkt.kinds import kind_of
 from detkt.methods.base import Needs
 
 
@@ -217,7 +217,7 @@ def test_a_run_goes_on_with_another_number_of_processes(together, tiny_config, t
 def test_sharded_detections_are_those_of_one_process(together, tiny_config):
     config = tiny_config()
     dataset = held_out_set(config.data)
-    model = build_net(job_of(config), config.teacher, "teacher", dataset.classes)
+    model = build_net(kind_of(config), config.teacher, "teacher", dataset.classes)
     alone, _ = detect(model, dataset, torch.device("cpu"), batch_size=1, quiet=True)
 
     def work(rank):

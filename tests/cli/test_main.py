@@ -125,7 +125,7 @@ def test_what_takes_time_is_not_imported(program):
 
 
 def test_the_face_gives_what_it_names():
-    homes = {"Distiller": "distiller", "train": "engine.run", "load_model": "models.weights", "Needs": "methods.base"}
+    homes = {"Distiller": "distiller", "train": "engine.run", "load_model": "models.saved", "Needs": "methods.base"}
     for name in detkt.__all__:
         assert getattr(detkt, name) is not None
         assert name in dir(detkt)

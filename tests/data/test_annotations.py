@@ -24,9 +24,9 @@ def write(tmp_path, *objects, size="<size><width>100</width><height>50</height><
     return path
 
 
-def refusal(path):
+def refusal(path, *options):
     with pytest.raises(InputError) as caught:
-        parse_annotation(path)
+        parse_annotation(path, *options)
     message = str(caught.value)
     assert message.startswith(str(path))
     assert "\n" not in message
@@ -40,19 +40,19 @@ def test_fields(tmp_path):
         f"{box('45.70000076', 7, 60, 20)}<name>cat</name><truncated>1</truncated>",
     )
     found = parse_annotation(path)
-    assert (found.filename, found.width, found.height) == ("picture.jpg", 100, 50)
+    assert (found.size, found.stated) == ((100, 50), True)
     assert found.names == ("dog", "cat")
     assert found.boxes.dtype == np.float64
     assert found.boxes.tolist() == [[1, 2, 100, 50], [45.70000076, 7, 60, 20]]
     assert found.difficult.tolist() == [True, False]
-    assert found.truncated.tolist() == [False, True]
+    assert found.rows == (0, 1)
 
 
 def test_no_object(tmp_path):
     found = parse_annotation(write(tmp_path))
     assert found.boxes.shape == (0, 4)
     assert found.names == ()
-    assert found.difficult.dtype == found.truncated.dtype == bool
+    assert found.difficult.dtype == bool
 
 
 def test_parts_are_not_objects_and_their_boxes_not_the_objects(tmp_path):
@@ -82,11 +82,35 @@ def test_one_pixel_outside_is_clipped(tmp_path, given, clipped):
     assert parse_annotation(write(tmp_path, f"<name>dog</name>{box(*given)}")).boxes.tolist() == [list(clipped)]
 
 
-@pytest.mark.parametrize("outside", [(-1, 1, 9, 9), (1, -0.5, 9, 9), (1, 1, 101.5, 9), (1, 1, 9, 52), (300, 1, 310, 9)])
-def test_box_outside_the_picture(tmp_path, outside):
-    message = refusal(write(tmp_path, f"<name>dog</name>{box(1, 1, 2, 2)}", f"<name>cat</name>{box(*outside)}"))
+BEYOND = [
+    ((-1, 1, 9, 9), (1, 1, 9, 9)),
+    ((1, -0.5, 9, 9), (1, 1, 9, 9)),
+    ((1, 1, 101.5, 9), (1, 1, 100, 9)),
+    ((1, 1, 9, 52), (1, 1, 9, 50)),
+    ((-500, -500, 5000, 5000), (1, 1, 100, 50)),
+    ((-7, 3, 1, 9), (1, 3, 1, 9)),
+    ((99.5, 49, 300, 300), (99.5, 49, 100, 50)),
+]
+
+
+@pytest.mark.parametrize(("given", "clipped"), BEYOND)
+def test_box_beyond_the_picture_is_clipped_or_refused_as_asked(tmp_path, given, clipped):
+    path = write(tmp_path, f"<name>dog</name>{box(1, 1, 2, 2)}", f"<name>cat</name>{box(*given)}")
+    found = parse_annotation(path)
+    assert found.boxes.tolist() == [[1, 1, 2, 2], list(clipped)]
+    assert found.given.tolist() == [[1, 1, 2, 2], list(given)]
+    assert found.overshoot.tolist() == [0, max(abs(a - b) for a, b in zip(given, clipped, strict=True))]
+    message = refusal(path, "refuse")
     assert "line 5, object 2 ('cat')" in message
-    assert "outside the picture of 100 x 50" in message
+    assert "reaches out of the picture of 100 x 50" in message
+
+
+@pytest.mark.parametrize("boxes", ["clip", "refuse"])
+@pytest.mark.parametrize("outside", [(-9, 1, -2, 9), (300, 1, 310, 9), (1, 52, 9, 60), (-9, 1, 0.5, 9), (1, -4, 9, 0)])
+def test_box_of_which_nothing_is_in_the_picture(tmp_path, outside, boxes):
+    message = refusal(write(tmp_path, f"<name>dog</name>{box(*outside)}"), boxes)
+    assert "line 4, object 1 ('dog')" in message
+    assert "wholly outside the picture of 100 x 50" in message
 
 
 @pytest.mark.parametrize("inverted", [(9, 1, 8, 9), (1, 9, 9, 8)])
@@ -116,17 +140,112 @@ def test_faulty_object(tmp_path, content, complaint):
 
 
 @pytest.mark.parametrize(
-    ("size", "complaint"),
+    "size",
     [
-        ("", "no <size>"),
-        ("<size><width>100</width></size>", "<height> is missing"),
-        ("<size><width>0</width><height>0</height></size>", "0 x 0"),
-        ("<size><width>10.5</width><height>10</height></size>", "10.5 x 10"),
-        ("<size><width>ten</width><height>10</height></size>", "<width> is 'ten'"),
+        "",
+        "<size/>",
+        "<size><width>100</width></size>",
+        "<size><width>0</width><height>0</height></size>",
+        "<size><width>10.5</width><height>10</height></size>",
+        "<size><width>ten</width><height>10</height></size>",
+        "<size><width>-3</width><height>nan</height></size>",
     ],
 )
-def test_faulty_size(tmp_path, size, complaint):
-    assert complaint in refusal(write(tmp_path, size=size))
+def test_a_size_that_says_nothing_is_the_pictures(tmp_path, size):
+    path = write(tmp_path, f"<name>dog</name>{box(5, 5, 70, 70)}", size=size)
+    found = parse_annotation(path, picture_size=lambda: (60, 40))
+    assert (found.size, found.stated, found.boxes.tolist()) == ((60, 40), False, [[5, 5, 60, 40]])
+    # Nobody knows what is inside.
+    assert (parse_annotation(path).size, parse_annotation(path).boxes.tolist()) == (None, [[5, 5, 70, 70]])
+
+
+def test_a_stated_size_is_not_asked_of_the_picture(tmp_path):
+    assert parse_annotation(write(tmp_path), picture_size=lambda: 1 / 0).size == (100, 50)
+
+
+@pytest.mark.parametrize("value", ["0.0597", "2", "very", "", "Unspecified", "\N{BLACK SQUARE}"])
+def test_what_nothing_reads_stops_nothing(tmp_path, value):
+    unread = "".join(f"<{key}>{value}</{key}>" for key in ("truncated", "occluded", "pose", "depth", "polygon"))
+    path = write(tmp_path, f"<name>dog</name>{box(1, 1, 2, 2)}{unread}", size=f"<segmented>{value}</segmented>")
+    assert parse_annotation(path).names == ("dog",)
+
+
+@pytest.mark.parametrize(("text", "flag"), [("1", True), ("1.0", True), ("True", True), ("0.0", False), ("no", False)])
+def test_flags_as_programs_write_them(tmp_path, text, flag):
+    path = write(tmp_path, f"<name>dog</name>{box(1, 1, 2, 2)}<difficult> {text}\n</difficult>")
+    assert parse_annotation(path).difficult.tolist() == [flag]
+
+
+LETTERS = {
+    "utf8": "caf\u00e9 \u4e2d\u6587",
+    "UTF-8": "caf\u00e9 \u4e2d\u6587",
+    "utf_16": "caf\u00e9 \u4e2d\u6587",
+    "UTF-16LE": "caf\u00e9 \u4e2d\u6587",
+    "utf-16-be": "caf\u00e9 \u4e2d\u6587",
+    "utf-32": "caf\u00e9 \u4e2d\u6587",
+    "gb2312": "\u4e2d\u6587",
+    "GBK": "\u4e2d\u6587\u9f8d",
+    "gb18030": "\u4e2d\u6587",
+    "Big5": "\u4e2d\u6587",
+    "Shift_JIS": "\u732b",
+    "euc-jp": "\u732b",
+    "EUC-KR": "\uace0\uc591\uc774",
+    "koi8-r": "\u043a\u043e\u0442",
+    "windows-1251": "\u043a\u043e\u0442",
+    "latin1": "caf\u00e9",
+    "iso-8859-15": "caf\u00e9 \u20ac",
+    "cp037": "caf\u00e9",
+}
+
+
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("encoding", LETTERS)
+def test_any_encoding_that_python_knows(tmp_path, encoding, marked):
+    name = LETTERS[encoding]
+    mark = "\ufeff" if marked and encoding[:3].lower() == "utf" else ""
+
+    def encoded(*objects):
+        path = write(tmp_path, *objects)
+        text = f"{mark}<?xml version='1.0' encoding='{encoding}'?>\n{path.read_text()}"
+        path.write_bytes(text.encode(encoding))
+        return path
+
+    good = f"<name>{name}</name>{box(1, 1, 2, 2)}"
+    assert parse_annotation(encoded(good)).names == (name,)
+    assert f"line 6, object 2 ('{name}'): the object has no <bndbox>" in refusal(encoded(good, f"<name>{name}</name>"))
+
+
+def test_an_encoding_declared_and_not_kept(tmp_path):
+    path = write(tmp_path, f"<name>dog</name>{box(1, 1, 2, 2)}")
+    plain = path.read_text().replace("picture.jpg", "C:\\\u7528\u6237\\a.jpg")
+    # What nothing reads may hold anything; as may .NET's strings, which call themselves UTF-16 whatever they become.
+    for declared, real in (("utf-8", "gbk"), ("gb2312", "gb18030"), ("ascii", "utf-8"), ("utf-16", "utf-8")):
+        path.write_bytes(f'<?xml version="1.0" encoding="{declared}"?>{plain}'.encode(real))
+        assert parse_annotation(path).names == ("dog",)
+    path.write_bytes(plain.replace("dog", "\u732b").encode("shift_jis", "replace"))
+    assert "<name> is" in refusal(path)
+    assert "save the file as UTF-8" in refusal(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf8", "utf-16", "gb18030", "utf-7", "shift_jis"])
+def test_entity_bombs_in_any_encoding(tmp_path, encoding):
+    laughs = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 10))
+    path = write(tmp_path, f"<name>&a9;</name>{box(1, 1, 2, 2)}", head=f'<!DOCTYPE x [<!ENTITY a0 "ha">{laughs}]>')
+    path.write_bytes(f'<?xml version="1.0" encoding="{encoding}"?>{path.read_text()}'.encode(encoding))
+    start = time.process_time()
+    assert "entities" in refusal(path)
+    assert time.process_time() - start < 1
+
+
+def test_names_are_composed(tmp_path):
+    path = write(tmp_path, f"<name>cafe\u0301</name>{box(1, 1, 2, 2)}")
+    assert parse_annotation(path).names == ("caf\u00e9",)
+
+
+def test_something_else_than_an_annotation(tmp_path):
+    path = tmp_path / "a.xml"
+    path.write_text("<html><body/></html>")
+    assert "no VOC annotation: it holds <html>" in refusal(path)
 
 
 def test_malformed_xml_names_the_line(tmp_path):

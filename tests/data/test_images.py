@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 
 from detkt.base.errors import InputError
-from detkt.data.images import read_image, read_image_size
+from detkt.data.images import Decoding, check_strip, inspect_image, picture_suffixes, read_image, read_image_size
 
 ORIENTATION = 274
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
 
-def refusal(path):
+def refusal(path, *decoding):
     with pytest.raises(InputError) as caught:
-        read_image(path)
+        read_image(path, None, *decoding)
     message = str(caught.value)
     assert message.startswith(str(path))
     assert "\n" not in message
@@ -29,10 +29,10 @@ def save(path, picture, **options):
     return path
 
 
-def with_orientation(path, pixels, orientation):
+def with_orientation(path, pixels, orientation, **options):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    return save(path, pixels, exif=exif)
+    return save(path, pixels, exif=exif, **options)
 
 
 def test_rgb_is_read_as_it_is(tmp_path):
@@ -150,11 +150,32 @@ def test_stated_size_decides_whether_exif_counts(tmp_path):
     assert [read_image_size(path, size) for size in ((6, 9), (9, 6), (50, 50))] == [(6, 9), (9, 6), (6, 9)]
 
 
-def test_stated_size_does_not_hide_a_half_turn_or_a_square(tmp_path):
-    half = with_orientation(tmp_path / "half.png", RGB, 3)
-    np.testing.assert_array_equal(read_image(half, (9, 6)), UPRIGHT[3])
-    square = with_orientation(tmp_path / "square.png", RGB[:6, :6], 6)
-    np.testing.assert_array_equal(read_image(square, (6, 6)), np.rot90(RGB[:6, :6], -1))
+@pytest.mark.parametrize("suffix", ["png", "tiff", "webp"])
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_stated_size_decides_where_it_can_and_the_setting_elsewhere(tmp_path, suffix, orientation):
+    path = with_orientation(
+        tmp_path / f"a.{suffix}", RGB, orientation, **({"lossless": True} if suffix == "webp" else {})
+    )
+    square = with_orientation(
+        tmp_path / f"b.{suffix}", RGB[:6, :6], orientation, **({"lossless": True} if suffix == "webp" else {})
+    )
+    upright = UPRIGHT[orientation]
+    turned, stored = Decoding("apply"), Decoding("ignore")
+    sideways = orientation >= 5
+    for decoding in (turned, stored):
+        expected = upright if decoding is turned else RGB
+        np.testing.assert_array_equal(read_image(path, None, decoding), expected)
+        assert inspect_image(path, None, decoding) == (expected.shape[1::-1], True)
+        if sideways:  # 9 x 6 as stored, 6 x 9 upright
+            np.testing.assert_array_equal(read_image(path, (9, 6), decoding), RGB)
+            np.testing.assert_array_equal(read_image(path, (6, 9), decoding), upright)
+            assert inspect_image(path, (9, 6), decoding) == ((9, 6), False)
+            assert inspect_image(path, (6, 9), decoding) == ((6, 9), False)
+        else:
+            np.testing.assert_array_equal(read_image(path, (9, 6), decoding), expected)
+            assert inspect_image(path, (9, 6), decoding) == ((9, 6), True)
+        assert inspect_image(square, (6, 6), decoding) == ((6, 6), True)
+    assert (read_image(square, (6, 6), turned) != read_image(square, (6, 6), stored)).any()
 
 
 def test_damaged_exif_does_not_lose_the_picture(tmp_path):
@@ -196,4 +217,31 @@ def test_a_decompression_bomb_is_refused(tmp_path):
     data[16:24] = struct.pack(">II", 60000, 60000)
     data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
     (tmp_path / "a.png").write_bytes(data)
-    assert "too large" in refusal(tmp_path / "a.png")
+    assert "has 3,600,000,000 pixels, and 178,956,970 are the most" in refusal(tmp_path / "a.png")
+    assert "raise data.max_pixels" in refusal(tmp_path / "a.png")
+
+
+def test_the_most_pixels_are_a_setting(tmp_path):
+    path = save(tmp_path / "a.png", Image.new("1", (14000, 14000)))
+    assert "has 196,000,000 pixels" in refusal(path)
+    assert read_image_size(path, None, Decoding(max_pixels=2e8)) == (14000, 14000)
+    assert "has 196,000,000 pixels" in refusal(path)  # the setting is not one for all
+    small = save(tmp_path / "b.png", RGB)
+    assert "has 54 pixels, and 53 are the most" in refusal(small, Decoding(max_pixels=53))
+    assert read_image(small, None, Decoding(max_pixels=54)).shape == RGB.shape
+
+
+@pytest.mark.parametrize(("size", "refused"), [((50, 1), False), ((51, 1), True), ((8, 2000), True), ((1, 1), False)])
+def test_strips(size, refused):
+    if not refused:
+        check_strip("a.png", *size)
+        return
+    with pytest.raises(InputError, match=f"a.png: the picture is {size[0]} x {size[1]} pixels, a strip"):
+        check_strip("a.png", *size)
+
+
+def test_suffixes_are_those_that_pillow_decodes():
+    suffixes = picture_suffixes()
+    assert suffixes[:3] == (".jpg", ".jpeg", ".png")
+    assert {".bmp", ".tif", ".webp", ".jp2", ".ppm", ".jfif", ".tga"} <= set(suffixes)
+    assert not {".eps", ".ps", ".pdf", ".mpg", ".xml", ".txt"} & set(suffixes)

@@ -40,9 +40,8 @@ def folder(tmp_path):
 
 
 def cached(folder, cache, min_size=40, max_size=64, transforms=None):
-    dataset = VOCDetection(folder, "train", transforms=transforms)
-    dataset.picture_cache = PictureCache(cache, min_size, max_size)
-    return dataset
+    kept = PictureCache(cache, min_size, max_size)
+    return VOCDetection(folder, "train", transforms=transforms, picture_cache=kept)
 
 
 def files(cache):
@@ -193,4 +192,5 @@ def test_training_uses_it_for_the_training_pictures_alone(tiny_config, tmp_path)
 def test_it_is_not_for_classifiers(tmp_path):
     (tmp_path / "c.yaml").write_text("data: {format: cifar10, cache: somewhere}")
     with pytest.raises(InputError, match="'data.cache' is for detectors"):
-        load_config(tmp_path / "c.yaml")
+        train(load_config(tmp_path / "c.yaml", ["method=none"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

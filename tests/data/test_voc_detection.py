@@ -136,8 +136,8 @@ def test_untidy_lists(tmp_path):
     write_xml(folder, "v1.2", [])
     write_image(folder, "v1.2.jpeg")
     write_list(folder, "train", "\ufeffc.png\r\n\r\n  a \t\r\nc\r\nscan 1\r\nv1.2\r\n\r\n")
-    with pytest.warns(UserWarning, match="1 lines name a picture that is in the list already"):
-        dataset = VOCDetection(folder, "train")
+    dataset = VOCDetection(folder, "train")
+    assert dataset.notes == [f"{folder / 'ImageSets/Main/train.txt'}: 1 pictures are named more than once"]
     assert dataset.ids == ["c", "a", "scan 1", "v1.2"]
     assert dataset.image_path(2).name == "scan 1.JPG"
 
@@ -169,9 +169,14 @@ def test_unknown_class(tmp_path):
 
 @pytest.mark.parametrize("name", ["persom", "Person"])
 def test_a_misspelt_voc_class_is_no_new_class(tmp_path, name):
-    folder = voc(tmp_path, {"a": [("dog", (1, 1, 2, 2), 0), (name, (1, 1, 2, 2), 0)]})
+    few = [("dog", (1, 1, 2, 2), 0), (name, (1, 1, 2, 2), 0)]
+    folder = voc(tmp_path, {"a": [*few, *[("person", (x, 1, x + 2, 9), 0) for x in range(1, 6)]]})
     assert f"object 2 ('{name}'): unknown class (did you mean 'person'?)" in refusal(folder, "train")
-    assert VOCDetection(folder, "train", classes=["dog", name]).classes == ["dog", name]
+    assert VOCDetection(folder, "train", classes=["dog", "person", name]).classes == ["dog", "person", name]
+    # Among four it may well be a class of its own.
+    write_xml(folder, "a", [*few, *[("person", (x, 1, x + 2, 9), 0) for x in range(1, 5)]])
+    assert VOCDetection(folder, "train").classes == sorted(["dog", "person", name])
+    assert f"'{name}' taken for classes of their own" in VOCDetection(folder, "train").notes[0]
 
 
 def test_own_classes_may_share_names_with_voc(tmp_path):
@@ -210,7 +215,7 @@ def test_missing_picture(tmp_path):
     message = refusal(folder, "train")
     assert message.startswith(f"{folder / 'ImageSets/Main/train.txt'}, line 2: no picture JPEGImages/b.jpg")
     assert "1 of 3" in message
-    assert message.endswith("use a split that is all there: 'have_train'")
+    assert message.endswith("add them, or take their names away (all there: 'have_train')")
 
 
 def test_missing_annotation(tmp_path):
@@ -223,7 +228,7 @@ def test_missing_annotation(tmp_path):
 
 def test_faulty_annotation_is_found_at_once(tmp_path):
     folder = voc(tmp_path)
-    write_xml(folder, "c", [("dog", (5, 5, 50, 9), 0)])
+    write_xml(folder, "c", [("dog", (50, 5, 60, 9), 0)])
     assert refusal(folder, "train").startswith(f"{folder / 'Annotations/c.xml'}, line 3, object 1 ('dog')")
 
 

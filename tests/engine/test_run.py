@@ -13,8 +13,10 @@ import torch
 from detkt.base.device import resolve_device
 from detkt.base.errors import InputError
 from detkt.config import load_config
+from detkt.data import DEFAULT_ROOTS
 from detkt.engine import run
-from detkt.engine.run import RUN_FILES, resolve_config, train, write_metrics
+from detkt.engine.run import resolve_config, train
+from detkt.engine.run_folder import RUN_FILES, write_metrics
 from detkt.engine.trainer import Trainer
 from detkt.evaluation.table import metrics_table
 from detkt.methods.ktan import KTANConfig
@@ -322,7 +324,8 @@ def test_where_the_shapes_are_drawn_is_told(tiny_config, tmp_path, caplog, monke
     caplog.set_level("INFO", logger="detkt")
     monkeypatch.setattr(Trainer, "fit", lambda self: 1 / 0)
     small = "{train: 4, test: 2, val: 0, image_size: 64, classes: [cross, disc, star]}"
-    config = tiny_config("data.format=shapes", f"data.root={tmp_path / 'new'}", f"data.shapes={small}")
+    monkeypatch.setitem(DEFAULT_ROOTS, "shapes", str(tmp_path / "new"))
+    config = tiny_config("data.format=shapes", "data.root=null", f"data.shapes={small}")
     for times in (1, 1):  # once, then they are there
         with pytest.raises(ZeroDivisionError):
             train(config, tmp_path / "run", quiet=True, overwrite=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import fcntl
 import io
@@ -25,15 +26,15 @@ from detkt.config import load_config
 from detkt.data.loading import EndlessBatches, training_loader
 from detkt.distiller import Distiller
 from detkt.engine import teacher_cache
-from detkt.engine.jobs import job_of
 from detkt.engine.run import build_net, train
-from detkt.engine.teacher_cache import open_teacher_cache
+from detkt.engine.teacher_cache import TeacherCache
 from detkt.engine.teacher_maps import HEADER, MAPS, Layout
+from detkt.kinds import kind_of
 from detkt.methods.base import Needs
-from detkt.tasks.detection import _Detector
+from detkt.tasks.detectors import Detector
 
 BOTH = Needs.STUDENT | Needs.TEACHER_FEATURES
-LOGITS = BOTH | {"student.logits", "teacher.logits"}
+LOGITS = BOTH | Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS
 SIZES = [(80, 64), (64, 80), (90, 50), (80, 64), (48, 96), (64, 64)]
 
 
@@ -41,19 +42,26 @@ class Run:
     """What a training run makes of a config before it trains."""
 
     def __init__(self, config):
-        job = job_of(config)
-        self.config, self.dataset = config, job.training_set(config, None)
+        self.config, self.kind = config, kind_of(config)
+        self.dataset = self.kind.training_set(config)
         torch.manual_seed(0)
-        classes, size = self.dataset.classes, job.image_size(self.dataset)
-        student, teacher = (build_net(job, net, "net", classes) for net in (config.student, config.teacher))
-        settings = config.method_settings()
-        self.distiller = Distiller(student, teacher, config.method, settings, classes, classes, size)
-        self.distiller.train()
+        pair = config.student, config.teacher
+        self.nets = [build_net(self.kind, net, "net", self.dataset.classes) for net in pair]
+        self.distiller = self.with_cache(None)
         self.task = self.distiller.task
 
+    def with_cache(self, cache):
+        """A distiller of these networks, always with the same nets of the method."""
+        nets, settings, classes = copy.deepcopy(self.nets), self.config.method_settings(), self.dataset.classes
+        torch.manual_seed(0)
+        size = self.kind.image_size(self.dataset)
+        distiller = Distiller(*nets, self.config.method, settings, classes, classes, size, teacher_cache=cache)
+        return distiller.train()
+
     def open(self, folder):
-        self.task.teacher_cache = None
-        return open_teacher_cache(self.config, self.distiller, self.dataset, folder, quiet=True)
+        cache = TeacherCache(folder)
+        cache.fill(self.distiller, self.dataset, self.config, quiet=True)
+        return cache
 
     def batches(self, count):
         order = EndlessBatches(len(self.dataset), self.config.train.batch_size, seed=0)
@@ -62,10 +70,9 @@ class Run:
     def both(self, batch, needs, cache):
         """Student's and teacher's knowledge of a batch, without the cache and with it."""
         found = []
-        for source in (None, cache):
-            self.task.teacher_cache = source
+        for distiller in (self.distiller, self.with_cache(cache)):
             torch.manual_seed(1)
-            found.append(self.task.run(*batch, needs))
+            found.append(distiller.task.run(*batch, needs))
         return found
 
 
@@ -130,14 +137,14 @@ def uneven(run, uneven_folder):
 
 def backbone_passes(monkeypatch):
     """Counts the passes of teachers' backbones from now on."""
-    passes, original = [], _Detector.features
+    passes, original = [], Detector.features
 
     def features(self, images):
         if self.role == "teacher":
             passes.append(len(images))
         return original(self, images)
 
-    monkeypatch.setattr(_Detector, "features", features)
+    monkeypatch.setattr(Detector, "features", features)
     return passes
 
 
@@ -166,19 +173,19 @@ def test_a_step_sees_the_teachers_maps_of_each_picture_and_flip(run, tmp_path):
 def test_the_losses_of_a_step_are_those_of_rounded_maps(method, run, tmp_path, monkeypatch):
     tiny = run(f"method={method}")
     cache, (batch,) = tiny.open(tmp_path / "cache"), tiny.batches(1)
-    original = _Detector.features
+    original = Detector.features
 
     def features(self, images):
         found = original(self, images)
         return {name: rounded(feature) for name, feature in found.items()} if self.role == "teacher" else found
 
-    monkeypatch.setattr(_Detector, "features", features)
+    monkeypatch.setattr(Detector, "features", features)
+    pair = tiny.distiller, tiny.with_cache(cache)
     for stage in tiny.distiller.stages:
         losses = []
-        for source in (None, cache):
-            tiny.task.teacher_cache = source
+        for distiller in pair:
             torch.manual_seed(1)
-            (update,) = tiny.distiller.updates(stage, *batch)
+            (update,) = distiller.updates(stage, *batch)
             losses.append({name: float(loss.detach()) for name, loss in update.losses.items()})
         assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
@@ -232,7 +239,8 @@ def test_under_autocast_maps_come_in_its_type(run, tmp_path):
 def test_scores_are_the_teachers_head_on_cached_maps(run, tmp_path, monkeypatch):
     tiny = run("method=kd")
     cache, (batch,) = tiny.open(tmp_path / "cache"), tiny.batches(1)
-    monkeypatch.setattr(tiny.distiller.teacher.rpn, "forward", lambda *args: pytest.fail("the teacher's RPN ran"))
+    for teacher in (tiny.distiller.teacher, tiny.nets[1]):
+        monkeypatch.setattr(teacher.rpn, "forward", lambda *args: pytest.fail("the teacher's RPN ran"))
     (student, plain, _), (_, cached, _) = tiny.both(batch, LOGITS, cache)
     assert cached.logits.shape == student.logits.shape
     assert torch.allclose(cached.logits, plain.logits, atol=2e-3)
@@ -249,8 +257,9 @@ def test_classifiers_maps_and_scores(classifier, tmp_path, monkeypatch):
             assert close(cached.features[name], rounded(expected))
         assert torch.allclose(cached.logits, plain.logits, atol=0.02, rtol=0.02)
         assert heads.task_losses(cached.features, "teacher")["cross_entropy"] > 0
-    monkeypatch.setattr(tiny.distiller.teacher.backbone, "forward", lambda *args: pytest.fail("the teacher ran"))
-    tiny.task.run(*batch, LOGITS)
+    distiller = tiny.with_cache(cache)
+    monkeypatch.setattr(distiller.teacher.backbone, "forward", lambda *args: pytest.fail("the teacher ran"))
+    distiller.task.run(*batch, LOGITS)
 
 
 @pytest.mark.parametrize(("flip", "states"), [(0, [False]), (1, [True]), (0.5, [False, True])])
@@ -462,7 +471,9 @@ def test_other_refusals(run, tiny_config, tmp_path):
         tiny.open(tmp_path / "cache")
     with pytest.raises(InputError, match="method 'none' learns from no teacher"):
         distiller = Distiller(tiny.distiller.student, None, "none")
-        open_teacher_cache(tiny_config(), distiller, tiny.dataset, tmp_path / "cache", quiet=True)
+        TeacherCache(tmp_path / "cache").fill(distiller, tiny.dataset, tiny_config(), quiet=True)
+    with pytest.raises(InputError, match="cache was not filled: call fill"):
+        run().with_cache(TeacherCache(tmp_path / "cache")).task.run(*tiny.batches(1)[0], BOTH)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file; choose another --cache-teacher"):
         run().open(tmp_path / "file" / "cache")

@@ -15,12 +15,12 @@ from run_comparison import assert_same_run, read_log
 from detkt.base.errors import InputError
 from detkt.config import load_config
 from detkt.engine.checkpoint import load_checkpoint
-from detkt.engine.jobs import ClassificationJob
 from detkt.engine.reporting import Reporter
 from detkt.engine.run import train
 from detkt.engine.trainer import Interrupted, Trainer
 from detkt.engine.validation import Validation
-from detkt.models import load_model, weights
+from detkt.kinds import Classification
+from detkt.models import load_model, saved
 
 
 def test_the_best_is_the_first_of_the_highest_of_the_first_measure():
@@ -121,7 +121,7 @@ def test_detectors_are_scored_alike(tiny_config, voc_folder, tmp_path):
 @pytest.fixture
 def while_scoring(at_call):
     """``while_scoring(n, action)``: do *action* in the midst of the n-th validation from now on."""
-    return at_call(ClassificationJob, "evaluate")
+    return at_call(Classification, "evaluate")
 
 
 def interrupt():
@@ -173,12 +173,10 @@ def test_a_run_killed_around_its_scores_tells_them_once(moment, tiny_classifier_
 
     with monkeypatch.context() as patch:
         if moment == "while scoring":
-            patch.setattr(ClassificationJob, "evaluate", kill)
+            patch.setattr(Classification, "evaluate", kill)
         elif moment == "between the two files of the best":
-            original = weights.write_atomically
-            patch.setattr(
-                weights, "write_atomically", lambda p, w: kill() if p.name == "model.json" else original(p, w)
-            )
+            original = saved.write_atomically
+            patch.setattr(saved, "write_atomically", lambda p, w: kill() if p.name == "model.json" else original(p, w))
         else:
             original = Reporter.log
             patch.setattr(Reporter, "log", lambda self, e: (original(self, e), "val_top1" in e and kill()))

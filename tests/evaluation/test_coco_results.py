@@ -139,7 +139,7 @@ def test_keys_must_be_there(read, key):
         ('[{"image_id": 1},\n]', "line 2, column 1 is not JSON"),
         ("[" * 100_000, "nested too deeply"),
         ("[" + "1" * 5000 + "]", "holds a number too long"),
-        (DATASET, "is a COCO data set, not its results, which are a list"),
+        (DATASET, "is a COCO data set without scores, and no results, which are a list"),
         ({"annotations": []}, "is a COCO data set"),
         ({"map": 1}, "holds an object, but results are a list"),
         ("3", "holds a number, but"),

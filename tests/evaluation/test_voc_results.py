@@ -166,3 +166,42 @@ def test_what_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write result files to .*file"):
         write_results(tmp_path / "file", {"a": record}, ["car"])
+
+
+def test_names_of_pictures_are_those_of_their_files(tmp_path):
+    put(tmp_path, comp4_det_test_car="a.b.jpg 0.5 1 2 3 4\nJPEGImages/c.PNG 0.5 1 2 3 4\ncafe\u0301 0.4 1 2 3 4\n")
+    assert list(read_results(tmp_path, pictures=["a.b", "c", "caf\u00e9"])) == ["a.b", "c", "caf\u00e9"]
+    with pytest.raises(InputError, match=r"comp4_det_test_car.txt, line 2: picture 'JPEGImages/c.PNG' is not among"):
+        read_results(tmp_path, pictures=["a.b", "caf\u00e9"])
+
+
+def test_other_classes_are_kept_or_left_out(tmp_path):
+    put(tmp_path, comp4_det_have_test_car="a 0.5 1 2 3 4", comp4_det_have_test_zebra_foal="a 0.6 1 2 3 4")
+    with pytest.raises(InputError, match="class 'zebra_foal' is not among"):
+        read_results(tmp_path, ["car"])
+    assert read_results(tmp_path, ["car"], others="keep")["a"]["labels"].tolist() == ["car", "zebra_foal"]
+    assert read_results(tmp_path, ["car"], others="leave")["a"]["labels"].tolist() == ["car"]
+
+
+@pytest.mark.parametrize("name", ["and/or", "a\0b", "x" * 250])
+def test_classes_that_no_file_can_be_named_by(tmp_path, name):
+    record = {"boxes": [[1, 2, 3, 4]], "scores": [0.5], "labels": ["car"]}
+    with pytest.raises(InputError, match="no VOC result file can be named by it"):
+        write_results(tmp_path / "out", {"a": record}, ["car", name])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_all_files_are_there_or_none(tmp_path, failing, monkeypatch):
+    record = {"boxes": [[1, 2, 3, 4]], "scores": [0.5], "labels": ["car"]}
+    calls = []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == failing + 1:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(InputError, match="No space left on device; free space"):
+        write_results(tmp_path / "out", {"a": record}, ["bus", "car", "dog"])
+    assert list(tmp_path.iterdir()) == []

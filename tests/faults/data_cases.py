@@ -78,6 +78,13 @@ FOLDERS = [
         "kit: holds no VOC2007 with Annotations, ImageSets/Main, JPEGImages; the years that are there: '2012'",
         rooted("kit", lambda p: p["voc"].rename((p.tmp / "kit").mkdir() or p.tmp / "kit" / "VOC2012")),
     ),
+    Case(
+        "plain-split",
+        "a split that XML files beside their pictures do not have",
+        _ROOT,
+        "own: no split '…'; it has no lists, its splits are 'all': give data.train='all[:-3]' data.test='all[-3:]'",
+        rooted("own", lambda p: (p.remove("voc/ImageSets"), p["voc"].rename(p.tmp / "own"))),
+    ),
     Case("root-long", "a name too long for the system", _ROOT, "…: File name too long", rooted("x" * 300)),
     Case(
         "folder-missing",
@@ -111,15 +118,15 @@ FOLDERS = [
         "a list that names a picture that is not there",
         DETECTION_DATA,
         "voc/ImageSets/Main/test.txt, line 3: no picture JPEGImages/test_000002.jpg, nor with another suffix "
-        "(1 of 6 pictures of the list are not there); use a split that is all there: 'trainval'",
+        "(1 of 6 pictures are not there); add them, or take their names away (all there: 'trainval')",
         lambda p: p.remove(JPEG),
     ),
     Case(
         "list-annotation",
         "a list that names a picture without annotation",
         DETECTION_DATA,
-        "voc/ImageSets/Main/test.txt, line 3: no annotation Annotations/test_000002.xml (1 of 6 of the list "
-        "are not there); add them, or shorten the list",
+        "voc/ImageSets/Main/test.txt, line 3: no annotation Annotations/test_000002.xml (1 of 6 annotations "
+        "are not there); add them, or take their names away",
         lambda p: p.remove(XML),
     ),
 ]
@@ -160,19 +167,11 @@ ANNOTATIONS = [
         lambda p: p.write(XML, OUTSIDE),
     ),
     Case(
-        "xml-no-size",
-        "an annotation without the picture's size",
+        "xml-none",
+        "something else than an annotation",
         DETECTION_DATA,
-        "voc/Annotations/test_000002.xml: the annotation has no <size>; add <size> with <width> and <height> "
-        "of the picture",
-        _in_xml("size>", "sice>"),
-    ),
-    Case(
-        "xml-zero-size",
-        "an annotation of a picture of width 0",
-        DETECTION_DATA,
-        "voc/Annotations/test_000002.xml: <size> is 0 x 64; it must hold the picture's width and height in pixels",
-        _in_xml("<width>64", "<width>0"),
+        "voc/Annotations/test_000002.xml: no VOC annotation: it holds <html> instead of <annotation>",
+        lambda p: p.write(XML, "<html><body/></html>"),
     ),
     Case(
         "xml-other-size",
@@ -194,7 +193,7 @@ ANNOTATIONS = [
         "an object of an unknown class",
         DETECTION_DATA,
         "voc/Annotations/test_000002.xml, line 14, object 1 ('strar'): unknown class (did you mean 'star'?); "
-        "mend the file, or list it among the classes, which are 'cross', 'disc', 'star'",
+        "mend the file, or list it among the classes (data.classes), which are 'cross', 'disc', 'star'",
         _first("name", "strar"),
     ),
     Case(
@@ -220,19 +219,27 @@ ANNOTATIONS = [
     ),
     Case(
         "object-outside",
-        "a box outside the picture",
+        "a box of which nothing is in the picture",
         DETECTION_DATA,
-        "voc/Annotations/test_000002.xml, line 14, object 1 ('disc'): box (40, 1, 640, 28) lies outside the "
+        "voc/Annotations/test_000002.xml, line 14, object 1 ('disc'): box (400, 1, 640, 28) lies wholly outside the "
         "picture of 64 x 64 pixels, counted from 1",
-        _first("xmax", "640"),
+        lambda p: _first_object(p, xmin=400, xmax=640),
     ),
     Case(
         "object-negative",
-        "a box that begins left of the picture",
-        DETECTION_DATA,
-        "voc/Annotations/test_000002.xml, line 14, object 1 ('disc'): box (-5, 1, 64, 28) lies outside the "
-        "picture of 64 x 64 pixels, counted from 1",
+        "a box that begins left of the picture, and is not to be cut",
+        {"train_det": f"{TRAIN_DET} data.boxes=refuse", "eval_voc": f"{EVAL} data.boxes=refuse"},
+        "voc/Annotations/test_000002.xml, line 14, object 1 ('disc'): box (-5, 1, 64, 28) reaches out of the "
+        "picture of 64 x 64 pixels, counted from 1; correct it, or give data.boxes=clip",
         _first("xmin", "-5"),
+    ),
+    Case(
+        "object-letters",
+        "a class name that is not in the encoding of the file",
+        DETECTION_DATA,
+        "voc/Annotations/test_000002.xml, line 14, object 1 ('d\ufffdsc'): <name> is 'd\ufffdsc', whose bytes are "
+        "not in the encoding of the file; save the file as UTF-8",
+        lambda p: p.write(XML, (p["voc"].parent / XML).read_bytes().replace(b"<name>disc", b"<name>d\xefsc", 1)),
     ),
     Case(
         "object-inverted",
@@ -272,6 +279,24 @@ PICTURES = [
         "voc/JPEGImages/test_000002.jpg: the picture is 64 x 48 pixels, but voc/Annotations/test_000002.xml "
         "says 64 x 64; its boxes would be misplaced: correct the <size> and the boxes, or restore the picture",
         lambda p: p.write(JPEG, picture("RGB", (64, 48), "JPEG")),
+    ),
+    Case(
+        "picture-strip",
+        "a picture so flat that a detector would see nothing of it",
+        DETECTION_DATA,
+        "voc/JPEGImages/test_000002.jpg: the picture is 640 x 5 pixels, a strip flatter than 50 to 1, of which a "
+        "detector sees nothing; cut it into pieces, or leave it out",
+        lambda p: (
+            p.write(JPEG, picture("RGB", (640, 5), "JPEG")),
+            p.write(XML, "<annotation><size><width>640</width><height>5</height></size></annotation>"),
+        ),
+    ),
+    Case(
+        "picture-huge",
+        "a picture of more pixels than are decoded",
+        {"train_det": f"{TRAIN_DET} data.max_pixels=4e3", "eval_voc": f"{EVAL} data.max_pixels=4e3"},
+        "voc/JPEGImages/t…_000000.jpg: the picture has 4,096 pixels, and 4,000 are the most that is decoded: cut it "
+        "into tiles, or raise that limit (data.max_pixels, predict.py: --max-pixels)",
     ),
     Case(
         "picture-truncated",

@@ -89,8 +89,7 @@ CLASSIFICATION = [
         "photos-class",
         "a class without pictures",
         CLASSIFICATION_DATA,
-        "photos/train/dark: holds no picture (.bmp, .gif, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp);"
-        " add some, or remove the folder",
+        "photos/train/dark: holds no picture, by the suffix; add some, or remove the folder",
         lambda p: (p.remove("photos/train/dark"), (p["photos"] / "train" / "dark").mkdir()),
     ),
     Case(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 from commands import COMPARE, EVAL, PREDICT, SHORT, VISUALIZE
-from faults import Case, Place
+from faults import Case, Place, picture
 from folder_cases import collected
 
+_OF_TWO = ("JPEGImages/test_000002.jpg", "Annotations/test_000002.xml")
 _FILE = "results/comp4_det_test_disc.txt"
 _VOC = {
     "eval_voc": EVAL.replace("--checkpoint {student}", "--detections {results} --classes cross,disc,star"),
@@ -99,7 +100,8 @@ VOC_RESULTS = [
         "results-picture",
         "detections on a picture that is not in the split",
         _VOC,
-        "detections name picture 'test_00001', which has no annotation (did you mean 'test_000001'?); leave it out",
+        "results/comp4_det_test_disc.txt, line 2: picture 'test_00001' is not among the 6 of the split (did you mean "
+        "'test_000001'?)",
         _line("test_00001 0.5 1 2 3 4"),
     ),
     Case(
@@ -109,6 +111,29 @@ VOC_RESULTS = [
         "results/comp4_det_test_disk.txt: class 'disk' is not among the classes cross, disc, star (did you "
         "mean 'disc'?); rename the file or take it away",
         lambda p: (p["results"] / "comp4_det_test_disc.txt").rename(p["results"] / "comp4_det_test_disk.txt"),
+    ),
+    Case(
+        "results-blank",
+        "pictures with blanks in their names, to be saved as VOC files",
+        {"eval_voc": f"{EVAL} --save-detections {{out}}"},
+        "picture 'test 2': a VOC result file needs an id without white space; rename it, or write a COCO result file "
+        "(*.json)",
+        lambda p: (
+            p.replace("voc/ImageSets/Main/test.txt", "test_000002", "test 2"),
+            *[(p["voc"] / f).rename(p["voc"] / f.replace("_00000", " ")) for f in _OF_TWO],
+        ),
+    ),
+    Case(
+        "results-slash",
+        "a class with a slash, to be saved as a VOC file",
+        {"eval_voc": _VOC["eval_voc"].replace("star", "star,and/or") + " --save-detections {out}"},
+        "class 'and/or': no VOC result file can be named by it; write a COCO result file (*.json), or rename the class",
+    ),
+    Case(
+        "results-iou",
+        "an overlap of more than all",
+        {"eval_voc": f"{_VOC['eval_voc']} --iou 50"},
+        "--iou is 50.0; give a number above 0 and at most 1",
     ),
     Case(
         "results-twice",
@@ -145,8 +170,8 @@ COCO_RESULTS = [
         "coco-object",
         "a COCO data set for its results",
         _COCO,
-        'coco.json is a COCO data set, not its results, which are a list [{"image_id": …, "category_id": …, '
-        '"bbox": [x, y, width, height], "score": …}, …]',
+        'coco.json is a COCO data set without scores, and no results, which are a list [{"image_id": …, "category_id": '
+        '…, "bbox": [x, y, width, height], "score": …}, …]',
         lambda p: p.write("coco.json", '{"images": []}'),
     ),
     Case(
@@ -250,7 +275,15 @@ PREDICTED = [
         "predict-empty",
         "a folder without pictures",
         {"predict": PREDICT.replace("{pictures}", "{results}")},
-        "results: the folder holds no picture (.bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp)",
+        "results: the folder holds no picture, by the suffix",
+    ),
+    Case(
+        "predict-strips",
+        "nothing but strips (each is warned of)",
+        {"predict": PREDICT},
+        "none of the 2 files could be read as a picture; see the warnings",
+        lambda p: [p.write(f"pictures/{name}", picture("RGB", (500, 1))) for name in ("a.png", "b.jpg")],
+        leaves=("out",),
     ),
     Case(
         "predict-none",

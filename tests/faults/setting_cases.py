@@ -154,7 +154,7 @@ SETTINGS = [
         "a class list that lacks a class of the data",
         {"train_det": f"{TRAIN_DET} data.classes=[cross,disc]", "compare": f"{COMPARE} data.classes=[cross,disc]"},
         "voc/Annotations/trainval_000000.xml, line 26, object 2 ('star'): unknown class; mend the file, or "
-        "list it among the classes, which are 'cross', 'disc'",
+        "list it among the classes (data.classes), which are 'cross', 'disc'",
     ),
     Case(
         "shapes-key",
@@ -166,16 +166,44 @@ SETTINGS = [
         "shapes-folder",
         "the shapes' config for a folder of one's own",
         {"train_det": f"{TRAIN_DET} data.format=shapes"},
-        "voc is a VOC-format folder, but the config says data.format=shapes; give a --config for it, or "
-        "data.format=voc and a pair that fits",
+        "voc: it holds no shapes, but the config asks for them (data.format=shapes): give the --config for "
+        "pictures of your own, or draw the shapes into a new folder with: python tools/prepare_data.py shapes "
+        "--data-root DIR",
         lambda p: p.remove("voc/shapes.json"),
     ),
     Case(
         "shapes-nowhere",
         "a mistyped folder with the shapes' config",
         {"train_det": f"{TRAIN_DET} data.format=shapes --data-root {{tmp}}/no/such"},
-        "no/such: no such folder, nor the one it would be in: the config draws its shapes there; give another"
-        " --data-root, or a --config for pictures of your own",
+        "no/such: no such folder, but the config asks for them (data.format=shapes): give the --config for "
+        "pictures of your own, or draw the shapes into a new folder with: python tools/prepare_data.py shapes "
+        "--data-root DIR",
+    ),
+    Case(
+        "shapes-new",
+        "a folder beside one's own with the shapes' config",
+        {"train_det": f"{TRAIN_DET} data.format=shapes --data-root {{tmp}}/bccd"},
+        "bccd: no such folder, but the config asks for them (data.format=shapes): give the --config for "
+        "pictures of your own, or draw the shapes into a new folder with: python tools/prepare_data.py shapes "
+        "--data-root DIR",
+    ),
+    Case(
+        "boxes-unknown",
+        "an unknown way with boxes",
+        {"train_det": f"{TRAIN_DET} data.boxes=clp"},
+        "unknown data.boxes 'clp' (did you mean 'clip'?); there are: clip, refuse",
+    ),
+    Case(
+        "exif-unknown",
+        "an unknown way with EXIF",
+        {"train_det": f"{TRAIN_DET} data.exif=never"},
+        "unknown data.exif 'never'; there are: apply, ignore",
+    ),
+    Case(
+        "pixels-none",
+        "pictures of no pixel",
+        {"train_det": f"{TRAIN_DET} data.max_pixels=0"},
+        "'data.max_pixels' is 0.0: it must be 1 or more",
     ),
     Case(
         "net-unknown",

@@ -26,7 +26,7 @@ from detkt.evaluation.coco_ids import coco_ids
 from detkt.evaluation.coco_results import read_coco_results
 from detkt.evaluation.records import flatten_detections
 from detkt.evaluation.voc_results import read_results
-from detkt.models.weights import load_model
+from detkt.models import load_model
 from detkt.visualization.curves import read_log
 
 fuzzed = settings(

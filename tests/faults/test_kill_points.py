@@ -16,10 +16,10 @@ from detkt.config import load_config
 from detkt.data.shapes import ShapesConfig, write_shapes
 from detkt.engine import run
 from detkt.engine.checkpoint import load_checkpoint
-from detkt.engine.jobs import ClassificationJob
 from detkt.engine.reporting import Reporter
 from detkt.engine.run import train
 from detkt.engine.trainer import Trainer
+from detkt.kinds import Classification
 from detkt.methods.players import Players
 from detkt.models import load_model
 
@@ -105,11 +105,11 @@ POINTS = {  # id: (how, the step of last.pt then; None: there is none)
     "older-whole": (on_write("checkpoint-4.pt", 1, "whole"), 4),
     "older-after": (on_write("checkpoint-4.pt", 1, "after"), 4),
     "log-line": (on_call(Reporter, "log", 3, half_a_line), 4),
-    "scores": (on_call(ClassificationJob, "evaluate", 2), 8),
+    "scores": (on_call(Classification, "evaluate", 2), 8),
     "best-half": (on_write("best/model.safetensors", 1, "half"), 4),
     "best-between": (on_write("best/model.safetensors", 1, "after"), 4),
     "best-after": (on_write("best/model.json", 1, "after"), 4),
-    "test-scores": (on_call(ClassificationJob, "evaluate", 3), 8),
+    "test-scores": (on_call(Classification, "evaluate", 3), 8),
     "model-half": (on_write("run/model.safetensors", 1, "half"), 8),
     "model-between": (on_write("run/model.safetensors", 1, "after"), 8),
     "metrics-half": (on_write("metrics.json", 1, "half"), 8),

@@ -148,7 +148,7 @@ def test_errors_before_training():
         make("at", spec(output=(3, 4, 6)), spec(output=(3, 4, 6)), form="offical")
     with pytest.raises(InputError, match="methods.at.p is 0.5"):
         make("at", spec(output=(3, 4, 6)), spec(output=(3, 4, 6)), p=0.5)
-    with pytest.raises(InputError, match="output.0.*methods.at.layers"):
-        make("at", spec(output_0=(3, 4, 6)), spec(output=(3, 4, 6)))
+    with pytest.raises(InputError, match="output.0 4 x 6.*methods.at.layers"):
+        make("at", spec(output_0=(3, 4, 6), output_1=(3, 2, 3)), spec(output=(3, 30, 40)))
     with pytest.raises(InputError, match="no map 'output.7'"):
         make("at", spec(output=(3, 4, 6)), spec(output=(3, 4, 6)), layers=["output.7"])

@@ -121,12 +121,26 @@ def test_layer_pairs():
     assert methods.required_layers({Hint: config, KTAN: KTAN.Config(layers=["layer2"])}) == expected
 
 
-def test_pairs_are_the_outputs_both_nets_have():
-    method = hint(spec("output.0", "output.1", "layer1"), spec("output.0", "output.1", "output.2"))
-    assert method.pairs() == [LayerPair("output.0", "output.0"), LayerPair("output.1", "output.1")]
+def test_pairs_are_the_outputs_of_one_stride():
+    """By size, never by name; the nearest, each once; what only one net has is left out."""
+
+    def pyramid(*heights):
+        return Spec({f"output.{i}": FeatureSpec(8, height, height, True) for i, height in enumerate(heights)})
+
+    def paired(student, teacher):
+        return [(pair.student, pair.teacher) for pair in hint(student, teacher).pairs()]
+
+    same = [(f"output.{i}", f"output.{i}") for i in range(3)]
+    assert paired(pyramid(64, 32, 16), pyramid(64, 32, 16, 8)) == same
+    assert paired(pyramid(8, 4), pyramid(64, 32, 16, 8)) == [("output.0", "output.3")]
+    assert paired(pyramid(63, 32, 16), pyramid(16, 31, 64)) == [(f"output.{i}", f"output.{2 - i}") for i in range(3)]
+    assert paired(pyramid(2, 1, 1), pyramid(1, 1)) == [("output.1", "output.0"), ("output.2", "output.1")]
+    c4 = Spec({"output": FeatureSpec(8, 16, 16, True), "layer1": FeatureSpec(8, 64, 64, True)})
+    assert paired(pyramid(64, 32, 16, 8), c4) == [("output.2", "output")]
+    assert paired(c4, Spec({"output": FeatureSpec(4, 5, 5, True)})) == [("output", "output")]
     assert hint(spec("output"), spec("output"), layers=["a=b"]).pairs() == [LayerPair("a", "b")]
-    with pytest.raises(InputError, match=r"output 'output\.1' has no counterpart .*\(output\.0\).*hint\.layers"):
-        hint(spec("output.0", "output.1"), spec("output.0")).pairs()
+    with pytest.raises(InputError, match=r"the student \(output\.0 64 x 64, output\.1 32 x 32\).*\(output 16 x 16\)"):
+        hint(pyramid(64, 32), c4).pairs()
 
 
 def test_layers_that_are_not_there_or_twice_are_refused():

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 from detkt.base.errors import InputError
+from detkt.models.card import ModelCard, card_of
 from detkt.models.classifier import (
     Classifier,
     available_classifiers,
@@ -44,16 +46,11 @@ def spread_statistics(model: nn.Module) -> None:
 
 def test_description_rebuilds_the_model():
     model = on_meta("cifar_wrn16_1", 7, dropout=0, in_channels=1)
-    assert model.detkt == {
-        "task": "classification",
-        "architecture": "cifar_wrn16_1",
-        "num_classes": 7,
-        "options": {"dropout": 0.0, "in_channels": 1},
-        "input": {"channels": 1},
-    }
-    described = json.loads(json.dumps(model.detkt))
+    options = {"dropout": 0.0, "in_channels": 1}
+    assert card_of(model) == ModelCard("classification", "cifar_wrn16_1", 7, options, channels=1)
+    described = json.loads(json.dumps(asdict(card_of(model))))
     again = on_meta(described["architecture"], described["num_classes"], **described["options"])
-    assert again.detkt == model.detkt
+    assert card_of(again) == card_of(model)
     assert again.backbone.conv1.in_channels == 1
     assert isinstance(described["options"]["dropout"], float)
 
@@ -124,7 +121,7 @@ def test_googlenet_normalises_again_for_its_imagenet_weights():
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-5)
-    assert ours.detkt["options"] == {"transform_input": True}
+    assert card_of(ours).options == {"transform_input": True}
 
 
 @pytest.mark.parametrize("name", ["resnext50_32x4d", "wide_resnet50_2", "vgg16_bn"])
@@ -368,7 +365,7 @@ def test_imagenet_weights_of_googlenet_bring_their_normalisation(hub, caplog):
     torch.save(theirs.state_dict(), hub / "googlenet-1378be20.pth")
     with caplog.at_level("INFO", logger="detkt"):
         ours = build_classifier("googlenet", 20, weights="imagenet")
-    assert ours.detkt["options"] == {"transform_input": True}
+    assert card_of(ours).options == {"transform_input": True}
     assert torch.equal(ours.backbone.inception5b.branch1.conv.weight, theirs.inception5b.branch1.conv.weight)
     assert "head.fc.weight 1000x1024 for 20x1024" in caplog.text
     assert "in the file but not used: aux1.conv" in caplog.text

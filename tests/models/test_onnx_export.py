@@ -13,8 +13,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from detkt.base.errors import InputError
 from detkt.models import build_classifier, build_detector, load_model, onnx_export, save_model
+from detkt.models.card import ModelCard, add_card
 from detkt.models.classifier import Classifier
-from detkt.models.onnx_export import export_onnx, match_detections, open_session, random_pictures
+from detkt.models.onnx_export import CLASSIFIER_GRAPHS, DETECTOR_GRAPHS, match_detections, open_session
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -71,7 +72,7 @@ def assert_same(expected, found):
 def exported(tmp_path_factory):
     """A C4 detector and its graph, traced on the smallest picture here."""
     model, path = net(), tmp_path_factory.mktemp("onnx") / "model.onnx"
-    export_onnx(model, path, CLASSES, [picture(40, 40)])
+    DETECTOR_GRAPHS.export(model, path, CLASSES, [picture(40, 40)])
     return model, path
 
 
@@ -86,7 +87,7 @@ def exported(tmp_path_factory):
 )
 def test_every_kind_of_detector(tmp_path, name, options):
     model, path = net(name, **options), tmp_path / "model.onnx"
-    agreement = export_onnx(model, path, CLASSES, [picture(64, 64), picture(70, 90), picture(100, 40)])
+    agreement = DETECTOR_GRAPHS.export(model, path, CLASSES, [picture(64, 64), picture(70, 90), picture(100, 40)])
     assert agreement.pictures == 3
     assert agreement.compared > 15
     assert agreement.box < 0.01
@@ -143,7 +144,7 @@ def test_no_detection_one_and_many(tmp_path):
     model.roi_heads.score_thresh = float(threshold)
     # Traced on a picture without detections, which must not become what the graph gives for every picture.
     traced = pictures[counts.index(0)]
-    export_onnx(model, tmp_path / "model.onnx", CLASSES, [traced])
+    DETECTOR_GRAPHS.export(model, tmp_path / "model.onnx", CLASSES, [traced])
     session = open_session(str(tmp_path / "model.onnx"))
     for image in pictures:
         expected = torch_detections(model, image)
@@ -152,7 +153,7 @@ def test_no_detection_one_and_many(tmp_path):
 
 def test_a_full_list_of_detections_is_cut_alike(tmp_path):
     model = net(box_detections_per_img=5, rpn_post_nms_top_n_test=7, box_score_thresh=0.0)
-    export_onnx(model, tmp_path / "model.onnx", CLASSES, [picture(40, 40)])
+    DETECTOR_GRAPHS.export(model, tmp_path / "model.onnx", CLASSES, [picture(40, 40)])
     session = open_session(str(tmp_path / "model.onnx"))
     for seed in range(3):
         expected = torch_detections(model, picture(80, 120, seed))
@@ -177,7 +178,7 @@ def test_metadata_of_a_detector(exported):
 def test_the_model_is_left_as_it_is(tmp_path):
     model = net().half().train()
     weight = model.backbone.conv1.weight.clone()
-    export_onnx(model, tmp_path / "model.onnx", CLASSES, [picture(64, 64)])
+    DETECTOR_GRAPHS.export(model, tmp_path / "model.onnx", CLASSES, [picture(64, 64)])
     assert model.training
     assert model.backbone.conv1.weight.requires_grad
     assert torch.equal(model.backbone.conv1.weight, weight)
@@ -188,8 +189,8 @@ def test_the_model_is_left_as_it_is(tmp_path):
 def test_classifier_takes_any_batch(tmp_path, opset):
     torch.manual_seed(0)
     model, path = build_classifier("cifar_resnet8", 3, in_channels=1).eval(), tmp_path / "model.onnx"
-    pictures = random_pictures((28, 28), channels=1, task="classification")
-    agreement = export_onnx(model, path, CLASSES, pictures, opset=opset, normalisation=((0.25,), (0.5,)))
+    pictures = CLASSIFIER_GRAPHS.random_pictures((28, 28), channels=1)
+    agreement = CLASSIFIER_GRAPHS.export(model, path, CLASSES, pictures, opset=opset, normalisation=((0.25,), (0.5,)))
     assert (agreement.pictures, agreement.compared, agreement.box) == (4, 15, None)
     session = open_session(str(path))
     for count in (1, 2, 7):
@@ -264,12 +265,12 @@ def test_mismatch_is_an_error_and_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export._ExportTransform, "resize", GeneralizedRCNNTransform.resize)
     path = tmp_path / "model.onnx"
     with pytest.raises(InputError, match=r"picture 2 of 2 \(40 x 61\): torch finds label . with score") as error:
-        export_onnx(net(), path, CLASSES, [picture(64, 64), picture(40, 61)])
+        DETECTOR_GRAPHS.export(net(), path, CLASSES, [picture(64, 64), picture(40, 61)])
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
     path.write_bytes(b"old")
     with pytest.raises(InputError):
-        export_onnx(net(), path, CLASSES, [picture(64, 64), picture(40, 61)])
+        DETECTOR_GRAPHS.export(net(), path, CLASSES, [picture(64, 64), picture(40, 61)])
     assert path.read_bytes() == b"old"
 
 
@@ -281,7 +282,7 @@ def test_float64_decides_where_float32_rounds_elsewhere(tmp_path, monkeypatch):
         return found if image.dtype == torch.float64 else found | {"boxes": found["boxes"] + 1}
 
     monkeypatch.setattr(onnx_export, "_detect", rounded_elsewhere)
-    agreement = export_onnx(net(), tmp_path / "model.onnx", CLASSES, [picture(64, 64), picture(50, 70)])
+    agreement = DETECTOR_GRAPHS.export(net(), tmp_path / "model.onnx", CLASSES, [picture(64, 64), picture(50, 70)])
     assert agreement.rounded == 2
     assert agreement.compared > 10
     assert agreement.box < 0.01
@@ -292,16 +293,17 @@ def test_a_classifier_that_differs(tmp_path, monkeypatch):
     run = onnx_export._run
     monkeypatch.setattr(onnx_export, "_run", lambda *inputs: [values + 0.002 for values in run(*inputs)])
     with pytest.raises(InputError, match="batch of 1: logits by 0.002"):
-        export_onnx(build_classifier("cifar_resnet8", 3), tmp_path / "m", CLASSES, [torch.zeros(3, 32, 32)] * 2)
+        pictures = [torch.zeros(3, 32, 32)] * 2
+        CLASSIFIER_GRAPHS.export(build_classifier("cifar_resnet8", 3), tmp_path / "m", CLASSES, pictures)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_net_that_cannot_be_traced(tmp_path, capfd):
     # 7 x 7 of a 5 x 5 map, as VGG and AlexNet have it for pictures of another size than ImageNet's.
     model = Classifier(nn.Conv2d(3, 2, 1), nn.Sequential(nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(98, 3)))
-    model.detkt = {"task": "classification", "architecture": "own"}
+    add_card(model, ModelCard("classification", "own", 3, {}))
     with pytest.raises(InputError, match="cannot export this net for pictures of 5 x 5 as ONNX: .*adaptive") as error:
-        export_onnx(model, tmp_path / "model.onnx", CLASSES, [torch.zeros(3, 5, 5)])
+        CLASSIFIER_GRAPHS.export(model, tmp_path / "model.onnx", CLASSES, [torch.zeros(3, 5, 5)])
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
     print("still heard")
@@ -311,24 +313,24 @@ def test_a_net_that_cannot_be_traced(tmp_path, capfd):
 @pytest.mark.parametrize("opset", [15, 21])
 def test_opset_that_cannot_be_written(tmp_path, opset):
     with pytest.raises(InputError, match=f"opset {opset} .* from 16 to 20"):
-        export_onnx(net(), tmp_path / "model.onnx", CLASSES, [picture(64, 64)], opset=opset)
+        DETECTOR_GRAPHS.export(net(), tmp_path / "model.onnx", CLASSES, [picture(64, 64)], opset=opset)
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_packages_that_are_not_installed(tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=r"pip install detkt\[onnx\]") as error:
-        export_onnx(net(), tmp_path / "model.onnx", CLASSES, [picture(64, 64)])
+        DETECTOR_GRAPHS.export(net(), tmp_path / "model.onnx", CLASSES, [picture(64, 64)])
     assert "\n" not in str(error.value)
 
 
 def test_random_pictures_are_the_same_each_time():
-    pictures = random_pictures((60, 90))
+    pictures = DETECTOR_GRAPHS.random_pictures((60, 90))
     assert [tuple(image.shape) for image in pictures] == [
         (3, *s) for s in [(60, 90)] * 2 + [(90, 60)] * 2 + [(41, 90)] * 2
     ]
     assert all(0 <= image.min() < image.max() <= 1 for image in pictures)
-    assert all(torch.equal(*pair) for pair in zip(pictures, random_pictures((60, 90)), strict=True))
+    assert all(torch.equal(*pair) for pair in zip(pictures, DETECTOR_GRAPHS.random_pictures((60, 90)), strict=True))
 
 
 def test_tool_writes_both_formats(tmp_path, tool, voc_folder, capsys):

@@ -290,7 +290,7 @@ def test_imagenet_payload_in_the_cache_is_not_run(hub, tmp_path):
 
 @pytest.mark.parametrize("name", ["fasterrcnn_resnet18x0.25_c4", "fasterrcnn_resnet10_c4"])
 def test_no_imagenet_weights_for_scaled_nets(name):
-    with pytest.raises(InputError, match="there are none for this net"):
+    with pytest.raises(InputError, match=f"weights 'imagenet': there are none for {name}"):
         build_detector(name, 21, weights="imagenet")
 
 

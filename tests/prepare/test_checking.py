@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 from detkt.base.errors import InputError
+from detkt.config import DataConfig
 from detkt.data.annotations import parse_annotation
 from detkt.data.voc import VOCDetection
-from detkt.prepare.checking import check_folder, check_source
+from detkt.prepare.checking import check_dataset, check_source
 from detkt.prepare.picture_checking import in_threads
-from detkt.prepare.sources import SOURCES, Source, Version
+from detkt.prepare.sources import SOURCES, PublishedSet, Version
 
 REAL = Path(os.environ.get("DETKT_TEST_DATA", Path(__file__).parents[2].parent / "shared/data"))
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
@@ -62,7 +63,7 @@ def voc(tmp_path):
 
 def check(folder):
     """Errors and notes, each less the folder it begins with."""
-    findings = check_folder(folder, quiet=True)
+    findings = check_dataset(folder, quiet=True)
     for finding in findings.errors + findings.notes:
         assert "\n" not in finding.line
         assert finding.line.startswith(str(finding.path))
@@ -74,7 +75,9 @@ def check(folder):
 
 def test_nothing_wrong(voc):
     assert check(voc) == ([], [])
-    assert check_folder(voc, quiet=True).summary == [f"{voc}: 5 pictures, 5 annotations, 5 objects of 1 class, 2 lists"]
+    assert check_dataset(voc, quiet=True).summary == [
+        f"{voc}: 5 pictures, 5 annotations, 5 objects of 1 class, 2 lists"
+    ]
 
 
 def test_drawn_shapes_are_in_order(voc_folder):
@@ -135,10 +138,15 @@ def test_objects_of_an_annotation_without_size(voc):
         "<object><name>dog</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9000</xmax><ymax>9</ymax></bndbox></object>"
     )
     write(voc / "Annotations/b.xml", f"<annotation>\n{good}\n<object><name>dog</name></object></annotation>")
-    assert check(voc)[0] == [
-        "Annotations/b.xml: the annotation has no <size>; add <size> with <width> and <height> of the picture",
-        "Annotations/b.xml, line 3, object 2 ('dog'): the object has no <bndbox>",
+    errors, notes = check(voc)
+    assert errors == ["Annotations/b.xml, line 3, object 2 ('dog'): the object has no <bndbox>"]
+    assert notes == [
+        "Annotations: 1 annotation without <size>, which is taken from the picture: 'b'",
+        "Annotations: 1 annotation with 1 box reaching farther beyond the picture (data.boxes=refuse stops at them), "
+        "which are clipped: 'b'",
     ]
+    (voc / "JPEGImages/b.png").unlink()
+    assert [error for error in check(voc)[0] if "b.xml" in error] == errors
 
 
 @pytest.mark.parametrize(
@@ -290,11 +298,13 @@ def test_files_that_belong_to_nothing(voc):
     errors, notes = check(voc)
     assert errors == []
     assert notes == [
-        "JPEGImages: 2 files whose names no reader looks for: '.DS_Store', 'c.Png'",
+        "JPEGImages: 1 file whose names no reader looks for: '.DS_Store'",
         "Annotations: 1 file whose names no reader looks for: 'a.xml~'",
         "ImageSets/Main: 1 file whose names no reader looks for: 'train.txt.bak'",
+        "JPEGImages/c.Png: never read, as c.png has the same id 'c'; remove one of them",
         "JPEGImages: 1 file without annotation, and in no list: 'alone'",
         "Annotations: 1 file without picture, and in no list: 'left'",
+        "JPEGImages/c.Png: not a picture, or damaged at its start (read by no list)",
     ]
 
 
@@ -352,10 +362,37 @@ def test_nearly_the_same_picture(voc):
 
 
 def test_misspelt_voc_class_is_what_the_reader_refuses(voc):
-    write(voc / "Annotations/b.xml", xml([("persn", BOX)]).format(name="b"))
-    with pytest.raises(InputError, match="unknown class"):
+    many = [("person", (x, x, x + 5, x + 9)) for x in range(1, 12, 2)]
+    write(voc / "Annotations/b.xml", xml([("persn", BOX), *many]).format(name="b"))
+    with pytest.raises(InputError, match=r"unknown class \(did you mean 'person'\?\)"):
         VOCDetection(voc, "train")
-    assert check(voc)[0] == ["Annotations/b.xml: 1 object of unknown class 'persn': 'person' is meant?"]
+    assert check(voc)[0] == [
+        "Annotations/b.xml: 1 object of unknown class 'persn': 'person' is meant? (if not, list all classes in "
+        "data.classes)"
+    ]
+    for listed in (["dog", "person", "persn"], ["dog", "person"]):
+        data = DataConfig(train="", test="", classes=listed)
+        found = [finding.line.removeprefix(f"{voc}/") for finding in check_dataset(voc, data, quiet=True).errors]
+        if len(listed) == 3:
+            assert found == []
+            assert VOCDetection(voc, "train", classes=listed).classes == listed
+        else:
+            assert found == ["Annotations/b.xml: 1 object of class 'persn', not one of data.classes"]
+
+
+@pytest.mark.parametrize(
+    ("own", "known"),
+    [("person?", "person"), ("cart", "car"), ("armchair", "chair"), ("goat", "cow"), ("bottle cap", "bottle")],
+)
+def test_classes_of_ones_own_that_resemble_vocs(voc, own, known):
+    for name in "abcde":
+        write(voc / f"Annotations/{name}.xml", xml([(own, BOX), (known, (1, 1, 9, 9))]).format(name=name))
+    errors, notes = check(voc)
+    assert errors == []
+    assert [note.partition(",")[0] for note in notes] in ([f"Annotations/a.xml: class '{own}'"], [])
+    dataset = VOCDetection(voc, "train")
+    assert dataset.classes == sorted([own, known])
+    assert len(dataset.notes) == len(notes)
 
 
 def test_own_classes_under_two_names(voc):
@@ -453,7 +490,7 @@ def photos(tmp_path):
 
 def test_image_folder(photos):
     assert check(photos) == ([], [])
-    assert check_folder(photos, quiet=True).summary == [f"{photos}: pictures of 2 classes, 2 in test, 3 in train"]
+    assert check_dataset(photos, quiet=True).summary == [f"{photos}: pictures of 2 classes, 2 in test, 3 in train"]
 
 
 def test_flaws_of_an_image_folder(photos):
@@ -506,16 +543,16 @@ def test_split_without_classes(photos):
 def test_folder_of_neither_kind(tmp_path):
     write(tmp_path / "a/b.txt", "")
     with pytest.raises(InputError, match="neither a VOC-format folder .* nor one of pictures"):
-        check_folder(tmp_path, quiet=True)
+        check_dataset(tmp_path, quiet=True)
 
 
 def test_folder_that_cannot_be_listed(voc, monkeypatch):
     def denied(*_, **__):
         raise PermissionError(13, "Permission denied", str(voc / "Annotations"))
 
-    monkeypatch.setattr(Path, "rglob", denied)
+    monkeypatch.setattr(os, "walk", denied)
     with pytest.raises(InputError, match=f"cannot read {voc}/Annotations: Permission denied"):
-        check_folder(voc, quiet=True)
+        check_dataset(voc, quiet=True)
 
 
 def test_ctrl_c_does_not_wait_for_what_is_left():
@@ -547,7 +584,7 @@ def digits(tmp_path):
     md5 = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
     sizes = {name: len(content) for name, content in files.items()}
     version = Version(("MNIST/raw", "raw", "."), md5, sizes)
-    return Source("mnist", "mnist", place="MNIST/raw", versions=(version,)), tmp_path
+    return PublishedSet("mnist", "mnist", place="MNIST/raw", versions=(version,)), tmp_path
 
 
 def lines(source, root):
@@ -600,7 +637,7 @@ def test_flaws_of_published_files(digits):
 def test_what_the_reader_says_of_files_without_published_checksums(tmp_path):
     records = np.zeros((2, 3073), np.uint8)
     names = [f"data_batch_{number}.bin" for number in range(1, 6)] + ["test_batch.bin"]
-    source = Source("cifar10", "cifar10", versions=(Version((".",), dict.fromkeys(names, ""), {}),))
+    source = PublishedSet("cifar10", "cifar10", versions=(Version((".",), dict.fromkeys(names, ""), {}),))
     for name in names:
         write(tmp_path / name, records.tobytes())
     assert lines(source, tmp_path) == []
@@ -616,7 +653,7 @@ def test_file_of_another_data_set(digits, monkeypatch):
     monkeypatch.setitem(SOURCES, "mnist", source)
     images, labels = root / "MNIST/raw/train-images-idx3-ubyte", root / "MNIST/raw/train-labels-idx1-ubyte"
     fashion = Version(source.versions[0].places, source.versions[0].md5 | {images.name: "0" * 32}, {})
-    other = Source("fashion-mnist", "fashion-mnist", versions=(fashion,))
+    other = PublishedSet("fashion-mnist", "fashion-mnist", versions=(fashion,))
     assert lines(other, root)[0][0] == (
         f"MNIST/raw/{images.name}: is a file of mnist, of another name or in the wrong folder; remove it"
     )

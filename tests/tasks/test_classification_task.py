@@ -126,8 +126,8 @@ def test_what_does_not_fit_is_refused(cifar_batch):
         ClassificationTask(build_classifier("cifar_vgg13", 10), image_size=2).reveal([], [])
     with pytest.raises(InputError, match="pictures of 3 channels and the teacher of 1"):
         ClassificationTask(student, build_classifier("cifar_resnet8", 10, in_channels=1))
-    with pytest.raises(InputError, match="the teacher is a FasterRCNN"):
-        ClassificationTask(student, build_detector("fasterrcnn_resnet10x0.125_c4", 4))
+    with pytest.raises(InputError, match="the student is a Classifier, not a torchvision detector as the teacher is"):
+        build_task(student, build_detector("fasterrcnn_resnet10x0.125_c4", 4))
     with pytest.raises(InputError, match="labels must be 0 to 9, found 0 to 10"):
         watched(student, teacher).run(images, torch.tensor([0, 1, 2, 3, 10, 4]), EVERYTHING)
     for labels in (torch.arange(5), torch.zeros(6), [{"labels": torch.tensor([1])}] * 6):

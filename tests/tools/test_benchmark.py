@@ -113,7 +113,7 @@ def test_a_repetition_is_a_step_of_each_turn(tiny_config):
     assert subjects.cycle == 2  # of the tiny KTAN's adversary
     name, batch = subjects.last_stage["ktan"], subjects.batches[0]
     logged = []
-    subjects.trainers["ktan"]._window.add = lambda values, *_: logged.append("discriminator" in values)
+    subjects.trainers["ktan"].journal.add = lambda values, *_: logged.append("discriminator" in values)
     for _ in range(5):
         subjects.works[name](batch)
     assert logged == [True, False, True, False, True]

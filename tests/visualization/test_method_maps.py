@@ -13,6 +13,7 @@ import yaml
 from detkt import data
 from detkt.base.errors import InputError
 from detkt.config import load_config
+from detkt.data.voc import VOCDetection
 from detkt.engine.run import train
 from detkt.models import build_classifier, load_model, save_model
 from detkt.visualization.method_maps import choose_indices, open_run, picture_maps, shown_pixels
@@ -123,11 +124,11 @@ def test_pictures_are_spread_over_the_data_set_or_named(classifier_run):
         choose_indices(dataset, 3, ["test/7"])
 
 
-def test_colours_beyond_the_range_are_cut_off(classifier_run):
+def test_colours_beyond_the_range_are_cut_off(classifier_run, voc_folder):
     _, dataset = open_run(classifier_run)
     image = torch.tensor([-9.0, (0.5 - 0.1307) / 0.3081, 9.0]).view(1, 1, 3)
     np.testing.assert_array_equal(shown_pixels(image, dataset), [[[0] * 3, [128] * 3, [255] * 3]])
-    assert shown_pixels(torch.full((3, 2, 2), 0.2), object()).tolist() == [[[51] * 3] * 2] * 2
+    assert shown_pixels(torch.full((3, 2, 2), 0.2), VOCDetection(voc_folder, "test")).tolist() == [[[51] * 3] * 2] * 2
 
 
 def test_what_is_no_run_is_refused(classifier_run, tmp_path):

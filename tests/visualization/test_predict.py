@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -125,6 +126,45 @@ def test_unreadable_files_are_passed_over_unless_all_are(run, checkpoint, pictur
     status, output, errors = run(*base, bad)
     assert (status, output) == (2, "")
     assert errors.splitlines()[-1].startswith("error: none of the 1 files could be read")
+
+
+def test_one_bad_picture_loses_no_others_predictions(run, checkpoint, pictures, tmp_path, monkeypatch):
+    good = pictures / "a.png"
+    strip, huge, tall = (pictures / name for name in ("strip.png", "huge.bmp", "tall.JPG"))
+    Image.new("RGB", (500, 1)).save(strip)
+    Image.new("RGB", (3, 1200)).save(tall)
+    Image.new("RGB", (100, 80)).save(huge)
+    odd = pictures / os.fsdecode(b"caf\xe9.png")
+    odd.write_bytes(good.read_bytes())
+    long = pictures / f"{'x' * 250}.png"
+    long.write_bytes(good.read_bytes())
+    flags = ["--output", tmp_path / "out", "--device", "cpu", "--quiet", "--max-pixels", 7999, "--score", 0]
+    status, output, errors = run("predict", "--checkpoint", checkpoint, good, strip, huge, tall, odd, long, *flags)
+    assert status == 0
+    lines = errors.splitlines()
+    assert [line.split(":")[1].strip() for line in lines] == [str(strip), str(huge), str(tall)]
+    assert "500 x 1 pixels, a strip" in lines[0] and "has 8,000 pixels, and 7,999 are the most" in lines[1]
+    dataset = json.loads((tmp_path / "out" / "pictures.json").read_text())
+    names = [image["file_name"] for image in dataset["images"]]
+    assert names == [str(good), f"{pictures}/caf\\udce9.png", str(long)]
+    assert all((tmp_path / "out" / image["drawn"]).is_file() for image in dataset["images"])
+    found = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert {entry["image_id"] for entry in found} == set(names)
+
+
+def test_a_picture_that_the_detector_fails_on_is_passed_over(run, checkpoint, pictures, tmp_path, monkeypatch):
+    def detect(model, image, *rest):
+        if image.shape[0] > 60:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+        return detect_picture(model, image, *rest)
+
+    monkeypatch.setattr("detkt.visualization.prediction.detect_picture", detect)
+    Image.new("RGB", (64, 64)).save(pictures / "b.png")
+    flags = ["--output", tmp_path / "out", "--device", "cpu", "--quiet"]
+    status, output, errors = run("predict", "--checkpoint", checkpoint, pictures, *flags)
+    assert status == 0
+    assert errors.startswith(f"warning: {pictures / 'b.png'}: the detector fails on it: [enforce fail")
+    assert "in 2 pictures, 1 passed over" in output
 
 
 def test_wrong_input_is_one_line_and_status_2(run, checkpoint, pictures, tmp_path):

@@ -30,7 +30,8 @@ from detkt.base.errors import InputError
 from detkt.base.files import write_atomically
 from detkt.base.seeds import seed_everything
 from detkt.config import Config
-from detkt.engine.run import versions
+from detkt.engine.run_folder import versions
+from detkt.kinds import kind_of
 
 FORMAT = 1
 WARM_UP = 4  # each of the batches once: what is compiled is compiled for their sizes
@@ -72,7 +73,7 @@ def run_benchmark(
     """
     if repetitions < 1:
         raise InputError(f"--repetitions {repetitions}: it must be 1 or more")
-    benchmark_baselines.check(against, config.task)
+    benchmark_baselines.check(against, kind_of(config).task)
     if "torchdistill" in against and benchmark_baselines.HINT not in methods:
         methods = [*methods, benchmark_baselines.HINT]
     before = _load()
@@ -160,7 +161,7 @@ def _method(name: str, subjects: Subjects, times: Times) -> dict[str, Any]:
     """Ratios of the method's last stage, in which the student learns most of the time."""
     last = subjects.last_stage[name]
     distiller = subjects.trainers[name].distiller
-    runs_teacher = distiller.teacher is not None and distiller.task.teacher_cache is None
+    runs_teacher = distiller.teacher is not None and name not in subjects.cached
     floor = [STUDENT, TEACHER] if runs_teacher else [STUDENT]
     own = [step - sum(parts) for step, *parts in zip(*(times[part]["seconds"] for part in (last, *floor)), strict=True)]
     return {

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from detkt.config import DataConfig
 from detkt.data import shapes_config
+from detkt.data.base import PictureSet
 from detkt.data.classification import CIFAR10_CLASSES, CIFAR100_CLASSES, FASHION_MNIST_CLASSES, MNIST_CLASSES
 from detkt.data.voc import VOC_CLASSES
 
@@ -59,6 +60,13 @@ class RandomDetections(Dataset):
     def plain(self) -> RandomDetections:
         return self
 
+    @property
+    def aspect_groups(self) -> None:
+        return None
+
+    def unnormalised(self, image: Tensor) -> Tensor:
+        return image
+
     def fingerprint(self) -> str:
         return hashlib.sha256(repr(self.picture_sizes).encode()).hexdigest()
 
@@ -92,11 +100,18 @@ class RandomClassifications(Dataset):
     def plain(self) -> RandomClassifications:
         return self
 
+    @property
+    def aspect_groups(self) -> None:
+        return None
+
+    def unnormalised(self, image: Tensor) -> Tensor:
+        return image
+
     def fingerprint(self) -> str:
         return hashlib.sha256(repr(tuple(self._images.shape)).encode()).hexdigest()
 
 
-def random_set(data: DataConfig, task: str, length: int, channels: int = 3) -> Dataset:
+def random_set(data: DataConfig, task: str, length: int, channels: int = 3) -> PictureSet:
     """*length* random pictures of the sizes and classes that *data* tell; *channels* of a classifier's pictures."""
     if task == "classification":
         side = data.image_size or _SIZES.get(data.format, 32)

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from benchmarking.memory import tensor_bytes
 from benchmarking.random_pictures import random_set
@@ -22,12 +21,13 @@ from detkt.base.paths import resolve
 from detkt.base.seeds import seed_everything
 from detkt.config import Config, NetConfig
 from detkt.data import DEFAULT_ROOTS
+from detkt.data.base import PictureSet
 from detkt.data.loading import EndlessBatches, training_loader
 from detkt.distiller import Distiller
-from detkt.engine.jobs import job_of
 from detkt.engine.run import build_net
-from detkt.engine.teacher_cache import open_teacher_cache
+from detkt.engine.teacher_cache import TeacherCache
 from detkt.engine.trainer import Trainer
+from detkt.kinds import kind_of
 from detkt.methods import parse
 from detkt.methods.base import Stage
 from detkt.models import load_model
@@ -73,7 +73,7 @@ class Subjects:
         self, config: Config, methods: Sequence[str], random: bool = False, image_size: int | None = None
     ) -> None:
         self.config = config = _constant(config, image_size)
-        self.job = job_of(config)
+        self.kind = kind_of(config)
         self.device = resolve_device(config.train.device)
         if config.train.precision == "fp16" and self.device.type != "cuda":
             raise InputError("precision fp16 needs a CUDA device; use --precision bf16 or fp32")
@@ -91,6 +91,7 @@ class Subjects:
         self.trainers: dict[str, Trainer] = {}
         self.works: dict[str, Work] = {}
         self.last_stage: dict[str, str] = {}
+        self.cached: set[str] = set()  # trainings that read the teacher's maps from a cache
         self.plain = self._add_training(STUDENT, "none")
         self.works[TEACHER] = self._teacher_forward
         for method in methods:
@@ -137,29 +138,29 @@ class Subjects:
         output = self._teacher_forward(batch)
         return tensor_bytes([output] if isinstance(output, Tensor) else output.values())
 
-    def _pictures(self, random: bool) -> tuple[Dataset, str]:
+    def _pictures(self, random: bool) -> tuple[PictureSet, str]:
         config = self.config
         root = config.data.root or DEFAULT_ROOTS.get(config.data.format)
         if root is not None and resolve(root).is_dir() and not random:
-            return self.job.training_set(config, None), f"{config.data.train} of {resolve(root)}"
+            return self.kind.training_set(config), f"{config.data.train} of {resolve(root)}"
         data = replace(config.data, classes=config.data.classes or self._known_classes())
         channels = config.student.options.get("in_channels", 3)
-        return random_set(data, config.task, BATCHES * config.train.batch_size, channels), "random"
+        return random_set(data, self.kind.task, BATCHES * config.train.batch_size, channels), "random"
 
     def _known_classes(self) -> list[str] | None:
         """Those of a trained network, where there is one."""
         paths = [net.checkpoint and resolve(net.checkpoint) for net in (self.config.student, self.config.teacher)]
         trained = [path for path in paths if path and path.exists()]
-        return load_model(trained[0], task=self.job.task)[1]["classes"] if trained else None
+        return load_model(trained[0], task=self.kind.task)[1]["classes"] if trained else None
 
     def _network(self, net: NetConfig, role: str, image_size: int | None) -> nn.Module:
         if net.checkpoint is not None and resolve(net.checkpoint).exists():
-            model = build_net(self.job, net, role, self.dataset.classes)
+            model = build_net(self.kind, net, role, self.dataset.classes)
             self.weights[role] = net.checkpoint
         else:
-            model = self.job.build(replace(net, weights=None, checkpoint=None), self.dataset.classes)
+            model = self.kind.build(replace(net, weights=None, checkpoint=None), self.dataset.classes)
             self.weights[role] = "random"
-        if image_size is not None and self.config.task == "detection":
+        if image_size is not None and self.kind.task == "detection":
             transform = model.transform
             transform.max_size = round(image_size * transform.max_size / transform.min_size[0])
             transform.min_size = (image_size,)
@@ -181,6 +182,7 @@ class Subjects:
 
     def _add_training(self, name: str, method: str, cached: bool = False, compiled: bool = False) -> Trainer:
         config, classes = replace(self.config, method=method), self.dataset.classes
+        cache = TeacherCache(config.train.cache_teacher) if cached else None
         distiller = Distiller(
             copy.deepcopy(self.student),
             None if method == "none" else self.teacher,
@@ -188,11 +190,12 @@ class Subjects:
             config.method_settings(),
             classes,
             classes,
-            self.job.image_size(self.dataset),
+            self.kind.image_size(self.dataset),
+            cache,
         )
-        if cached:
-            folder = Path(config.train.cache_teacher)
-            distiller.task._cache = open_teacher_cache(config, distiller, self.dataset, folder, quiet=False)
+        if cache is not None:
+            cache.fill(distiller, self.dataset, config)
+            self.cached.add(name)
         if compiled:
             compile_backbones(distiller.task, self.device)
         trainer = self.trainers[name] = Trainer(distiller, self.dataset, config.train, Path("."), quiet=True)
@@ -228,6 +231,6 @@ def _constant(config: Config, image_size: int | None) -> Config:
     config.train.epochs, config.train.accumulate, config.train.lr_per_image = 1_000_000, 1, 1e-12
     if image_size is not None and image_size < 1:
         raise InputError(f"--image-size {image_size}: it must be 1 or more")
-    if image_size is not None and config.task == "classification":
+    if image_size is not None and kind_of(config).task == "classification":
         config.data.image_size = image_size
     return config
