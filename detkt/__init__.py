@@ -1,6 +1,6 @@
 """detkt: small object detectors learn from large ones.
 
-What is imported from here is loaded when it is first used: ``import detkt`` itself takes no time.
+What is imported from here is loaded when it is first used: ``import detkt`` itself imports no torch.
 """
 
 from __future__ import annotations

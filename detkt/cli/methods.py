@@ -19,9 +19,8 @@ EXAMPLES = """examples:
   %(prog)s
   %(prog)s ktan path/to/file.py:CLASS
 
-Any two can be summed, as ktan+kd. All serve detectors and classifiers, but for those that need boxes or anchors, which
-are a detector's. The weights of a method's own nets are counted for two pyramids of four levels with 256 channels; none
-of these nets is part of the trained student."""
+Any two can be summed, as ktan+kd. The weights of a method's own nets are counted for two pyramids of four levels with
+256 channels; none of these nets is part of the trained student."""
 
 LEVELS, CHANNELS = 4, 256
 
@@ -46,7 +45,9 @@ def describe(cls: type[Method]) -> str:
     lines = [f"{cls.name}{f' ({year})' if year else ''}: {sentence}.", cls.citation]
     with torch.device("meta"):  # neither memory nor random numbers
         method = cls(methods.method_config(cls), pyramid(), pyramid() if cls.needs_teacher else None)
-    lines.append(f"needs {', '.join(needs_of(method)) or 'no teacher'}; own nets: {nets_of(method) or 'none'}")
+    needs = needs_of(method)
+    serves = "detectors" if {"boxes", "anchors"} & set(needs) else "detectors and classifiers"
+    lines.append(f"for {serves}; needs {', '.join(needs) or 'no teacher'}; own nets: {nets_of(method) or 'none'}")
     return "\n    ".join(line for line in lines if line)
 
 

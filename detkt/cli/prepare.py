@@ -19,7 +19,7 @@ from detkt.data import DEFAULT_ROOTS
 from detkt.prepare.checking import check_dataset, check_source
 from detkt.prepare.findings import Findings
 from detkt.prepare.preparing import prepare
-from detkt.prepare.sources import SOURCES, Source
+from detkt.prepare.sources import SOURCES, PublishedSet
 
 EXAMPLES = """examples:
   %(prog)s voc2007
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     print("\n".join(f"{line}: in order" for line in findings.summary))
 
 
-def find_root(source: Source | None, arguments: argparse.Namespace) -> Path:
+def find_root(source: PublishedSet | None, arguments: argparse.Namespace) -> Path:
     """The folder to prepare or check."""
     if source is None:
         folder = Path(arguments.data).expanduser()
@@ -102,7 +102,7 @@ def find_root(source: Source | None, arguments: argparse.Namespace) -> Path:
     return resolve(arguments.data_root or DEFAULT_ROOTS[source.format])
 
 
-def remedy(source: Source | None, root: Path, findings: Findings) -> str:
+def remedy(source: PublishedSet | None, root: Path, findings: Findings) -> str:
     """What to do about the flaws."""
     if source is None:
         return "mend the files or take them out of the lists, then check again"

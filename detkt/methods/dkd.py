@@ -77,7 +77,10 @@ class DKDConfig(MethodConfig):
 
 
 class DKD(Method):
-    """See the module's docstring. One stage: distill."""
+    """Knowledge distillation with the target class apart from the others, each part with a weight of its own.
+
+    See the module's docstring. One stage: distill.
+    """
 
     name = "dkd"
     citation = "Zhao et al., Decoupled Knowledge Distillation, CVPR 2022 (arXiv:2203.08679)"

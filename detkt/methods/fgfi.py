@@ -93,7 +93,10 @@ class FGFIConfig(MethodConfig):
 
 
 class FGFI(PairedMaps):
-    """See the module's docstring. Stages: warmup, distill."""
+    """The student's map imitates the teacher's near objects, as the detector's own anchors tell it.
+
+    See the module's docstring. Stages: warmup, distill.
+    """
 
     name = "fgfi"
     citation = (

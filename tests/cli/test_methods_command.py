@@ -24,20 +24,23 @@ def test_every_method_has_a_sentence_a_paper_and_what_it_needs(told):
     for name, text in told.items():
         first, *citation, needs = text.splitlines()
         if name == "none":
-            assert (first, citation, needs) == (
-                "none: Only the network's own task losses.", [], "    needs no teacher; own nets: none"
-            )  # fmt: skip
+            assert (first, citation) == ("none: Only the network's own task losses.", [])
+            assert needs == "    for detectors and classifiers; needs no teacher; own nets: none"
             continue
         assert re.fullmatch(rf"{name} \((19|20)\d\d\): [A-Z].{{20,}}[a-z)]\.", first), first
         assert "See the module" not in first
         assert citation == [f"    {methods.method_class(name).citation}"]
-        assert re.fullmatch(r"    needs (features|logits)(, [a-z]+)*; own nets: .+", needs), needs
+        assert re.fullmatch(
+            r"    for detectors( and classifiers)?; needs ([a-z]+, )*(features|logits); own nets: .+", needs
+        )
 
 
 def test_needs_and_nets_by_hand(told):
     """A 1 x 1 convolution between maps of 256 channels has 256 * 256 + 256 weights, on each of four levels."""
     assert told["fitnet"].endswith(f"needs features; own nets: regressors {4 * 256 * 257:,}")
     assert told["kd"].endswith("needs logits; own nets: none")
+    assert "for detectors; needs anchors, boxes, features; own nets: adapters " in told["fgfi"]
+    assert "for detectors and classifiers; needs logits; " in told["dkd"]
     assert "(2015)" in told["kd"].splitlines()[0]
     assert re.search(r"regressors [\d,]+, discriminators [\d,]+$", told["ktan"])
     assert re.search(r"own nets: regressors [\d,]+$", told["dln"]), "the adversary is KTAN's alone"
@@ -64,7 +67,11 @@ def test_a_method_of_a_file_is_told_too(tmp_path, capsys):
     )
     main([f"{tmp_path}/own.py:Own+kd"])
     first, second = re.split(r"\n(?=\S)", capsys.readouterr().out.rstrip())
-    assert first == "own (1999): Does nothing at all.\n    Me, 1999\n    needs no teacher; own nets: none"
+    assert first.splitlines() == [
+        "own (1999): Does nothing at all.",
+        "    Me, 1999",
+        "    for detectors and classifiers; needs no teacher; own nets: none",
+    ]
     assert second == describe(methods.method_class("kd"))
 
 
