@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from detkt import methods
 from detkt.base.errors import InputError, first_line, suggestion
+from detkt.base.paths import SHIPPED, resolve
 from detkt.base.settings import wrong_value
 
 DETECTION_FORMATS = ("voc", "shapes")
@@ -84,7 +85,8 @@ class TrainConfig:
     """The budget and the student's optimizer (SGD).
 
     ``lr_per_image`` times the batch size is the learning rate. ``milestones``: shares of the student's updates after
-    which it is multiplied by ``gamma``. ``warmup_steps``: linear, from a tenth. ``clip_norm``: 0 switches clipping off.
+    which it is multiplied by ``gamma``. ``poly_power``: besides, it falls as (1 - share of the updates done) to this
+    power; 0: not. ``warmup_steps``: linear, from a tenth. ``clip_norm``: 0 switches clipping off.
     ``batch_size`` counts the pictures of an update: those of all processes of ``torchrun`` and of all ``accumulate``
     parts that it is computed in. ``group_by_aspect``: batches of wide or of tall pictures, to waste less padding.
     ``keep``: how many checkpoints, ``last.pt`` and those before it as ``checkpoint-<step>.pt``.
@@ -101,6 +103,7 @@ class TrainConfig:
     weight_decay: float = 1e-4
     milestones: list[float] = field(default_factory=lambda: [0.7])
     gamma: float = 0.1
+    poly_power: float = 0.0
     warmup_steps: int = 500
     clip_norm: float = 10.0
     seed: int = 0
@@ -141,15 +144,42 @@ class Config:
     @property
     def needs_teacher(self) -> bool:
         """Whether ``method``, or a part of the sum that it is, has a teacher."""
-        return any(cls.needs_teacher for cls in methods.parse(self.method, self.methods))
+        return any(cls.needs_teacher for cls in methods.classes(self.method))
+
+    @property
+    def method_name(self) -> str:
+        """What the method is called: ``sp+kd`` where ``method`` is ``path/to/file.py:Similarity+kd``."""
+        return "+".join(cls.name for cls in methods.classes(self.method))
 
     def method_settings(self) -> dict[str, Any] | None:
         """The settings of ``method`` as :class:`detkt.Distiller` takes them: a section a method only for a sum."""
-        return self.methods if "+" in self.method else self.methods.get(self.method)
+        name = self.method_name
+        return self.methods if "+" in name else self.methods.get(name)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def find_config(name: str | Path) -> Path:
+    """The config file *name*: a path, or the name of one of detkt's own configs, with or without ``.yaml``.
+
+    Raises:
+        InputError: a bare name that neither a file nor a config of detkt has.
+    """
+    path, bare = resolve(name), len(Path(name).parts) == 1
+    if path.is_file() or not bare:
+        return path
+    own = {file.stem: file for file in (SHIPPED / "configs").glob("*.yaml")}
+    stem = path.name.removesuffix(".yaml")
+    if stem not in own:
+        raise InputError(
+            f"config '{name}' is neither a file nor one of detkt's own{suggestion(stem, own)}; those are in "
+            f"{SHIPPED / 'configs'}"
+        )
+    return own[stem]
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = (), others: Iterable[str] = ()) -> Config:
     """Read a YAML file, apply ``section.key=value`` overrides, and check every key, type and range.
+
+    *others*: methods beside the config's own that may have settings in it, where they are named by their file.
 
     Raises:
         InputError: no such file, YAML that does not parse, an unknown key (with a suggestion), a value of the wrong
@@ -180,7 +210,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         result = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:  # an interpolation ${...} that leads nowhere, a mandatory ???
         raise InputError(f"{where}{first_line(error)}") from None
-    _check(result)
+    result.method = methods.absolute(result.method)
+    _check(result, others)
     return result
 
 
@@ -195,7 +226,7 @@ def data_config(overrides: Sequence[str] = (), **given: Any) -> DataConfig:
     config = OmegaConf.structured(Config(data=DataConfig(**given)))
     _apply(config, overrides)
     result = OmegaConf.to_object(config)
-    _check(result)
+    _check(result, ())
     return result.data
 
 
@@ -271,13 +302,13 @@ def _merge(config: DictConfig, values: dict[str, Any], where: str, prefix: str =
             raise InputError(f"{where}'{full}'{wrong_value(schema, key, value, error)}") from None
 
 
-def _check(config: Config) -> None:
+def _check(config: Config, others: Iterable[str]) -> None:
     train, data = config.train, config.data
     positive = ("epochs", "batch_size", "lr_per_image", "gamma", "log_every", "checkpoint_every", "keep", "accumulate")
     for key in positive:
         if not 0 < (value := getattr(train, key)) < math.inf:
             raise InputError(f"'train.{key}' is {value}: it must be greater than 0")
-    for key in ("workers", "warmup_steps", "seed", "momentum", "weight_decay", "clip_norm"):
+    for key in ("workers", "warmup_steps", "seed", "momentum", "weight_decay", "clip_norm", "poly_power"):
         if not 0 <= (value := getattr(train, key)) < math.inf:
             raise InputError(f"'train.{key}' is {value}: it must be 0 or more")
     if not all(0 < share <= 1 for share in train.milestones):
@@ -300,6 +331,6 @@ def _check(config: Config) -> None:
         raise InputError("'data.mean' and 'data.std' must hold one number a channel each, those of std greater than 0")
     if len(data.scale) != 2 or not 0 < data.scale[0] <= data.scale[1]:
         raise InputError(f"'data.scale' is {data.scale}: it must be [smallest, largest], both greater than 0")
-    for name in config.methods:
-        methods.method_config(name, config.methods[name])
-    methods.parse(config.method, config.methods)
+    named = {cls.name: cls for method in (config.method, *others) for cls in methods.classes(method)}
+    for name, settings in config.methods.items():
+        methods.method_config(named.get(name, name), settings)

@@ -1,43 +1,61 @@
-"""A student, a frozen teacher and a method: what a training loop drives."""
+"""The library class: knowledge distillation in a training loop of your own."""
 
 from __future__ import annotations
 
+import io
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from detkt import methods
 from detkt.base.errors import InputError
-from detkt.engine.optimizers import build_player_optimizer
-from detkt.methods.base import STUDENT, Stage, Update
+from detkt.base.processes import average_gradients, broadcast
+from detkt.methods.base import STUDENT, Stage, Update, require_offered
+from detkt.methods.players import Players, schedule_factor
 from detkt.tasks import build_task
+from detkt.tasks.base import TeacherMaps, evaluating
+
+# Of the trainer's usual schedule: what a progress is turned into.
+MILESTONES, GAMMA = (0.7,), 0.1
 
 
 class Distiller(nn.Module):
-    """Distils *teacher* into *student* with a method, in your own loop or detkt's trainer.
+    """A student, a frozen teacher and a method. The networks stay unmodified.
 
     Args:
-        student, teacher: any torchvision R-CNN detectors, or two :class:`detkt.models.Classifier`s; the teacher is
-            frozen here, None with ``method="none"``. Their backbones' weights are put in channels-last memory order
-            (:func:`detkt.models.layout.channels_last`, which says how to undo it).
-        method: a name of ``detkt.methods.available()``, a sum ``"a+b"``, or a :class:`~detkt.methods.Method` of yours.
+        student: a torchvision detector or a classifier, already trained for methods that read its head (KTAN, DLN).
+        teacher: trained; moved to the student's device, frozen, and put in evaluation mode, until :meth:`close`.
+        method: ``ktan``, ``kd``, a sum ``ktan+kd``, or a :class:`~detkt.methods.Method` of yours.
         settings: the method's settings, e.g. ``{"beta": 5.0}``; for a sum ``{"ktan": {...}, "kd": {...}}``.
         student_classes, teacher_classes: class names without background; compared by methods that use scores.
         image_size: side, or height and width, of a classifier's pictures (default: 32 for CIFAR nets, else 224).
+        teacher_cache: the teacher's maps of your pictures, to be read in place of its backbone's passes.
+        accumulate: in how many calls a batch of yours comes, where you step your optimizer after so many only.
 
     Your loop trains ``trainable_parameters()`` on the returned losses; the method's other players (a discriminator,
-    say) learn inside the call, with optimizers of their own at constant rates (detkt's trainer lets a discriminator's
-    rate follow the student's schedule)::
+    say) learn inside the call, with optimizers of their own::
 
-        distiller = detkt.Distiller(student, teacher, method="ktan")
-        distiller.prepare(loader)
-        for images, targets in loader:
-            losses = distiller(images, targets)
-            optimizer.zero_grad()
-            sum(losses.values()).backward()
-            optimizer.step()
+        with detkt.Distiller(student, teacher, method="ktan") as distiller:
+            optimizer = torch.optim.SGD(distiller.trainable_parameters(), lr=0.01, momentum=0.9)
+            distiller.prepare(loader)
+            for images, targets in loader:
+                losses = distiller(images, targets)
+                optimizer.zero_grad()
+                sum(losses.values()).backward()
+                optimizer.step()
+
+    The distiller notices the steps of the optimizer that holds the student: they are the updates that a method's stages
+    are counted in, and the rates of players that must not outpace the student follow its learning rate. So this loop
+    learns what detkt's trainer learns. With several processes (``DistributedDataParallel(distiller)``, Accelerate) the
+    players' gradients are averaged too.
+
+    Attributes:
+        metrics: what the last call, or ``prepare``, knows beside the returned losses, by name: the losses of the
+            method's own players, and what it tells of itself (KTAN: how often the discriminator is right).
 
     Raises:
         InputError: the method cannot apply to these two networks.
@@ -52,36 +70,68 @@ class Distiller(nn.Module):
         student_classes: Iterable[str] = (),
         teacher_classes: Iterable[str] = (),
         image_size: int | tuple[int, int] | None = None,
+        teacher_cache: TeacherMaps | None = None,
+        accumulate: int = 1,
     ) -> None:
         super().__init__()
-        if isinstance(method, type) or "+" not in method:
-            method = methods.method_class(method)
-            settings = {method.name: settings}
-        configs = methods.parse(method, settings)
+        configs = _parse(method, settings)
+        for role, net in (("student", student), ("teacher", teacher)):
+            if not isinstance(net, nn.Module) and (role == "student" or net is not None):
+                raise InputError(f"the {role} must be a network (nn.Module), not {type(net).__name__}")
         if teacher is None and any(cls.needs_teacher for cls in configs):
             raise InputError(f"method '{'+'.join(cls.name for cls in configs)}' needs a teacher")
-        self.task = build_task(student, teacher, student_classes, teacher_classes, image_size)
+        if accumulate < 1:
+            raise InputError(f"accumulate is {accumulate}: it must be 1 or more")
         device = next(student.parameters()).device
         self.student = student
         # Not a submodule: the teacher is no part of this module's state, mode or parameters.
         self._teacher = [teacher]
-        if teacher is not None:
-            teacher.to(device).eval().requires_grad_(False)
-        pairs = methods.required_layers(configs)
-        specs = self.task.watch([pair.student for pair in pairs], [pair.teacher for pair in pairs])
-        self.method = methods.build(configs, *specs).to(device)
+        self.task = build_task(student, teacher, student_classes, teacher_classes, image_size, teacher_cache)
+        # Also where the method is refused below, and where a distiller is dropped without a word.
+        self._close = weakref.finalize(self, self.task.close)
+        try:
+            if teacher is not None:
+                teacher.to(device)
+            pairs = methods.required_layers(configs)
+            specs = self.task.reveal([pair.student for pair in pairs], [pair.teacher for pair in pairs])
+            self.method = methods.build(configs, *specs).to(device, next(student.parameters()).dtype)
+            require_offered(self.method, self.task.offered)
+        except BaseException:
+            self._close()
+            raise
         self._stages = list(self.method.stages())
-        self._optimizers: dict[str, torch.optim.Optimizer] = {}
-        self._student_updates = 0
-        self._prepared = False
+        self.metrics: dict[str, Tensor] = {}
+        self._accumulate, self._part = accumulate, 0
+        self._players: Players | None = None
+        self._players_state: dict[str, Any] | None = None
+        self._prepared = not any(not stage.trains_student for stage in self._stages)
+        self._student_updates, self._called = 0, False
+        self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
+        self._first_rate = 0.0
+        self._notice_optimizers()
+        own = {id(p) for name, group in self.player_parameters().items() if name != STUDENT for p in group}
+        # DistributedDataParallel waits for gradients of all parameters: those of the players never come by its way.
+        self._ddp_params_and_buffers_to_ignore = [name for name, p in self.named_parameters() if id(p) in own]
 
     @property
     def teacher(self) -> nn.Module | None:
+        """The teacher, None for plain training."""
         return self._teacher[0]
 
     @property
     def stages(self) -> list[Stage]:
+        """The method's stages in order."""
         return self._stages
+
+    def close(self) -> None:
+        """Leave both nets as they came, but for what was learnt: no hook, the teacher's modes and gradients back."""
+        self._close()
+
+    def __enter__(self) -> Distiller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def player_parameters(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by player; ``student`` holds the student's and the nets that learn with it."""
@@ -97,37 +147,160 @@ class Distiller(nn.Module):
 
     def updates(self, stage: Stage, images: Any, targets: Any) -> Iterator[Update]:
         """The updates of one batch in *stage*, in order; apply each before asking for the next."""
+        if not self._close.alive:
+            raise InputError("this distiller is closed; make another")
         student, teacher, heads = self.task.run(images, targets, stage.needs)
-        yield from self.method.step(stage, student, teacher, heads)
+        done = False
+        for update in self.method.step(stage, student, teacher, heads):
+            if update.player == STUDENT:
+                update, done = update.with_task(student.losses), True
+            yield update
+        if stage.trains_student and not done:
+            yield Update(STUDENT, dict(student.losses))
 
-    def prepare(self, batches: Iterable[tuple[Any, Any]]) -> None:
-        """Run the stages that precede the student's (KTAN's teacher-to-student layer, ...), cycling over *batches*."""
+    # A loop of one's own
+
+    def prepare(self, batches: Iterable[tuple[Any, Any]]) -> dict[str, float]:
+        """Run the stages that precede the student's (KTAN's teacher-to-student layer, ...), cycling over *batches*.
+
+        Where they are done already, in this process or in the one whose state was loaded, nothing is trained.
+
+        Returns:
+            The losses and metrics of the last step; empty where nothing was trained.
+
+        Raises:
+            InputError: the student is in evaluation mode, in which it could not go on; too few batches.
+        """
+        if self._prepared:
+            return {}
+        if not self.student.training:
+            raise InputError("the student is in evaluation mode: call train() on it, or on the distiller, first")
         for stage in self._stages:
             if stage.trains_student:
                 break
-            for step, (images, targets) in enumerate(_cycle(batches, stage.steps)):
+            for step, (images, targets) in enumerate(_cycle(batches, stage.steps or 0)):
+                self.metrics = {}
                 for update in self.updates(stage.turn(step), images, targets):
                     self._learn(update)
         self._prepared = True
+        return {name: float(value) for name, value in self.metrics.items()}
 
-    def forward(self, images: Any, targets: Any) -> dict[str, Tensor]:
-        """Task and method losses by name, to be summed and minimised over ``trainable_parameters()``."""
-        own = [stage for stage in self._stages if stage.trains_student]
-        if len(own) < len(self._stages) and not self._prepared:
+    def forward(self, images: Any, targets: Any, progress: float | None = None) -> dict[str, Tensor]:
+        """Task and method losses by name, to be summed and minimised over ``trainable_parameters()``.
+
+        Under ``torch.no_grad()`` nobody learns and nothing is counted: a validation loss.
+
+        Args:
+            images, targets: as the student takes them in training.
+            progress: the share of the training that is done, in [0, 1], for a loop whose optimizer's rate says nothing
+                (Adam, a schedule-free optimizer): the players' rates fall to a tenth at 0.7, as the trainer's do.
+
+        Raises:
+            InputError: ``prepare`` has not been called, the student is in evaluation mode, or the batch is malformed.
+        """
+        if not self._prepared:
             raise InputError(f"method '{self.method.name}' has stages before the student's: call prepare(loader) first")
+        if not torch.is_grad_enabled():
+            return self._validation_losses(images, targets)
+        self._own_players().set_rates(self._rate_factor(progress))
+        self._count_call()
+        losses: dict[str, Tensor] = {}
+        self.metrics = {}
+        last = self._part == self._accumulate - 1
+        for update in self.updates(self._current_stage(), images, targets):
+            if update.player == STUDENT:
+                losses.update(update.losses)
+                self.metrics |= update.metrics
+            else:
+                self._learn(update, last)
+        self._part = (self._part + 1) % self._accumulate
+        self._called = self._called or last
+        return losses
+
+    def _validation_losses(self, images: Any, targets: Any) -> dict[str, Tensor]:
+        """The losses of the current stage; nobody learns, and nothing is counted."""
+        with evaluating(self.method):
+            updates = [update for update in self.updates(self._current_stage(), images, targets)]
+        return next(update.losses for update in updates if update.player == STUDENT)
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take *optimizer* for the student's before its first step, by which it would be noticed anyway.
+
+        Needed only where a method's players are to follow a warm-up from the very first batch.
+        """
+        group = self._group_of_student(optimizer)
+        if group is None:
+            raise InputError("this optimizer does not train the student: give it distiller.trainable_parameters()")
+        self._optimizer, self._first_rate = weakref.ref(optimizer), float(group.get("initial_lr", group["lr"]))
+
+    def _current_stage(self) -> Stage:
+        """The student's stage of the next update, in its turn."""
+        own = [stage for stage in self._stages if stage.trains_student]
         stage, left = own[0], self._student_updates
         for stage in own:
             if stage.steps is None or left < stage.steps:
                 break
             left -= stage.steps
-        losses = {}
-        for update in self.updates(stage.turn(left), images, targets):
-            if update.player == STUDENT:
-                losses.update(update.losses)
-            else:
-                self._learn(update)
-        self._student_updates += 1
-        return losses
+        return stage.turn(left)
+
+    def _notice_optimizers(self) -> None:
+        """Count the steps of whichever optimizer holds the student, from now until the end of this object."""
+        own = weakref.ref(self)
+
+        def stepped(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            if (distiller := own()) is not None:
+                distiller._stepped(optimizer)
+
+        handle = register_optimizer_step_post_hook(stepped)
+        weakref.finalize(self, handle.remove)
+
+    def _stepped(self, optimizer: torch.optim.Optimizer) -> None:
+        followed = self._optimizer() if self._optimizer is not None else None
+        if followed is None and self._group_of_student(optimizer) is not None:
+            self.follow(optimizer)
+            followed = optimizer
+        if followed is optimizer:
+            self._student_updates, self._called = self._student_updates + 1, False
+
+    def _count_call(self) -> None:
+        """Count the last call as an update where no optimizer has been seen and no gradient waits for more parts."""
+        if self._optimizer is None and self._called and all(p.grad is None for p in self.student.parameters()):
+            self._student_updates, self._called = self._student_updates + 1, False
+
+    def _group_of_student(self, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+        first = next((p for p in self.student.parameters() if p.requires_grad), None)
+        return next((group for group in optimizer.param_groups if any(p is first for p in group["params"])), None)
+
+    def _rate_factor(self, progress: float | None) -> float:
+        """What the rates of players that follow the student are to be multiplied by."""
+        if progress is not None:
+            return schedule_factor(progress, 1.0, MILESTONES, GAMMA, 0)
+        optimizer = self._optimizer() if self._optimizer is not None else None
+        group = self._group_of_student(optimizer) if optimizer is not None else None
+        return float(group["lr"]) / self._first_rate if group is not None and self._first_rate else 1.0
+
+    def _own_players(self) -> Players:
+        """The method's players, made when they are first needed: on the device and in the precision of then."""
+        if self._players is None:
+            parameters, players = self.player_parameters(), self.method.players()
+            device = next(self.student.parameters()).device.type
+            half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+            self._players = Players(
+                players, parameters, accumulate=self._accumulate, half=half, average=average_gradients
+            )
+            broadcast(p for name, group in parameters.items() if name != STUDENT for p in group)
+            if self._players_state is not None:
+                self._players.load_state_dict(self._players_state)
+                self._players_state = None
+        return self._players
+
+    def _learn(self, update: Update, last: bool = True) -> None:
+        """Let the player of *update*, one of the method's own, take its step."""
+        with torch.autocast(next(self.student.parameters()).device.type, enabled=False):
+            self._own_players().step(update, last)
+        self.metrics |= {name: value.detach() for name, value in (update.losses | update.metrics).items()}
+
+    # State
 
     def _apply(self, fn, recurse: bool = True) -> Distiller:
         """``to``, ``cuda`` and the like take the teacher along."""
@@ -135,33 +308,39 @@ class Distiller(nn.Module):
             self.teacher._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Progress and the players' optimizers: with them ``state_dict()`` is all that a loop of yours has to keep."""
-        optimizers = {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()}
-        return {"prepared": self._prepared, "student_updates": self._student_updates, "optimizers": optimizers}
+    def get_extra_state(self) -> Tensor:
+        """Progress and the players' optimizers: with them ``state_dict()`` is all that a loop of yours has to keep.
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        self._prepared, self._student_updates = state["prepared"], state["student_updates"]
-        for name, optimizer in state["optimizers"].items():
-            self._optimizer(name).load_state_dict(optimizer)
+        As bytes in a tensor, since formats such as safetensors hold nothing else.
+        """
+        self._count_call()
+        players = self._players.state_dict() if self._players is not None else self._players_state
+        state = {"prepared": self._prepared, "updates": self._student_updates, "players": players}
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
 
-    def _optimizer(self, name: str) -> torch.optim.Optimizer:
-        if name not in self._optimizers:
-            player, parameters = self.method.players()[name], self.player_parameters()[name]
-            self._optimizers[name] = build_player_optimizer(player, parameters)
-        return self._optimizers[name]
+    def set_extra_state(self, state: Tensor) -> None:
+        """The reverse of :meth:`get_extra_state`."""
+        kept = torch.load(io.BytesIO(state.cpu().numpy().tobytes()), map_location="cpu", weights_only=True)
+        self._prepared, self._student_updates, self._players_state = kept["prepared"], kept["updates"], kept["players"]
+        if self._players is not None and self._players_state is not None:
+            self._players.load_state_dict(self._players_state)
+            self._players_state = None
 
-    def _learn(self, update: Update) -> None:
-        """Let the player of *update*, one of the method's own, take its step."""
-        parameters, optimizer = self.player_parameters()[update.player], self._optimizer(update.player)
-        optimizer.zero_grad()
-        update.total.backward(inputs=parameters)
-        clip_norm = self.method.players()[update.player].clip_norm
-        if clip_norm:
-            nn.utils.clip_grad_norm_(parameters, clip_norm)
-        optimizer.step()
-        # Inside your autocast the player would go on with half-precision copies of its old weights.
-        torch.clear_autocast_cache()
+
+def _parse(
+    method: str | type[methods.Method], settings: Mapping[str, Any] | None
+) -> dict[type[methods.Method], methods.MethodConfig]:
+    """The configs of what the caller asked for."""
+    if not isinstance(method, str) and not (isinstance(method, type) and issubclass(method, methods.Method)):
+        raise InputError(f"method must be a name such as 'ktan', or a subclass of detkt.Method, not {method!r}")
+    if settings is not None and not isinstance(settings, Mapping):
+        raise InputError(f"settings must be a dict of the method's settings, not {settings!r}")
+    if isinstance(method, type) or "+" not in method:
+        method = methods.method_class(method)
+        settings = {method.name: settings}
+    return methods.parse(method, settings)
 
 
 def _cycle(batches: Iterable, steps: int) -> Iterator:
@@ -170,10 +349,10 @@ def _cycle(batches: Iterable, steps: int) -> Iterator:
     while done < steps:
         before = done
         for batch in batches:
-            if done == steps:
-                return
             yield batch
             done += 1
+            if done == steps:
+                return  # before another batch is taken, that of the caller's next step
         if done == before:
             raise InputError(
                 f"prepare() got {done} batches but needs {steps}; give it a DataLoader or a list, to go through again"

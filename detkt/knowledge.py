@@ -20,6 +20,9 @@ class Knowledge:
         labels: true class of each row of ``logits`` (M,).
         losses: the network's own task losses by name, scalars; empty where they were not computed.
         classification_loss: the name of the one among ``losses`` that ``logits`` enter.
+        boxes: of the objects in each picture (n, 4): x1, y1, x2, y2 as shares of the batch's width and height, padding
+            included; None where they were not asked for.
+        anchors: by output, the network's own (H, W, A, 4), in the unit of ``boxes``; empty where not asked for.
         valid: for each picture the share of the batch's height and width that it fills, each in (0, 1];
             None where no picture is padded. Kept on the host, so that asking costs no synchronisation.
     """
@@ -29,6 +32,8 @@ class Knowledge:
     labels: Tensor | None = None
     losses: dict[str, Tensor] = field(default_factory=dict)
     classification_loss: str = ""
+    boxes: Sequence[Tensor] | None = None
+    anchors: dict[str, Tensor] = field(default_factory=dict)
     valid: Sequence[tuple[float, float]] | None = None
 
     def mask(self, feature: Tensor) -> Tensor | None:
@@ -49,6 +54,18 @@ class Knowledge:
         mask = (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)
         return mask.float().to(feature.device, non_blocking=True)
 
+    def boxes_on(self, feature: Tensor) -> list[Tensor]:
+        """``boxes`` in cells of *feature* (N, C, H, W), to a thousandth: an edge between cells stays one."""
+        height, width = feature.shape[-2:]
+        return [scaled(boxes, width, height).round(decimals=3) for boxes in self.boxes or ()]
+
+
+def scaled(boxes: Tensor, width: float, height: float) -> Tensor:
+    """Boxes (..., 4), x1, y1, x2, y2, times *width* and *height*."""
+    # Not a product with a tensor of the four: to make one on a GPU means to wait for it.
+    x1, y1, x2, y2 = boxes.unbind(dim=-1)
+    return torch.stack([x1 * width, y1 * height, x2 * width, y2 * height], dim=-1)
+
 
 @dataclass(frozen=True)
 class FeatureSpec:
@@ -65,8 +82,13 @@ class FeatureSpec:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a method may know of a network before training: its maps and its classes."""
+    """What a method may know of a network before training: its maps, its classes, and whether it has logits.
+
+    ``num_classes``: 0 where the network does not tell. ``has_logits``: it can be asked for :attr:`Knowledge.logits`,
+    which of detectors those of two stages can.
+    """
 
     features: Mapping[str, FeatureSpec] = field(default_factory=dict)
     num_classes: int = 0
     classes: tuple[str, ...] = ()
+    has_logits: bool = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
+from detkt.base.commands import COMMANDS
 from detkt.config import load_config
 from detkt.data.shapes import ShapesConfig, write_shapes
 from detkt.distiller import Distiller
@@ -135,9 +137,12 @@ def tiny_config(tiny_file):
 
 @pytest.fixture(scope="session")
 def tool():
-    """``tool("train_det")``: a program of tools/ as a module, whose main() takes its arguments as a list."""
+    """``tool("train_det")``: the module behind a program of tools/, whose main() takes its arguments as a list."""
 
     def load(name: str):
+        for command, file in COMMANDS.items():
+            if name == file:
+                return importlib.import_module(f"detkt.cli.{command.replace('-', '_')}")
         path = Path(__file__).parent.parent / "tools" / f"{name}.py"
         spec = importlib.util.spec_from_file_location(f"tool_{name}", path)
         module = importlib.util.module_from_spec(spec)

@@ -13,9 +13,12 @@ from detkt.engine.checkpoint import load_checkpoint
 TIMES = {"images_per_second", "seconds", "milliseconds_per_picture"}
 VARYING = TIMES | {"finished", "versions", "data_root"}
 
+OF_OBJECTS = ("fgd", "fgfi")  # need boxes, which classifiers do not have
+
 _SETTINGS = (
     *(f"methods.{name}.paraphraser_steps=3" for name in ("ft", "rae", "cae")),
     "methods.cae.num_layers=1",
+    "methods.fgfi.warmup_steps=3",
     "methods.fsp.layers=[layer2, output]",
 )
 _REPRESENTING = [name for name in methods.available() if name.startswith("kr")]

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from detkt.base.errors import InputError
-from detkt.cli import run_tool, training_config, training_parser
+from detkt.cli.shared import run_tool, training_config, training_parser
 from detkt.data.boxes import voc_to_corners
 from detkt.data.voc import VOCDetection
 from detkt.engine.checkpoint import load_checkpoint
@@ -72,7 +72,7 @@ def test_exit_codes_and_lines(capsys):
 @pytest.fixture
 def configured(tiny_file):
     """``configured("--epochs", "3", ...)``: config, folder and checkpoint that the flags of a training mean."""
-    parser = training_parser("Train.", "train.py", "configs/shapes.yaml")
+    parser = training_parser("train-det", "Train.", "train.py", "configs/shapes.yaml")
 
     def parse(*flags, config=tiny_file):
         flags = [*([] if config is None else ["--config", str(config)]), *flags]
@@ -116,6 +116,22 @@ def test_the_default_config_is_the_embedded_pair_wherever_one_is(configured, tmp
     assert (config.name, config.method, config.data.format) == ("shapes", "ktan", "shapes")
     assert folder == Path("runs/shapes-ktan-s0")
     assert configured(config="configs/shapes.yaml")[0] == config
+
+
+def test_a_config_is_found_by_its_name(configured, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shapes").mkdir()  # a folder of this name is none
+    for name in ("shapes", "shapes.yaml", str(PROJECT / "configs" / "shapes.yaml")):
+        assert configured(config=name)[0] == configured(config=None)[0]
+    (tmp_path / "shapes.yaml").write_text("train: {epochs: 77}\n")
+    assert configured(config="shapes.yaml")[0].train.epochs == 77, "a file comes first"
+    for name in ("shaps", "shaps.yaml"):
+        with pytest.raises(InputError) as refused:
+            configured(config=name)
+        assert str(refused.value) == (
+            f"config '{name}' is neither a file nor one of detkt's own (did you mean 'shapes'?); those are in "
+            f"{PROJECT / 'configs'}"
+        )
 
 
 def test_where_networks_start(configured):

@@ -197,6 +197,7 @@ def test_keys_and_types_that_do_not_fit(written, text, message):
         ("clip_norm", -1),
         ("milestones", "[0.5, 1.5]"),
         ("milestones", "[0]"),
+        ("poly_power", "-1"),
     ],
 )
 def test_values_out_of_range_are_named(written, key, value):

@@ -15,7 +15,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 import detkt
 from detkt.base.errors import InputError
-from detkt.methods.base import STUDENT, Method, MethodConfig, Player, Stage, Update
+from detkt.methods.base import STUDENT, Method, MethodConfig, Needs, Player, Stage, Update
 
 TASK = {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
 
@@ -39,7 +39,7 @@ class Hint(Method):
         self.seen = []
 
     def stages(self):
-        return [Stage("train", frozenset({"student", "teacher.features"}))]
+        return [Stage("train", Needs.STUDENT | Needs.TEACHER_FEATURES)]
 
     def players(self):
         return {STUDENT: Player((self.adapter,))}
@@ -49,7 +49,7 @@ class Hint(Method):
         tensors = [*student.features.values(), *teacher.features.values(), *student.losses.values()]
         self.seen = [weakref.ref(tensor) for tensor in tensors]
         hint = (self.adapter(ours) - theirs).square().mean()
-        yield Update(STUDENT, {**student.losses, "hint": self.config.weight * hint})
+        yield Update(STUDENT, {"hint": self.config.weight * hint})
 
 
 def ktan(student: nn.Module, teacher: nn.Module, **settings) -> detkt.Distiller:
@@ -154,7 +154,7 @@ class Turns(Hint):
         self.runs = []
 
     def stages(self):
-        passes, teacher = frozenset({"student", "teacher.features"}), frozenset({"teacher.features"})
+        passes, teacher = Needs.STUDENT | Needs.TEACHER_FEATURES, Needs.TEACHER_FEATURES
         return [
             Stage("prepared", teacher, ("own",), 5, every=2, between=Stage("unprepared", teacher, ())),
             Stage("first", passes, steps=2),
@@ -236,12 +236,13 @@ def test_prepare_goes_through_the_batches_again(detector, batch):
     distiller.teacher.backbone.register_forward_hook(lambda *_: passes.append(1))
     distiller.prepare([batch, batch])
     assert len(passes) == 5
-    distiller.prepare(batch for _ in range(5))
-    assert len(passes) == 10
+    other = ktan(detector(), detector(seed=1), regressor_steps=5)
     with pytest.raises(InputError, match="got 2 batches but needs 5; give it a DataLoader or a list"):
-        distiller.prepare(batch for _ in range(2))
+        other.prepare(batch for _ in range(2))
     with pytest.raises(InputError, match="got 0 batches"):
-        distiller.prepare([])
+        other.prepare([])
+    found = other.prepare(batch for _ in range(5))
+    assert set(found) == {f"regressor_{name}" for name in TASK}
 
 
 def test_players_learn_within_an_autocast_of_the_users(detector, batch):
@@ -288,7 +289,7 @@ def test_wrong_use_is_refused(detector, batch):
         detkt.Distiller(student, teacher, "ktan+dln", {"beta": 5.0})
     with pytest.raises(InputError, match="ktan and dln cannot be summed"):
         detkt.Distiller(student, teacher, "ktan+dln", {"ktan": {"beta": 5.0}})
-    with pytest.raises(InputError, match="is a Linear, not a torchvision R-CNN"):
+    with pytest.raises(InputError, match="is a Linear, not a torchvision detector"):
         detkt.Distiller(student, nn.Linear(1, 1))
     distiller = ktan(student, teacher, warmup_steps=1)
     distiller.prepare([batch])

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from detkt.cli import run_tool
+from detkt.cli.shared import run_tool
 from detkt.data.voc import VOCDetection
 from detkt.evaluation.bootstrap import bootstrap_difference, bootstrap_map
 from detkt.evaluation.detector import score

@@ -1,4 +1,4 @@
-"""Which cells of a padded batch's maps show picture."""
+"""Which cells of a padded batch's maps show picture, and where its objects are on them."""
 
 from __future__ import annotations
 
@@ -39,3 +39,11 @@ def test_maps_of_other_sizes_share_the_picture():
     knowledge = Knowledge(valid=[(0.5, 1.0)])
     for size in ((2, 3), (8, 5), (20, 30)):
         assert knowledge.mask(torch.zeros(1, 4, *size)).mean() == 0.5
+
+
+def test_boxes_in_cells_keep_edges_between_cells():
+    """Thirds of 6 columns are 2.0000002 in float32, which would reach into the next cell."""
+    shares = [torch.tensor([[1 / 3, 0.25, 2 / 3, 0.5], [0, 0, 1, 1]]), torch.zeros(0, 4)]
+    first, second = Knowledge(boxes=shares).boxes_on(torch.zeros(2, 7, 4, 6))
+    assert first.tolist() == [[2, 1, 4, 2], [0, 0, 6, 4]]
+    assert second.shape == (0, 4)

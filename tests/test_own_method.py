@@ -74,5 +74,11 @@ def test_the_class_alone_does_in_a_loop(installed, detector, batch):
     torch.testing.assert_close(losses["sp"].detach(), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_its_file_may_lie_anywhere(blocks, tmp_path):
+    (tmp_path / "similarity.py").write_text(blocks[0])
+    named = methods.method_class(f"{tmp_path}/similarity.py:Similarity")
+    assert (named.name, named.Config().weight) == ("sp", 100.0)
+
+
 def test_it_is_gone_afterwards():
     assert "sp" not in methods.available()

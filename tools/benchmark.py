@@ -1,7 +1,6 @@
 #!/usr/bin/env python
 """Speed and memory of training steps against their floors: the plain student's step and the teacher's forward pass."""
 
-import argparse
 import json
 import os
 import signal
@@ -19,9 +18,8 @@ from benchmarking.measuring import run_benchmark
 from benchmarking.table import benchmark_text
 
 from detkt.base.files import make_folder, write_atomically
-from detkt.base.paths import resolve
-from detkt.cli import Parser, run_tool
-from detkt.config import load_config
+from detkt.cli.shared import Parser, run_tool
+from detkt.config import find_config, load_config
 from detkt.visualization.panels import save_figure
 
 DEFAULT_CONFIG = "configs/shapes.yaml"
@@ -32,7 +30,7 @@ EXAMPLE = (
 
 
 def main(arguments=None):
-    parser = Parser(description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, epilog=EXAMPLE)
     parser.add_argument("--config", default=DEFAULT_CONFIG, help=f"of detectors or classifiers ({DEFAULT_CONFIG})")
     parser.add_argument("--methods", default="ktan,fitnet", help="comma-separated, or sums (default: ktan,fitnet)")
     parser.add_argument("--data-root", help="the data set's folder; where there is none, the pictures are noise")
@@ -63,7 +61,7 @@ def main(arguments=None):
         "train.compile": arguments.compile,
     }
     given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items() if value is not None]
-    config = load_config(resolve(arguments.config), given + arguments.overrides)
+    config = load_config(find_config(arguments.config), given + arguments.overrides)
     files = {flag: getattr(arguments, flag) for flag in ("json", "chart", "profile")}
     files = {flag: Path(path) for flag, path in files.items() if path}
     for flag, path in files.items():

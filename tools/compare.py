@@ -1,65 +1,12 @@
 #!/usr/bin/env python
-"""Run (or collect) many methods with several seeds on one config: a table with mean ± spread, and a chart."""
+"""The command ``detkt compare`` in a clone that was not installed."""
 
-import argparse
-import json
-import os
-import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports, which take seconds
 
-from detkt.base.errors import InputError
-from detkt.base.files import write_atomically
-from detkt.base.paths import resolve
-from detkt.cli import Parser, run_tool
-from detkt.config import load_config
-from detkt.engine.comparison import collect, markdown_table, run_missing, teacher_scores
-from detkt.engine.jobs import job_of
-from detkt.methods import parse
-from detkt.visualization.comparison_chart import comparison_figure
-from detkt.visualization.panels import save_figure
-
-EXAMPLE = "example:\n  python tools/compare.py --methods none,dln,ktan --seeds 0,1,2 --output runs/compare"
-
-
-def main(arguments=None):
-    parser = Parser(description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/shapes.yaml", help="default: configs/shapes.yaml")
-    parser.add_argument("--methods", required=True, help="comma-separated, e.g. none,kd,ktan,ktan+kd")
-    parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default: 0,1,2)")
-    parser.add_argument("--output", default="runs/compare", metavar="DIR", help="a folder a run, kept if finished")
-    parser.add_argument("--collect", action="store_true", help="train nothing, tabulate the runs that are finished")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="any setting of the config")
-    arguments = parser.parse_intermixed_args(arguments)
-
-    config = load_config(resolve(arguments.config), arguments.overrides)
-    methods = [name.strip() for name in arguments.methods.split(",") if name.strip()]
-    for name in methods:
-        parse(name, config.methods)
-    try:
-        seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    except ValueError:
-        raise InputError(f"--seeds '{arguments.seeds}' is not a comma-separated list of whole numbers") from None
-    root = Path(arguments.output)
-    if not arguments.collect:
-        run_missing(config, methods, seeds, root, arguments.quiet)
-    rows = collect(config, methods, seeds, root)
-    if not rows:
-        raise InputError(f"no finished run of {', '.join(methods)} below {root}; leave out --collect to train them")
-    teacher = teacher_scores(config, root, arguments.quiet)
-    measures = job_of(config).measures
-    table = markdown_table(rows, measures, config.paper, teacher)
-    numbers = json.dumps({row.method: row.runs for row in rows}, indent=1)
-    for name, text in (("table.md", table), ("table.json", numbers)):
-        write_atomically(root / name, lambda temporary, text=text: temporary.write_text(text + "\n"))
-    save_figure(comparison_figure(rows, *next(iter(measures.items())), teacher), root / "chart.png")
-    print(table)
-
+from detkt.cli import main
 
 if __name__ == "__main__":
-    run_tool(main, to_go_on="run the same command again to go on")
+    main(["compare", *sys.argv[1:]])

@@ -1,122 +1,12 @@
 #!/usr/bin/env python
-"""Download a data set and unpack it, or check one that is there: what is missing, damaged or odd."""
+"""The command ``detkt prepare`` in a clone that was not installed."""
 
-import argparse
-import os
-import shlex
-import signal
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports, which take seconds
 
-from tqdm import tqdm
-
-from detkt.base.errors import InputError, suggestion
-from detkt.base.paths import resolve
-from detkt.cli import Parser, run_tool
-from detkt.config import data_config
-from detkt.data import DEFAULT_ROOTS
-from detkt.prepare.checking import check_dataset, check_source
-from detkt.prepare.preparing import prepare
-from detkt.prepare.sources import SOURCES
-
-EXAMPLES = """examples:
-  python tools/prepare_data.py voc2007
-  python tools/prepare_data.py cifar10 --data-root /data/cifar10 --url https://mirror.example.org/cifar
-  python tools/prepare_data.py path/to/BCCD --check
-  python tools/prepare_data.py path/to/carts --check data.classes=[car,cart] data.train=train data.test=val
-
-A download that was stopped goes on when the same command is run again. Nothing is trusted but by its checksum, and no
-file that is there is overwritten: remove the damaged ones, and they are put back. An archive that you put into the
-folder "archives" in the data set's folder yourself is used instead of a download.
-
-A check prints one line for each flaw, FILE: WHAT IS WRONG, and ends with status 2 if there is any. Lines that begin
-with "note:" are about what is odd but read as it should be."""
-
-
-def main(arguments=None):
-    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "data",
-        nargs="?",
-        metavar="NAME|FOLDER",
-        help=f"{', '.join(SOURCES)}; or a folder of your own to check: in VOC format, of XML files with "
-        "their pictures, or with pictures as SPLIT/CLASS/PICTURE",
-    )
-    parser.add_argument(
-        "--data-root", metavar="DIR", help="the data set's folder (default: data/NAME; VOC: data/VOCdevkit)"
-    )
-    parser.add_argument("--check", action="store_true", help="only check what is there")
-    parser.add_argument("--url", help="a mirror: the folder of the archives, or the archive itself if there is but one")
-    parser.add_argument("--keep-archives", action="store_true", help="do not remove them once unpacked")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="data.key=value",
-        help="check a folder for a training with these settings, as in data.classes=[person,cart] data.boxes=refuse",
-    )
-    arguments = parser.parse_intermixed_args(arguments)
-    if arguments.data is None:
-        parser.error("the following arguments are required: NAME|FOLDER")
-    source = SOURCES.get(arguments.data)
-    root = find_root(source, arguments)
-    if source is None:
-        findings = check_dataset(root, data_config(arguments.overrides, train="", test=""), arguments.quiet)
-    elif arguments.check:
-        findings = check_source(source, root, arguments.quiet)
-    else:
-        progress = partial(tqdm, desc="drawing", disable=arguments.quiet)
-        try:
-            findings = prepare(source, root, arguments.url, arguments.keep_archives, arguments.quiet, progress)
-        except KeyboardInterrupt:
-            print("what has been downloaded is kept; the same command goes on from there", file=sys.stderr)
-            raise
-
-    for finding in findings.errors:
-        print(finding.line)
-    for finding in findings.notes:
-        print(f"note: {finding.line}")
-    if findings.errors:
-        raise InputError(f"{findings.verdict(root)}: {remedy(source, root, findings)}")
-    print("\n".join(f"{line}: in order" for line in findings.summary))
-
-
-def find_root(source, arguments):
-    """The folder to prepare or check."""
-    if source is None:
-        folder = Path(arguments.data).expanduser()
-        if not folder.is_dir():
-            choices = f"choose from {', '.join(SOURCES)}, or give a folder that is there"
-            hint = suggestion(arguments.data, SOURCES)
-            raise InputError(f"'{arguments.data}' is neither a data set nor a folder{hint}; {choices}")
-        if arguments.data_root or arguments.url or arguments.keep_archives:
-            raise InputError("--data-root, --url and --keep-archives are for data sets by name, not for a folder")
-        return folder
-    if arguments.overrides:
-        raise InputError(f"{arguments.overrides[0]}: settings are for a folder of your own, not for {source.name}")
-    if (arguments.check or not source.archives) and (arguments.url or arguments.keep_archives):
-        reason = "with --check" if arguments.check else f"for {source.name}"
-        raise InputError(f"--url and --keep-archives are for downloads, and there is none {reason}; leave them out")
-    return resolve(arguments.data_root or DEFAULT_ROOTS[source.format])
-
-
-def remedy(source, root, findings):
-    """What to do about the flaws."""
-    if source is None:
-        return "mend the files or take them out of the lists, then check again"
-    if source.manual:
-        return source.manual.format(root=root)
-    command = f"python tools/prepare_data.py {source.name} --data-root {shlex.quote(str(root))}"
-    if source.name == "shapes":
-        return f"remove the folder if it is there, then draw it anew with: {command}"
-    what = "fetch what is missing" if findings.sound else "remove the damaged files, then put them back"
-    return f"{what} with: {command}"
-
+from detkt.cli import main
 
 if __name__ == "__main__":
-    run_tool(main)
+    main(["prepare", *sys.argv[1:]])

@@ -35,7 +35,7 @@ def make_folder(folder: Path, flag: str = "--output") -> None:
         raise InputError(f"cannot make the output folder {folder}: {error.strerror}; choose another {flag}") from None
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let *write* fill a temporary file beside *path*, flush it to disk, then rename it.
 
     Whatever happens while writing, *path* is the old file or the new one, whole. What a killed process leaves of a

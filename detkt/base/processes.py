@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, reduce
-from torch import Tensor, nn
+from accelerate.utils import gather_object
+from torch import Tensor, distributed, nn
 
 
 class Processes:
@@ -50,46 +50,74 @@ class Processes:
         """The *value* of each process, in order, on all of them."""
         return [value] if self.count == 1 else gather_object([value])
 
-    def any(self, number: int) -> int:
+    def largest(self, number: int) -> int:
         """The largest *number* of all processes."""
         return max(self.gather(number))
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of a tensor over the processes."""
-        return values if self.count == 1 else reduce(values, "mean")
+        return mean_over_processes(values)
 
-    @torch.no_grad()
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Mean of each parameter's gradient over the processes, in one exchange.
-
-        A gradient that some have counts as zero where it is absent; one that none has stays absent, so that weight
-        decay does not move its parameter.
-        """
-        if self.count == 1:
-            return
-        parameters = list(parameters)
-        absent = [parameter for parameter in parameters if parameter.grad is None]
-        for parameter in absent:
-            parameter.grad = torch.zeros_like(parameter)
-        present = torch.ones(len(parameters), device=parameters[0].device if parameters else None)
-        if absent:
-            without = {id(parameter) for parameter in absent}
-            present *= torch.tensor([float(id(p) not in without) for p in parameters], device=present.device)
-        self._average([*(parameter.grad for parameter in parameters), present])
-        if absent:
-            for parameter, share in zip(parameters, present.tolist(), strict=True):
-                if share == 0:
-                    parameter.grad = None
+        """See :func:`average_gradients`."""
+        average_gradients(parameters)
 
     @torch.no_grad()
     def average_buffers(self, *modules: nn.Module) -> None:
         """Mean of the floating-point buffers (running statistics) over the processes."""
         if self.count > 1:
-            self._average([b for module in modules for b in module.buffers() if b.is_floating_point()])
+            _average([b for module in modules for b in module.buffers() if b.is_floating_point()])
 
-    def _average(self, tensors: list[Tensor]) -> None:
-        if not tensors:
-            return
-        flat = self.mean(torch.cat([tensor.flatten().float() for tensor in tensors]))
-        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+
+def process_count() -> int:
+    """How many processes share the work, whoever has started them."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Mean of a tensor over the processes."""
+    if (count := process_count()) == 1:
+        return values
+    total = values.clone()
+    distributed.all_reduce(total)
+    return total / count
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Mean of each parameter's gradient over the processes, in one exchange.
+
+    A gradient that some have counts as zero where it is absent; one that none has stays absent, so that weight decay
+    does not move its parameter.
+    """
+    if process_count() == 1:
+        return
+    parameters = list(parameters)
+    absent = [parameter for parameter in parameters if parameter.grad is None]
+    for parameter in absent:
+        parameter.grad = torch.zeros_like(parameter)
+    present = torch.ones(len(parameters), device=parameters[0].device if parameters else None)
+    if absent:
+        without = {id(parameter) for parameter in absent}
+        present *= torch.tensor([float(id(p) not in without) for p in parameters], device=present.device)
+    _average([*(parameter.grad for parameter in parameters if parameter.grad is not None), present])
+    if absent:
+        for parameter, share in zip(parameters, present.tolist(), strict=True):
+            if share == 0:
+                parameter.grad = None
+
+
+@torch.no_grad()
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Give every process the *tensors* of the first."""
+    if process_count() > 1:
+        for tensor in tensors:
+            distributed.broadcast(tensor, 0)
+
+
+def _average(tensors: list[Tensor]) -> None:
+    if not tensors:
+        return
+    flat = mean_over_processes(torch.cat([tensor.flatten().float() for tensor in tensors]))
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from detkt.base.commands import command
 from detkt.base.errors import InputError
 from detkt.base.paths import resolve
 from detkt.base.settings import typed_settings
@@ -46,7 +47,7 @@ def data_root(config: DataConfig, progress: Callable | None = None) -> Path:
             raise InputError(
                 f"{root}: {'it holds no shapes' if root.is_dir() else 'no such folder'}, but the config asks for them "
                 "(data.format=shapes): give the --config for pictures of your own, or draw the shapes into a new "
-                "folder with: python tools/prepare_data.py shapes --data-root DIR"
+                f"folder with: {command('prepare')} shapes --data-root DIR"
             )
         if not root.exists():
             log.info("drawing the shapes into %s, which is not there yet", root)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from detkt.base.commands import command
 from detkt.base.errors import InputError, suggestion
 
 _MNIST_FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}  # torchvision's names
@@ -176,7 +177,7 @@ def _read_cifar_pickle(path: Path, data_format: str) -> tuple[np.ndarray, np.nda
 def _checked_split(root: Path, data_format: str, split: str) -> str:
     if not root.is_dir():
         raise InputError(
-            f"{root}: no such folder; get the data with: python tools/prepare_data.py {data_format}, or give their "
+            f"{root}: no such folder; get the data with: {command('prepare')} {data_format}, or give their "
             "folder (--data-root)"
         )
     if split not in ("train", "test"):
@@ -202,7 +203,7 @@ def _find_idx(root: Path, data_format: str, name: str) -> Path:
                 return path
     raise InputError(
         f"{root}: holds neither {folder}/raw/{name} nor {name}, plain or .gz; "
-        f"get it with: python tools/prepare_data.py {data_format}"
+        f"get it with: {command('prepare')} {data_format}"
     )
 
 
@@ -217,8 +218,7 @@ def _find_cifar(root: Path, data_format: str, split: str) -> list[Path]:
                 raise InputError(f"{missing[0]}: no such file, though {folder} holds others; unpack the archive anew")
     names = " nor ".join(name for name, _ in _CIFAR_VERSIONS[data_format])
     raise InputError(
-        f"{root}: holds neither {names} with the {split} files; "
-        f"get them with: python tools/prepare_data.py {data_format}"
+        f"{root}: holds neither {names} with the {split} files; get them with: {command('prepare')} {data_format}"
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from detkt.base.errors import InputError
 from detkt.base.files import write_atomically
 
-FORMAT = 3
+FORMAT = 4
 LAST = "last.pt"
 # After torch's own bytes stands the checksum of all of them: torch.load passes over it, and over flipped bits as well.
 _MARK, _CHECKSUM_BYTES = b"detkt crc32 ", 4

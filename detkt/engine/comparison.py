@@ -35,7 +35,15 @@ class Row:
 
 def run_folder(root: Path, config: Config, method: str, seed: int) -> Path:
     """Where the run of *method* with *seed* is kept below *root*."""
-    return root / f"{config.name}-{method}-s{seed}"
+    return root / f"{config.name}-{_run_config(config, method, seed).method_name}-s{seed}"
+
+
+def _run_config(config: Config, method: str, seed: int) -> Config:
+    """*config* for one run, with the settings of its own methods only: it need not know where others are defined."""
+    own = copy.deepcopy(config)
+    own.method, own.train.seed = method, seed
+    own.methods = {name: own.methods[name] for name in own.method_name.split("+") if name in own.methods}
+    return own
 
 
 def run_missing(config: Config, methods: Iterable[str], seeds: Sequence[int], root: Path, quiet: bool) -> None:
@@ -46,16 +54,14 @@ def run_missing(config: Config, methods: Iterable[str], seeds: Sequence[int], ro
     """
     for seed in seeds:
         for method in methods:
-            folder = run_folder(root, config, method, seed)
-            wanted = copy.deepcopy(config)
-            wanted.method, wanted.train.seed = method, seed
+            folder, wanted = run_folder(root, config, method, seed), _run_config(config, method, seed)
             if (folder / "config.yaml").exists():
                 _check_same(wanted, folder)
             if (folder / "metrics.json").exists():
                 continue
             checkpoint = folder / "last.pt"
             resume = checkpoint if checkpoint.exists() else None
-            print(f"{method}, seed {seed}: {'going on' if resume else 'training'} in {folder}", flush=True)
+            print(f"{wanted.method_name}, seed {seed}: {'going on' if resume else 'training'} in {folder}", flush=True)
             train(wanted, folder, resume=resume, overwrite=resume is None, quiet=quiet)
 
 
@@ -82,14 +88,12 @@ def collect(config: Config, methods: Iterable[str], seeds: Sequence[int], root: 
     for method in methods:
         runs = []
         for seed in seeds:
-            folder = run_folder(root, config, method, seed)
+            folder, wanted = run_folder(root, config, method, seed), _run_config(config, method, seed)
             if (folder / "metrics.json").exists():
-                wanted = copy.deepcopy(config)
-                wanted.method, wanted.train.seed = method, seed
                 _check_same(wanted, folder)
                 runs.append(_read_scores(folder / "metrics.json", [*job_of(config).measures, "updates", "seconds"]))
         if runs:
-            rows.append(Row(method, runs))
+            rows.append(Row(wanted.method_name, runs))
     measure = next(iter(job_of(config).measures))
     return sorted(rows, key=lambda row: row.mean(measure), reverse=True)
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from detkt.base.commands import command
 from detkt.base.errors import InputError
 from detkt.base.processes import Processes
 from detkt.config import Config, DataConfig, NetConfig, TrainConfig
@@ -221,7 +222,7 @@ def job_of(config: Config) -> Job:
 def require_task(config: Config, task: str) -> None:
     """InputError where *config* is of the other tool."""
     if config.task != task:
-        other = {"detection": "train_det.py", "classification": "train_cls.py"}[config.task]
+        other = {"detection": "train-det", "classification": "train-cls"}[config.task]
         raise InputError(
-            f"data.format={config.data.format} is for {config.task}: use tools/{other}, or another --config"
+            f"data.format={config.data.format} is for {config.task}: use {command(other)}, or another --config"
         )

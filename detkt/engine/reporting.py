@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from tqdm import tqdm
 from detkt.base.errors import InputError
 from detkt.base.files import write_atomically
 from detkt.base.processes import Processes
+from detkt.engine.guards import SkippedUpdates, Watcher
+from detkt.methods.base import Watch
 
 
 class Reporter:
@@ -96,6 +99,66 @@ class NoReporter:
     def log(self, entry: dict[str, Any]) -> None: ...
 
     def close(self) -> None: ...
+
+
+class Journal:
+    """All that a training tells: means of what is logged, warnings, and where they are written.
+
+    Args:
+        folder: the run's folder.
+        watches: the method's signs of trouble.
+        processes: means are taken over all of them, and the first writes.
+        quiet: no progress bar.
+    """
+
+    def __init__(self, folder: Path, watches: Sequence[Watch], processes: Processes, quiet: bool) -> None:
+        self._folder, self._processes, self._quiet = folder, processes, quiet
+        self._window, self._watcher, self.skipped = Window(), Watcher(watches), SkippedUpdates()
+        self._reporter: Reporter | NoReporter = NoReporter()
+
+    def open(self, resume_step: int | None) -> None:
+        """Begin to write; see :class:`Reporter`."""
+        if self._processes.is_main:
+            self._reporter = Reporter(self._folder, resume_step, self._quiet)
+
+    def start_stage(self, name: str, done: int, total: int) -> None:
+        """Begin (or, after a resume, go on with) a stage of *total* steps."""
+        self._reporter.start_stage(name, done, total)
+
+    def advance(self) -> None:
+        """One more step of the current stage."""
+        self._reporter.advance()
+
+    def add(self, values: dict[str, Tensor], images: int, learning_rate: float) -> None:
+        """What one batch, or part of it, has to be logged; looked at only when a line is due."""
+        self._window.add(values, images, learning_rate)
+
+    def line(self, step: int) -> dict[str, Any]:
+        """Means since the last line, and warnings that are due at *step*."""
+        means = self._window.flush(self._processes)
+        warnings = self._watcher.warnings(step, means) + self.skipped.warnings()
+        return {**means, **({"warning": "; ".join(warnings)} if warnings else {})}
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Write *line*."""
+        self._reporter.log(line)
+
+    def restart(self) -> None:
+        """Forget what was added since the last line, and when that was."""
+        self._window = Window()
+
+    def close(self) -> None:
+        """End writing."""
+        self._reporter.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that a resumed run tells the same."""
+        return {"window": self._window.state_dict(), "watcher": self._watcher.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """The reverse of :meth:`state_dict`."""
+        self._window.load_state_dict(state["window"], device)
+        self._watcher.load_state_dict(state["watcher"])
 
 
 class Window:

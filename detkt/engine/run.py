@@ -41,6 +41,7 @@ from detkt.engine.trainer import Trainer
 from detkt.engine.validation import Validation
 from detkt.methods import parse
 from detkt.models import load_model, save_model
+from detkt.models.layout import channels_last
 from detkt.tasks.compiling import compile_backbones
 
 log = logging.getLogger(__name__)
@@ -214,6 +215,8 @@ def train(
         # Published weights: how good they are on these pictures is known only from here on.
         scores = job.evaluate(teacher, held_out, device, config.train, quiet, processes)
         log.info("teacher: %s on %s", job.summary(scores), config.data.test)
+    for built in filter(None, (student, teacher)):
+        channels_last(built.backbone)
     # Building draws random weights or none, depending on checkpoints: training starts from the seed either way.
     seed_everything(config.train.seed)
     distiller = Distiller(
@@ -236,7 +239,7 @@ def train(
     if processes.rank > 0:
         # The weights are the same in all processes, what they draw from here on is not.
         seed_everything(config.train.seed + processes.rank * 1_000_003)
-    description = {"method": config.method, "config": config.name} | job.description(config.data)
+    description = {"method": config.method_name, "config": config.name} | job.description(config.data)
     validation = None
     if to_validate is not None:
 
@@ -254,7 +257,7 @@ def train(
     elif config.train.cache_teacher is not None:
         with processes.main_first():
             cache = open_teacher_cache(config, distiller, dataset, Path(config.train.cache_teacher), quiet)
-        distiller.task.teacher_cache = cache
+        distiller.task._cache = cache
     if config.train.compile:
         compile_backbones(distiller.task, device)
     if processes.is_main:
@@ -264,7 +267,7 @@ def train(
 
     scores = job.evaluate(student, held_out, device, config.train, quiet, processes)
     metrics = {
-        "method": config.method,
+        "method": config.method_name,
         "role": config.role,
         "dataset": config.name,
         "data_root": str(data_root(config.data)),
@@ -272,9 +275,9 @@ def train(
         "seed": config.train.seed,
         **scores,
         "parameters": sum(p.numel() for p in student.parameters()),
-        "updates": trainer.student_step,
-        "seconds": trainer.seconds,
-        "images_per_second": trainer.step * trainer.batch_size / trainer.seconds,
+        "updates": trainer.progress.student_step,
+        "seconds": trainer.progress.seconds,
+        "images_per_second": trainer.progress.step * trainer.batch_size / trainer.progress.seconds,
         "versions": versions(device),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

@@ -10,7 +10,7 @@ Records, here and in the rest of the package, are numpy arrays (lists do as well
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 
 from detkt.base.errors import InputError, suggestion
 
-Records = Mapping[Hashable, Mapping[str, Any]]
+Records = Mapping[Any, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Distillation methods, one paper a file. ``available()`` lists them, ``build(parse("a+b"), ...)`` makes one.
 
-Wherever a method's name is taken, so is a subclass of :class:`Method` that is defined elsewhere.
+Methods defined elsewhere are found by the name under which an installed package offers them, or as
+``path/to/file.py:Class`` (:mod:`detkt.methods.outside`). A library call takes a subclass of :class:`Method`, too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from detkt.base.errors import InputError
 from detkt.base.settings import typed_settings
 from detkt.knowledge import Spec
+from detkt.methods import outside
 from detkt.methods.base import LayerPair, Method, MethodConfig, choose
 from detkt.methods.sum import Sum
 
@@ -32,15 +34,46 @@ def _classes() -> dict[str, type[Method]]:
 
 
 def available() -> list[str]:
-    """Names accepted by ``--method``; any two can be summed as ``a+b``."""
-    return list(_classes())
+    """Names accepted by ``--method``, beside ``path/to/file.py:Class``; any two can be summed as ``a+b``."""
+    return sorted({*_classes(), *outside.offered()})
 
 
 def method_class(method: str | type[Method]) -> type[Method]:
-    """The class called *method*; InputError with a suggestion where there is none. A class is returned as it is."""
+    """The class called *method*; a class is returned as it is.
+
+    Raises:
+        InputError: there is none (with a suggestion), two have one name, or one from outside cannot be used.
+    """
     if isinstance(method, type) and issubclass(method, Method):
         return method
-    return _classes()[choose(method, available(), "method")]
+    own, offered = _classes(), outside.offered()
+    if outside.names_file(method):
+        cls = outside.class_of_file(method)
+        if cls.name in own or cls.name in offered:
+            raise InputError(f"method '{method}' is called '{cls.name}', as another is: set its name to a new one")
+        return cls
+    if method not in offered:
+        return own[choose(method, available(), "method")]
+    cls = outside.class_offered(method)
+    if method in own:
+        raise InputError(f"method '{method}' is detkt's own, but {cls.__module__} is installed under that name, too")
+    return cls
+
+
+def absolute(method: str) -> str:
+    """*method* with every ``path/to/file.py:Class`` in it from the root on."""
+    return "+".join(outside.absolute(part.strip()) for part in method.split("+"))
+
+
+def classes(method: str | type[Method]) -> list[type[Method]]:
+    """The classes of ``a``, ``a+b`` or a class. InputError: an unknown method, or a sum that is none."""
+    parts = method.split("+") if isinstance(method, str) else [method]
+    found = [method_class(part.strip() if isinstance(part, str) else part) for part in parts]
+    if len({cls.name for cls in found}) != len(found):
+        raise InputError(f"method '{method}' names a method twice")
+    if len(found) > 1 and any(cls.name == "none" for cls in found):
+        raise InputError(f"method '{method}': 'none' adds nothing to a sum; leave it out")
+    return found
 
 
 def method_config(method: str | type[Method], settings: Mapping[str, Any] | None = None) -> MethodConfig:
@@ -65,16 +98,10 @@ def parse(
     Raises:
         InputError: unknown method or section, one named twice, or bad settings (see :func:`method_config`).
     """
-    parts = [part.strip() for part in method.split("+")] if isinstance(method, str) else [method]
-    classes = [method_class(part) for part in parts]
-    if len(set(classes)) != len(classes):
-        raise InputError(f"method '{method}' names a method twice")
-    if len(classes) > 1 and any(cls.name == "none" for cls in classes):
-        raise InputError(f"method '{method}': 'none' adds nothing to a sum; leave it out")
-    settings = settings or {}
+    found, settings = classes(method), settings or {}
     for section in settings:
-        choose(section, dict.fromkeys([*available(), *(cls.name for cls in classes)]), "method in the settings")
-    return {cls: method_config(cls, settings.get(cls.name)) for cls in classes}
+        choose(section, dict.fromkeys([*available(), *(cls.name for cls in found)]), "method in the settings")
+    return {cls: method_config(cls, settings.get(cls.name)) for cls in found}
 
 
 def required_layers(configs: Mapping[type[Method], MethodConfig]) -> list[LayerPair]:
@@ -91,9 +118,11 @@ def build(configs: Mapping[type[Method], MethodConfig], student: Spec, teacher: 
 __all__ = [
     "Method",
     "MethodConfig",
+    "absolute",
     "available",
     "build",
     "choose",
+    "classes",
     "method_class",
     "method_config",
     "parse",

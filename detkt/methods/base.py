@@ -7,9 +7,11 @@ folder that defines a subclass of :class:`Method` with a ``name``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Flag, auto
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -22,15 +24,32 @@ STUDENT = "student"
 OPTIMIZERS = ("sgd", "adam")
 
 
+class Needs(Flag):
+    """The passes that a stage reads, combined with ``|``.
+
+    ``STUDENT``: forward of the student with its task losses; the stage then counts towards the student's budget of
+    updates. ``STUDENT_FEATURES``: its backbone alone, in whichever mode it is. ``STUDENT_LOGITS``: its class scores.
+    ``TEACHER_FEATURES``, ``TEACHER_LOGITS``: the frozen teacher's maps and class scores. ``BOXES``: where objects are;
+    ``ANCHORS``: the student's own, of each of its outputs. Classifiers have neither.
+    """
+
+    NOTHING = 0
+    STUDENT = auto()
+    STUDENT_FEATURES = auto()
+    STUDENT_LOGITS = auto()
+    TEACHER_FEATURES = auto()
+    TEACHER_LOGITS = auto()
+    BOXES = auto()
+    ANCHORS = auto()
+
+
 @dataclass(frozen=True)
 class Stage:
     """A part of the training in which the same players learn from the same passes.
 
     Attributes:
         name: as shown in the progress bar and the log.
-        needs: the passes to run: ``student`` (forward of the student with its task losses; the stage then
-            counts towards the student's budget of updates), ``student.features`` (its backbone alone, in
-            whichever mode it is), ``student.logits``, ``teacher.features``, ``teacher.logits``.
+        needs: the passes to run.
         players: who learns.
         steps: how many batches; None: until the student's budget is used up (the last stage).
         every: how often the stage is what it says: its first batch of so many; the others are run as ``between``.
@@ -41,7 +60,7 @@ class Stage:
     """
 
     name: str
-    needs: frozenset[str]
+    needs: Needs
     players: tuple[str, ...] = (STUDENT,)
     steps: int | None = None
     every: int = 1
@@ -53,7 +72,7 @@ class Stage:
                 f"stage '{self.name}' has every={self.every}: with 2 or more, and only then, it needs a stage between"
             )
         if (other := self.between) and not (
-            other.needs <= self.needs
+            other.needs in self.needs
             and set(other.players) <= set(self.players)
             and other.trains_student == self.trains_student
             and other.between is None
@@ -65,7 +84,7 @@ class Stage:
 
     @property
     def trains_student(self) -> bool:
-        return STUDENT in self.needs
+        return Needs.STUDENT in self.needs
 
     def turn(self, step: int) -> Stage:
         """What batch number *step* of this stage is run as: this stage, or the one between."""
@@ -74,11 +93,36 @@ class Stage:
 
 @dataclass
 class Update:
-    """Minimise the sum of *losses* over the parameters of *player*; *metrics* are only logged."""
+    """What a method adds for one player: minimise the sum of *losses* over its parameters.
+
+    The student's task losses are not among them: the engine adds these (:meth:`with_task`).
+
+    Attributes:
+        player: whose parameters.
+        losses: scalars by name.
+        metrics: scalars by name that are only logged.
+        task_weights: by name, factors on task losses, for a method that puts its own term in the place of a share of
+            one (KD). A task loss that is not named keeps its weight of 1. Only for the player ``student``.
+    """
 
     player: str
     losses: dict[str, Tensor]
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    task_weights: dict[str, float] = field(default_factory=dict)
+
+    def __add__(self, other: Update) -> Update:
+        """Both updates of one player as one: terms of one name are added, and so is what is taken from a task loss."""
+        losses, weights = dict(self.losses), dict(self.task_weights)
+        for name, loss in other.losses.items():
+            losses[name] = losses[name] + loss if name in losses else loss
+        for name, weight in other.task_weights.items():
+            weights[name] = weights.get(name, 1.0) + weight - 1.0
+        return Update(self.player, losses, self.metrics | other.metrics, weights)
+
+    def with_task(self, losses: Mapping[str, Tensor]) -> Update:
+        """This update of the student's with its task *losses* before its own terms, each times its weight."""
+        weighted = {name: self.task_weights.get(name, 1.0) * loss for name, loss in losses.items()}
+        return replace(self, losses=weighted | self.losses, task_weights={})
 
     @property
     def total(self) -> Tensor:
@@ -156,7 +200,8 @@ class LayerPair:
 class MethodConfig:
     """Settings every method has.
 
-    ``preset``: ``default`` (what works here) or ``paper`` (the paper's own numbers, where they differ).
+    ``preset``: ``default`` (what works here), ``paper`` (the paper's own numbers, where they differ), or what else the
+    method has, as ``official`` (those of the authors' code, where they differ from the text).
     ``layers``: names of the layers to transfer, each ``NAME`` or ``STUDENT=TEACHER``; empty: the backbone's
     outputs.
     """
@@ -187,10 +232,10 @@ class Method(nn.Module):
         return [LayerPair.parse(text) for text in config.layers]
 
     def pairs(self) -> list[LayerPair]:
-        """The configured layer pairs, or all the backbone outputs that both nets have.
+        """The configured layer pairs, or the backbone outputs of both nets that have one stride.
 
         Raises:
-            InputError: the two nets' outputs do not correspond, or a student's layer is named twice.
+            InputError: no output of the student's has a counterpart, or a student's layer is named twice.
         """
         if self.config.layers:
             pairs = self.layer_pairs(self.config)
@@ -200,13 +245,14 @@ class Method(nn.Module):
                 )
             return pairs
         student, teacher = self.student_spec.features, self.teacher_spec.features
-        shared = outputs(student)
-        if missing := [name for name in shared if name not in teacher]:
+        pairs = [LayerPair(*names) for names in match_by_stride(student, teacher)]
+        if not pairs:
             raise InputError(
-                f"method '{self.name}': the student's backbone output '{missing[0]}' has no counterpart among the "
-                f"teacher's ({', '.join(teacher)}); name layers with methods.{self.name}.layers=[STUDENT=TEACHER]"
+                f"method '{self.name}': no backbone output of the student ({_told(student)}) has a counterpart of its "
+                f"size among the teacher's ({_told(teacher)}); name layers with "
+                f"methods.{self.name}.layers=[STUDENT=TEACHER]"
             )
-        return [LayerPair(name, name) for name in shared]
+        return pairs
 
     def pair_specs(self, pair: LayerPair) -> tuple[FeatureSpec, FeatureSpec]:
         """Student's and teacher's map of *pair*.
@@ -239,9 +285,11 @@ class Method(nn.Module):
     def step(
         self, stage: Stage, student: Knowledge | None, teacher: Knowledge | None, heads: Heads
     ) -> Iterator[Update]:
-        """Yield the updates of one batch, the student's last; each is applied before the generator goes on.
+        """Yield what the method adds on one batch, player by player, the student's last.
 
-        (A user's own loop applies the student's after the call: a later one would change weights in its graph.)
+        Each update is applied before the generator goes on. (A user's own loop applies the student's after the call: a
+        later one would change weights in its graph.) Nothing need be yielded for the student: its task losses are
+        minimised in any case.
         """
         raise NotImplementedError
 
@@ -259,9 +307,27 @@ class Method(nn.Module):
             views |= {view_title(role, name): knowledge.features[name] for name in names}
         return views
 
+    def require(self, key: str, holds: bool, rule: str) -> None:
+        """Raise InputError unless the setting *key* is as the *rule* says: it must be ..."""
+        if not holds:
+            raise InputError(f"methods.{self.name}.{key} is {getattr(self.config, key)}: it must be {rule}")
+
+    def require_no_layers(self) -> None:
+        """Raise InputError if layers are set for a method that compares scores."""
+        if self.config.layers:
+            raise InputError(
+                f"methods.{self.name}.layers: {self.name} reads class scores and no layers; leave it empty"
+            )
+
     def require_same_classes(self) -> None:
         """Raise InputError unless both nets score the same classes in the same order."""
         student, teacher = self.student_spec, self.teacher_spec
+        for role, spec in (("student", student), ("teacher", teacher)):
+            if not spec.has_logits:
+                raise InputError(
+                    f"method '{self.name}' compares the class scores of regions, and the {role} is a detector of one "
+                    "stage, which has none; use a feature method"
+                )
         if student.num_classes != teacher.num_classes:
             raise InputError(
                 f"method '{self.name}' compares class scores, but the student has {student.num_classes} classes and "
@@ -275,9 +341,45 @@ class Method(nn.Module):
             )
 
 
+def require_offered(method: Method, offered: Needs) -> None:
+    """Raise InputError if a stage of *method* reads what the networks do not have: boxes or anchors."""
+    for need, what in ((Needs.BOXES, "the boxes of objects"), (Needs.ANCHORS, "the student's anchors")):
+        if need not in offered and any(need in stage.needs for stage in method.stages()):
+            raise InputError(
+                f"method '{method.name}' needs {what}, which this student does not have; choose a method that compares "
+                "maps or class scores"
+            )
+
+
 def outputs(features: Iterable[str]) -> list[str]:
     """The backbone's outputs among the names of *features*: ``output``, or a pyramid's ``output.<level>``."""
     return [name for name in features if name.split(".")[0] == "output"]
+
+
+def match_by_stride(student: Mapping[str, FeatureSpec], teacher: Mapping[str, FeatureSpec]) -> list[tuple[str, str]]:
+    """Names of the outputs of two nets that were probed on one picture, paired where their sizes are nearest.
+
+    A pair's heights differ by less than the square root of 2, half of what one stride differs from the next; each map
+    is in one pair at most. Names say nothing: level 0 has stride 4 in one pyramid and 32 in another.
+    """
+    pairs, taken = [], set[str]()
+    for name in outputs(student):
+        ours = student[name]
+        near = [
+            (abs(math.log2(teacher[other].height / ours.height)), other)
+            for other in outputs(teacher)
+            if other not in taken
+        ]
+        distance, other = min(near, default=(math.inf, ""), key=lambda pair: pair[0])
+        if distance < 0.5:
+            pairs.append((name, other))
+            taken.add(other)
+    return pairs
+
+
+def _told(features: Mapping[str, FeatureSpec]) -> str:
+    told = [f"{name} {features[name].height} x {features[name].width}" for name in outputs(features)]
+    return ", ".join(told) or "no map"
 
 
 def view_title(what: str, layer: str) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from detkt.base.errors import InputError
 from detkt.knowledge import FeatureSpec, Knowledge, Spec
-from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Player, Stage, Update
+from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Player, Stage, Update
 from detkt.methods.factor_transfer import (
     CIFAR_ELEMENTS,
     PAPER_CIFAR,
@@ -48,7 +48,10 @@ class CAEConfig(ParaphraserConfig):
 
 
 class ConvolutionalAutoencoder(FactorTransfer):
-    """See the module's docstring. Stages: paraphraser, distill."""
+    """Factor transfer with an autoencoder of fewer numbers than the teacher's map as paraphraser.
+
+    See the module's docstring. Stages: paraphraser, distill.
+    """
 
     name = "cae"
     Config = CAEConfig
@@ -82,7 +85,10 @@ class RAEConfig(FactorTransferConfig):
 
 
 class RegularizedAutoencoder(FactorTransfer):
-    """See the module's docstring. Stages: paraphraser, distill."""
+    """Factor transfer with a wider paraphraser, whose factors are sparse.
+
+    See the module's docstring. Stages: paraphraser, distill.
+    """
 
     name = "rae"
     Config = RAEConfig
@@ -103,7 +109,10 @@ class FullActivationConfig(MethodConfig):
 
 
 class FullActivationTransfer(Method):
-    """See the module's docstring. One stage: distill."""
+    """Factor transfer without a paraphraser: the teacher's whole map is the factor.
+
+    See the module's docstring. One stage: distill.
+    """
 
     name = "fact"
     citation = FactorTransfer.citation
@@ -117,7 +126,7 @@ class FullActivationTransfer(Method):
         self.translators = nn.ModuleList(nn.Conv2d(ours.channels, theirs.channels, 1) for ours, theirs in specs)
 
     def stages(self) -> Sequence[Stage]:
-        return [Stage("distill", frozenset({"student", "teacher.features"}))]
+        return [Stage("distill", Needs.STUDENT | Needs.TEACHER_FEATURES)]
 
     def players(self) -> dict[str, Player]:
         return {STUDENT: Player((self.translators,))}
@@ -129,4 +138,4 @@ class FullActivationTransfer(Method):
             masks = student.mask(ours), teacher.mask(theirs)
             distances.append(factor_loss(ours, theirs, self.config.p, *masks, self.config.reference_elements))
         added = self.config.beta * torch.stack(distances).mean()
-        yield Update(STUDENT, {**student.losses, self.name: added})
+        yield Update(STUDENT, {self.name: added})

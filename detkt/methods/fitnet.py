@@ -33,6 +33,7 @@ from detkt.methods.base import (
     LayerPair,
     Method,
     MethodConfig,
+    Needs,
     Player,
     Stage,
     Update,
@@ -55,7 +56,10 @@ class FitNetConfig(MethodConfig):
 
 
 class FitNet(Method):
-    """See the module's docstring. One stage: distill."""
+    """The student's map, through a regressor of its own, imitates the teacher's (hint learning).
+
+    See the module's docstring. One stage: distill.
+    """
 
     name = "fitnet"
     citation = "Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015 (arXiv:1412.6550)"
@@ -66,7 +70,7 @@ class FitNet(Method):
         self.regressors = nn.ModuleList(Regressor(*self.pair_specs(pair), padded=False) for pair in self.pairs())
 
     def stages(self) -> Sequence[Stage]:
-        return [Stage("distill", frozenset({"student", "teacher.features"}))]
+        return [Stage("distill", Needs.STUDENT | Needs.TEACHER_FEATURES)]
 
     def players(self) -> dict[str, Player]:
         return {STUDENT: Player((self.regressors,))}
@@ -80,7 +84,7 @@ class FitNet(Method):
                 target = target / root_mean_square(target, mask)
             hints.append(hint_loss(self._regressed(i, pair, student, target), target, mask))
         added = self.config.weight * torch.stack(hints).mean()
-        yield Update(STUDENT, {**student.losses, self.name: added})
+        yield Update(STUDENT, {self.name: added})
 
     def views(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
         views = {}

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from detkt.base.errors import InputError
 from detkt.knowledge import FeatureSpec, Knowledge, Spec
 from detkt.methods.adapters import max_pool, to_common_size
-from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Player, Stage, Update
+from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Player, Stage, Update
 
 
 def flow_matrix(
@@ -65,7 +65,10 @@ class FSPConfig(MethodConfig):
 
 
 class FSP(Method):
-    """See the module's docstring. One stage: distill."""
+    """One layer's features are to lead to the next one's as they do in the teacher.
+
+    See the module's docstring. One stage: distill.
+    """
 
     name = "fsp"
     citation = "Yim et al., A Gift from Knowledge Distillation, CVPR 2017"
@@ -83,7 +86,7 @@ class FSP(Method):
         self.adapters = nn.ModuleList(_adapter(*self.pair_specs(pair)) for pair in pairs)
 
     def stages(self) -> Sequence[Stage]:
-        return [Stage("distill", frozenset({"student", "teacher.features"}))]
+        return [Stage("distill", Needs.STUDENT | Needs.TEACHER_FEATURES)]
 
     def players(self) -> dict[str, Player]:
         return {STUDENT: Player((self.adapters,))}
@@ -98,7 +101,7 @@ class FSP(Method):
             for flow, target in zip(_flows(ours, student), _flows(theirs, teacher), strict=True)
         ]
         added = self.config.weight * torch.stack(distances).sum()
-        yield Update(STUDENT, {**student.losses, self.name: added})
+        yield Update(STUDENT, {self.name: added})
 
 
 def _adapter(student: FeatureSpec, teacher: FeatureSpec) -> nn.Module:

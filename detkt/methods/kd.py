@@ -17,10 +17,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge, Spec
-from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Stage, Update
-from detkt.methods.reductions import full_precision
+from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Stage, Update
+from detkt.methods.reductions import full_precision, require_one_shape
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
@@ -33,9 +32,7 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
     Raises:
         ValueError: the shapes differ.
     """
-    if student_logits.shape != teacher_logits.shape:
-        shapes = f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
-        raise ValueError(f"student's and teacher's logits must have one shape, got {shapes}")
+    require_one_shape(student_logits, teacher_logits)
     student = F.log_softmax(full_precision(student_logits) / temperature, dim=1)
     teacher = F.log_softmax(full_precision(teacher_logits) / temperature, dim=1)
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
@@ -50,7 +47,10 @@ class KDConfig(MethodConfig):
 
 
 class KD(Method):
-    """See the module's docstring. One stage: distill."""
+    """The teacher's softened class scores are targets beside the true classes.
+
+    See the module's docstring. One stage: distill.
+    """
 
     name = "kd"
     citation = "Hinton et al., Distilling the Knowledge in a Neural Network, arXiv:1503.02531 (2015)"
@@ -59,20 +59,14 @@ class KD(Method):
     def __init__(self, config: KDConfig, student: Spec, teacher: Spec) -> None:
         super().__init__(config, student, teacher)
         self.require_same_classes()
-        if not 0 <= config.alpha <= 1:
-            raise InputError(f"methods.kd.alpha is {config.alpha}: it must be between 0 and 1")
-        if not config.temperature > 0:
-            raise InputError(f"methods.kd.temperature is {config.temperature}: it must be greater than 0")
-        if config.layers:
-            raise InputError("methods.kd.layers: kd reads class scores and no layers; leave it empty")
+        self.require_no_layers()
+        self.require("alpha", 0 <= config.alpha <= 1, "between 0 and 1")
+        self.require("temperature", config.temperature > 0, "greater than 0")
 
     def stages(self) -> Sequence[Stage]:
-        return [Stage("distill", frozenset({"student", "student.logits", "teacher.logits"}))]
+        return [Stage("distill", Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS)]
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
-        losses = dict(student.losses)
-        classification = student.classification_loss
-        losses[classification] = (1 - self.config.alpha) * losses[classification]
         softened = distillation_loss(student.logits, teacher.logits, self.config.temperature)
-        losses[self.name] = self.config.alpha * softened
-        yield Update(STUDENT, losses)
+        rest = {student.classification_loss: 1 - self.config.alpha}
+        yield Update(STUDENT, {self.name: self.config.alpha * softened}, task_weights=rest)

@@ -24,23 +24,36 @@ s, trained with it, which lets widths differ), each element of the student's map
 
     Omega(r) = gamma / 2 * max(r^2, theta^2),    whose gradient is   gamma * r  where |r| > theta,   0 elsewhere
 
-against r^2 / 2 and r of the plain distance (``kr-dense``). So Omega recodes the gradients that the student propagates:
-outside the threshold it amplifies them (gamma > 1), inside it answers with zero and all elements are rewarded equally;
-the student need not be strictly close to K, and learns the dominant gaps first. theta is learnable: by the gradient of
-Omega itself, gamma * theta * (share of elements inside), it descends as long as there are elements inside, and lets
-finer gaps in. It starts at the mean magnitude of the tensor that Omega is given, taken on the first batch. (The paper
-says: of the parameters. As in its Eq. 9, a map stands for the parameters that made it.)
+So Omega recodes the gradients that the student propagates: outside the threshold it amplifies them (gamma > 1 against
+the r of a plain r^2 / 2), inside it answers with zero and all elements are rewarded equally; the student need not be
+strictly close to K, and learns the dominant gaps first.
+
+theta starts at the mean magnitude of the tensor that Omega is given, on the first batch. (The paper says: of the
+parameters. As in its Eq. 9, a map stands for the parameters that made it.) The paper calls it learnable "within the
+update of gradient optimization" and does not say on what. Omega itself cannot be its loss: the derivative with respect
+to theta is gamma * theta * (share of elements inside), never negative, so that theta falls to 0 within some 150 updates
+and what is left is ``kr-dense``. Ours: theta descends on (theta - mean |r|)^2 / 2, at a rate of ``threshold_rate`` of
+its own, which makes it a running mean of the gap's magnitude. So it falls as the gap closes and lets finer gaps in, and
+the dominant ones are those above the mean at any time. At a rate of 0 it stays where it started. ``kr_threshold`` and
+``kr_active``, the share of elements outside, are logged.
 
     L_task + weight * mean Omega(r)
 
-The paper's figures set Omega beside traditional, convex penalties (structured sparsity, the L1 norm), which have their
-least value at 0 alone. ``kr-l1`` is the framework with |r| in place of Omega, whose gradient has one size everywhere.
-(The paper's penalise parameters; a map stands for these here, too.)
+``kr-dense`` has theta = 0: gamma / 2 * r^2, the framework without the penalty, which pulls as hard at the gaps outside
+a threshold. The paper's figures set Omega beside traditional, convex penalties (structured sparsity, the L1 norm),
+which have their least value at 0 alone. ``kr-l1`` is the framework with gamma * |r| in place of Omega, whose gradient
+has one size everywhere. (The paper's penalise parameters; a map stands for these here, too.) The three take the same
+``weight`` and ``gain``, so that a table of them compares penalties and not weights.
 
 Two optimizers alternate in each iteration (Algorithm 1): that of a (player ``aggregation``: SGD, learning rate 0.1,
-momentum 0.9, weight decay 10^-5), then the student's, to which reg and theta belong (the paper: 0.01, of the training
+momentum 0.9, weight decay 10^-5), then the student's, to which reg belongs (the paper: 0.01, of the training
 configuration here), with K held fixed. The paper divides both rates by 10 at 30k and 48k iterations; here both follow
 the training configuration's schedule. Several student layers count by their mean. Padding is cut out of all means.
+
+Ours, too, beside what is marked above: weight = 4 and gamma = 2 (the text has a "predefined parameter" without a
+value, and "enhances" without a factor); m counts residual blocks by the names of their outputs, where the text counts
+convolution layers; and the posterior term of Eq. 1 and 2 (cross entropy to the teacher's scores, NST or KDGAN) is
+absent: ``kr+kd``, ``kr+nst`` or ``kr+kdgan`` add it.
 
 ``layers`` lists STUDENT=TEACHER: the last of m neighbouring layers of the teacher, counted back by the number its name
 ends in (``layer3=layer3.22`` with m = 3 reads layer3.20, layer3.21, layer3.22), or the layers themselves joined by a
@@ -65,6 +78,7 @@ from detkt.methods.base import (
     LayerPair,
     Method,
     MethodConfig,
+    Needs,
     Player,
     Stage,
     Update,
@@ -100,7 +114,7 @@ def sparse_recoding_penalty(gap: Tensor, threshold: Tensor, gain: float = 2.0, m
 
     Args:
         gap: r.
-        threshold: theta, a scalar; gradients reach it from the elements inside.
+        threshold: theta, a scalar.
         gain: gamma; the gradient with respect to an element is gain * r / elements outside, 0 inside.
         mask: (N, 1, H, W) of 0 and 1; None: all cells.
     """
@@ -120,32 +134,42 @@ class Aggregator(nn.Module):
 
 
 class Threshold(nn.Module):
-    """theta: the mean magnitude of the first tensor it is asked for, learnt from then on."""
+    """theta: the mean magnitude of the first tensor it is asked for, and a running mean of that from then on.
 
-    def __init__(self) -> None:
+    A buffer: its rate must not depend on the student's optimizer, and processes average it as they do running
+    statistics.
+    """
+
+    def __init__(self, rate: float) -> None:
         super().__init__()
-        self.value = nn.Parameter(torch.zeros(()))
+        self.rate = rate
+        self.register_buffer("value", torch.zeros(()))
         self.register_buffer("started", torch.tensor(False))
 
-    def forward(self, gap: Tensor, mask: Tensor | None = None) -> Tensor:
-        with torch.no_grad():
-            # Chosen on the device: asking whether it has started would wait for it in every step.
-            self.value.copy_(torch.where(self.started, self.value, masked_mean(gap.abs(), mask)))
-            self.started.fill_(True)
-        return self.value.clone()  # a second pass before the first one's backward may write to the parameter again
+    @torch.no_grad()
+    def learn(self, gap: Tensor, mask: Tensor | None = None) -> None:
+        """One step of gradient descent on (theta - mean |gap|)^2 / 2 for a map (N, C, H, W), over *mask*'s cells."""
+        magnitude = masked_mean(gap.abs(), mask).to(self.value.dtype)
+        # Chosen on the device: asking whether it has started would wait for it in every step.
+        self.value.copy_(torch.where(self.started, self.value.lerp(magnitude, self.rate), magnitude))
+        self.started.fill_(True)
 
 
 @dataclass
 class KRDenseConfig(MethodConfig):
-    """``m``: neighbouring teacher layers a student's layer; ``weight``: of the distance or penalty."""
+    """``m``: neighbouring teacher layers a student's layer; ``weight``: of the distance or penalty.
+
+    ``gain``: gamma, how much the gradient of a gap (outside the threshold) is amplified.
+    """
 
     m: int = 3
     weight: float = 4.0
+    gain: float = 2.0
     aggregation_lr: float = 0.1
 
 
 class KRDense(Method):
-    """KR without its penalty: the gap's square, halved. See the module's docstring. One stage: distill."""
+    """KR with a threshold of 0: gamma / 2 of the gap's square. See the module's docstring. One stage: distill."""
 
     name = "kr-dense"
     citation = "Liu et al., Knowledge Representing, CVPR Workshops 2019"
@@ -154,6 +178,8 @@ class KRDense(Method):
 
     def __init__(self, config: KRDenseConfig, student: Spec, teacher: Spec) -> None:
         super().__init__(config, student, teacher)
+        if not config.gain > 1:
+            raise InputError(f"methods.{self.name}.gain is {config.gain}: it must be greater than 1 to amplify")
         if config.layers:
             self.groups = named_groups(self.name, config.layers, config.m)
         else:
@@ -183,7 +209,7 @@ class KRDense(Method):
         return source, FeatureSpec(channels[0], source.height, source.width, nonnegative)
 
     def stages(self) -> Sequence[Stage]:
-        return [Stage("distill", frozenset({"student", "teacher.features"}), (STUDENT, "aggregation"))]
+        return [Stage("distill", Needs.STUDENT | Needs.TEACHER_FEATURES, (STUDENT, "aggregation"))]
 
     def players(self) -> dict[str, Player]:
         lr = self.config.aggregation_lr
@@ -210,7 +236,7 @@ class KRDense(Method):
             metrics.append(metric)
         added = self.config.weight * torch.stack(losses).mean()
         means = {name: torch.stack([values[name] for values in metrics]).mean() for name in metrics[0]}
-        yield Update(STUDENT, {**student.losses, self.name: added}, means)
+        yield Update(STUDENT, {self.name: added}, means)
 
     def views(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
         views = {}
@@ -226,7 +252,7 @@ class KRDense(Method):
 
     def penalize(self, group: int, gap: Tensor, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """What the student minimises of a group's *gap* (N, C, H, W), and what to log of it."""
-        return mean_square(gap, mask) / 2, {}
+        return self.config.gain / 2 * mean_square(gap, mask), {}
 
     def _stack(self, group: Group, student: Knowledge, teacher: Knowledge) -> tuple[list[Tensor], Tensor | None]:
         """The teacher's maps at the student's size, the last of a root mean square of 1, and the cells that count."""
@@ -242,38 +268,40 @@ class KRDense(Method):
 
 
 class KRL1(KRDense):
-    """KR with the gap's magnitude as its penalty. See the module's docstring. One stage: distill."""
+    """KR with gamma times the gap's magnitude as its penalty. See the module's docstring. One stage: distill."""
 
     name = "kr-l1"
 
     def penalize(self, group: int, gap: Tensor, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        return masked_mean(gap.abs(), mask), {}
+        return self.config.gain * masked_mean(gap.abs(), mask), {}
 
 
 @dataclass
 class KRConfig(KRDenseConfig):
-    """``gain``: gamma, how much gradients outside the threshold are amplified."""
+    """``threshold_rate``: share of the way to the gap's mean magnitude that theta goes in an update; 0: none."""
 
-    gain: float = 2.0
+    threshold_rate: float = 0.1
 
 
 class KR(KRDense):
-    """See the module's docstring. One stage: distill."""
+    """The student learns what neighbouring teacher layers have in common, large gaps first.
+
+    See the module's docstring. One stage: distill.
+    """
 
     name = "kr"
     Config = KRConfig
 
     def __init__(self, config: KRConfig, student: Spec, teacher: Spec) -> None:
         super().__init__(config, student, teacher)
-        if not config.gain > 1:
-            raise InputError(f"methods.kr.gain is {config.gain}: it must be greater than 1 to amplify")
-        self.thresholds = nn.ModuleList(Threshold() for _ in self.groups)
-
-    def players(self) -> dict[str, Player]:
-        return {**super().players(), STUDENT: Player((self.regressors, self.thresholds))}
+        if not 0 <= config.threshold_rate <= 1:
+            raise InputError(f"methods.kr.threshold_rate is {config.threshold_rate}: it must be between 0 and 1")
+        self.thresholds = nn.ModuleList(Threshold(config.threshold_rate) for _ in self.groups)
 
     def penalize(self, group: int, gap: Tensor, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        threshold = self.thresholds[group](gap.detach(), mask)
-        active = masked_mean((gap.detach().abs() > threshold.detach().abs()).to(gap.dtype), mask)
-        metrics = {"kr_threshold": threshold.detach().clone(), "kr_active": active}
+        if torch.is_grad_enabled():  # a loss that is only looked at, on held-out pictures, teaches nothing
+            self.thresholds[group].learn(gap, mask)
+        threshold = self.thresholds[group].value.clone()
+        active = masked_mean((gap.detach().abs() > threshold).to(gap.dtype), mask)
+        metrics = {"kr_threshold": threshold, "kr_active": active}
         return sparse_recoding_penalty(gap, threshold, self.config.gain, mask), metrics

@@ -23,6 +23,14 @@ while the discriminator D minimises -log D(R(t)) - log(1 - D(s)). The papers lea
   al., CVPR 2020, section 3.1). ``adversary_every=1`` plays always, as the papers do.
 * D's learning rate follows the student's schedule, D sees noisy maps through spectrally normalised layers, and its
   labels are smoothed: otherwise it soon tells every pair apart, and its gradient is noise.
+* D's activations are leaky ReLUs, a 1x1 convolution before its 3x3 ones narrows the map, and the gradients of R and D
+  are clipped.
+
+``preset=paper`` takes all of these back that a setting can: no common scale, R and D by SGD at 0.01 with a weight decay
+of 1e-4 and no clipping, D in every step at a constant rate, with ReLUs and without narrowing, noise, smoothing and
+spectral norm, on the pooled map. What stays ours under it: which head reads R, R's kernel and its ReLU, the width of
+D's convolutions (half of the map's channels, 64 at most), the mean as its pooling, and the masks of padding. The
+student's schedule and clipping are the training configuration's (``train.clip_norm``).
 """
 
 from __future__ import annotations
@@ -47,6 +55,7 @@ from detkt.methods.base import (
     LayerPair,
     Method,
     MethodConfig,
+    Needs,
     Player,
     Stage,
     Update,
@@ -94,16 +103,27 @@ def feature_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) ->
 class Discriminator(nn.Module):
     """D: a map (N, C, H, W) -> one logit per location (N, 1, H, W), or per picture (N, 1) with ``patch=False``.
 
-    A 1x1 convolution narrows first: a 3x3 convolution at full width would cost a sixth of a ResNet-152. Cells where
-    *mask* (N, 1, H, W) is 0 are seen as zeros, so that padding reaches no neighbour's score.
+    With *narrow* a 1x1 convolution comes first: a 3x3 convolution at full width would cost a sixth of a ResNet-152.
+    *slope* is that of the leaky ReLUs, 0 for ReLUs. Cells where *mask* (N, 1, H, W) is 0 are seen as zeros, so that
+    padding reaches no neighbour's score.
     """
 
-    def __init__(self, channels: int, width: int, num_convs: int, patch: bool, spectral: bool) -> None:
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        num_convs: int,
+        patch: bool,
+        spectral: bool,
+        narrow: bool = True,
+        slope: float = 0.2,
+    ) -> None:
         super().__init__()
         norm = spectral_norm if spectral else (lambda module: module)
-        layers: list[nn.Module] = [norm(nn.Conv2d(channels, width, 1)), nn.LeakyReLU(0.2)]
-        for _ in range(num_convs):
-            layers += [norm(nn.Conv2d(width, width, 3, padding=1)), nn.LeakyReLU(0.2)]
+        layers: list[nn.Module] = []
+        for kernel in ([1] if narrow else []) + [3] * num_convs:
+            layers += [norm(nn.Conv2d(channels, width, kernel, padding=kernel // 2)), nn.LeakyReLU(slope)]
+            channels = width
         self.layers = nn.Sequential(*layers)
         self.patch = patch
         self.score = norm(nn.Conv2d(width, 1, 1) if patch else nn.Linear(width, 1))
@@ -126,7 +146,9 @@ class KTANConfig(MethodConfig):
     ``normalize``). ``discriminator_width``: channels of D's convolutions; 0 takes half of the map's, at most 64,
     so that D stays cheap beside the student. ``adversary_every``: D and the student's term from it have their turn once
     in so many steps (1 to 100), that term with so many times ``alpha``. ``discriminator_lr``: for a turn in four steps;
-    with a turn in every step take a quarter.
+    with a turn in every step take a quarter. ``discriminator_scheduled``: it follows the student's schedule.
+    ``discriminator_narrow``, ``discriminator_slope``: see :class:`Discriminator`. ``clip_norm``: largest norm of R's
+    and of D's gradient; 0: any.
     """
 
     section: ClassVar[str] = "ktan"
@@ -143,6 +165,10 @@ class KTANConfig(MethodConfig):
     discriminator_width: int = 0
     discriminator_optimizer: str = "adam"
     discriminator_lr: float = 4e-4
+    discriminator_scheduled: bool = True
+    discriminator_narrow: bool = True
+    discriminator_slope: float = 0.2
+    clip_norm: float = 10.0
     patch: bool = True
     spectral_norm: bool = True
     label_smoothing: float = 0.1
@@ -152,7 +178,7 @@ class KTANConfig(MethodConfig):
         section = f"methods.{self.section}"
         for key in (
             *("alpha", "beta", "regressor_steps", "warmup_steps", "regressor_lr", "discriminator_lr"),
-            *("discriminator_width", "instance_noise"),
+            *("discriminator_width", "discriminator_slope", "clip_norm", "instance_noise"),
         ):
             if not 0 <= getattr(self, key) < math.inf:
                 raise InputError(f"{section}.{key} is {getattr(self, key)}: it must be a number of at least 0")
@@ -167,7 +193,10 @@ class KTANConfig(MethodConfig):
 
 
 class KTAN(Method):
-    """See the module's docstring. Stages: regressor, warmup, adversarial."""
+    """The student's map imitates the teacher's, brought to its shape, and is to deceive a discriminator.
+
+    See the module's docstring. Stages: regressor, warmup, adversarial.
+    """
 
     name = "ktan"
     citation = "Liu et al., KTAN: Knowledge Transfer Adversarial Network, IJCNN 2020 (arXiv:1810.08126)"
@@ -179,6 +208,10 @@ class KTAN(Method):
             "normalize": False,
             "discriminator_optimizer": "sgd",
             "discriminator_lr": 0.01,
+            "discriminator_scheduled": False,
+            "discriminator_narrow": False,
+            "discriminator_slope": 0.0,
+            "clip_norm": 0.0,
             "regressor_optimizer": "sgd",
             "regressor_lr": 0.01,
             "adversary_every": 1,
@@ -186,7 +219,6 @@ class KTAN(Method):
             "spectral_norm": False,
             "label_smoothing": 0.0,
             "instance_noise": 0.0,
-            # What stays ours: D's narrowing 1x1 convolution, R's ReLU, and D's schedule.
         },
     }
     adversarial = True
@@ -213,14 +245,16 @@ class KTAN(Method):
                     config.num_convs,
                     config.patch,
                     config.spectral_norm,
+                    config.discriminator_narrow,
+                    config.discriminator_slope,
                 )
         # The teacher's head reads R's output only where nothing tells it from the teacher's own maps and classes.
         self.head = "teacher" if _interface(student) == _interface(teacher) else STUDENT
         self.reads_student_head = self.head == STUDENT
 
     def stages(self) -> Sequence[Stage]:
-        both = frozenset({"student", "teacher.features"})
-        stages = [Stage("regressor", frozenset({"teacher.features"}), ("regressor",), self.config.regressor_steps)]
+        both = Needs.STUDENT | Needs.TEACHER_FEATURES
+        stages = [Stage("regressor", Needs.TEACHER_FEATURES, ("regressor",), self.config.regressor_steps)]
         if not self.adversarial:
             return [*stages, Stage("distill", both)]
         if self.config.warmup_steps:
@@ -231,8 +265,15 @@ class KTAN(Method):
 
     def players(self) -> dict[str, Player]:
         config = self.config
+        clip_norm = config.clip_norm or None
         players = {
-            "regressor": Player((self.regressors,), config.regressor_optimizer, config.regressor_lr, weight_decay=1e-4)
+            "regressor": Player(
+                (self.regressors,),
+                config.regressor_optimizer,
+                config.regressor_lr,
+                weight_decay=1e-4,
+                clip_norm=clip_norm,
+            )
         }
         if self.adversarial:
             players["discriminator"] = Player(
@@ -240,8 +281,9 @@ class KTAN(Method):
                 config.discriminator_optimizer,
                 config.discriminator_lr,
                 weight_decay=1e-4 if config.discriminator_optimizer == "sgd" else 0.0,
+                clip_norm=clip_norm,
                 # At a constant rate D wins as soon as the student's rate decays, and drives the maps apart again.
-                scheduled=True,
+                scheduled=config.discriminator_scheduled,
             )
         return players
 
@@ -292,7 +334,7 @@ class KTAN(Method):
         if stage.name == "adversarial":
             yield from self._discriminator_update(maps, targets, masks)
 
-        losses = dict(student.losses)
+        losses: dict[str, Tensor] = {}
         mse = [feature_mse(maps[pair], targets[pair], masks[pair]) for pair in pairs]
         metrics = {"feature_mse": torch.stack(mse).mean()}
         losses[f"{self.name}_mse"] = self.config.beta * metrics["feature_mse"]

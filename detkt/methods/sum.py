@@ -1,8 +1,10 @@
-"""The sum of methods, ``a+b``: each adds its terms to the student's task loss (e.g. KTAN+KD, FT+KD)."""
+"""The sum of methods, ``a+b``: each adds its terms to the student's task losses (e.g. KTAN+KD, FT+KD)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
+from operator import or_
 
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Player, Sta
 
 
 class Sum(Method):
-    """L_task + sum over methods of (L_method - L_task), so that a method that rescales a task loss (KD) still does.
+    """All that its methods add; what each takes from a task loss (KD) is taken from it.
 
     Preparatory stages follow one another; the student's stages run side by side and are cut wherever one of the
     methods changes its stage. A stage with an ``every`` begins anew where it is cut.
@@ -61,18 +63,15 @@ class Sum(Method):
     def step(
         self, stage: Stage, student: Knowledge | None, teacher: Knowledge | None, heads: Heads
     ) -> Iterator[Update]:
-        task = student.losses if student else {}
-        total, metrics = dict(task), {}
+        added = Update(STUDENT, {})
         for name, part in self._plan[stage.name].items():
             for update in self.methods[name].step(part, student, teacher, heads):
-                if update.player != STUDENT:
+                if update.player == STUDENT:
+                    added += update
+                else:
                     yield update
-                    continue
-                metrics.update(update.metrics)
-                for term in {**task, **update.losses}:
-                    total[term] = total.get(term, 0) + (update.losses.get(term, 0) - task.get(term, 0))
         if stage.trains_student:
-            yield Update(STUDENT, total, metrics)
+            yield added
 
     def _merge(self) -> list[Stage]:
         stages, timelines = [], {}
@@ -101,7 +100,7 @@ class Sum(Method):
     def _plan_stage(self, parts: dict[str, Stage], steps: int | None, name: str | None = None) -> Stage:
         name = name or "+".join(f"{method}.{stage.name}" for method, stage in parts.items())
         self._plan[name] = parts
-        needs = frozenset().union(*(stage.needs for stage in parts.values()))
+        needs = reduce(or_, (stage.needs for stage in parts.values()))
         players = tuple(dict.fromkeys(player for stage in parts.values() for player in stage.players))
         rhythms = {stage.every: method for method, stage in parts.items() if stage.every > 1}
         if len(rhythms) > 1:

@@ -25,6 +25,7 @@ from torchvision.ops.poolers import initLevelMapper
 from detkt.base.errors import InputError
 from detkt.models import backbones
 from detkt.models.options import Architecture, parse_name, resolve_options
+from detkt.models.timm_backbones import timm_c4, timm_fpn
 from detkt.models.weights import load_imagenet, load_weights
 
 _OWN_OPTIONS = {
@@ -39,6 +40,8 @@ _OWN_OPTIONS = {
     "head_dropout",
     "norm",
     "frozen_stages",
+    "last_layer",
+    "dilated",
 }
 """Options that become modules; the others are keyword arguments of ``FasterRCNN``."""
 
@@ -80,8 +83,9 @@ def build_detector(name: str, num_classes: int, weights: str | Path | None = Non
             loaded is logged.
         options: any key of :func:`detkt.models.options.default_options`; numbers, strings and lists.
             ``frozen_stages`` counts from the input: for a ResNet 1 is conv1, 2 adds layer1, and so on; for
-            VGG-16 it is a number of blocks of convolutions, for AlexNet of convolutions. ``norm`` is "frozen"
-            or "batch", see :func:`detkt.models.backbones.resnet_stages`.
+            VGG-16 it is a number of blocks of convolutions, for AlexNet of convolutions, and for timm's nets k
+            means every layer up to stride 2^k. ``norm`` is "frozen" or "batch", see
+            :func:`detkt.models.backbones.resnet_stages`.
 
     Returns:
         The model. ``model.detkt`` holds "task", "architecture", "num_classes" and "options" (all of them, resolved),
@@ -129,6 +133,22 @@ def _assemble(architecture: Architecture, num_classes: int, options: dict[str, A
             roi_size=options["roi_size"],
             head_features=options["head_features"],
         )
+    elif architecture.kind == "timm_c4":
+        body = timm_c4(
+            architecture.timm,
+            norm=options["norm"],
+            frozen_stages=options["frozen_stages"],
+            last_layer=options["last_layer"],
+            dilated=options["dilated"],
+        )
+        head = backbones.FullyConnectedHead(
+            body.out_channels * options["roi_size"] ** 2, options["head_features"], options["head_dropout"]
+        )
+    elif architecture.kind == "timm_fpn":
+        body = timm_fpn(architecture.timm, options["norm"], options["frozen_stages"], options["fpn_channels"])
+        head = backbones.FullyConnectedHead(
+            body.out_channels * options["roi_size"] ** 2, options["head_features"], dropout=0.0
+        )
     else:
         build = backbones.vgg16 if architecture.kind == "vgg16" else backbones.alexnet
         body, head = build(
@@ -139,7 +159,7 @@ def _assemble(architecture: Architecture, num_classes: int, options: dict[str, A
         )
 
     sizes, ratios = options["anchor_sizes"], options["aspect_ratios"]
-    if architecture.kind == "fpn":
+    if architecture.has_pyramid:
         anchors = StridedAnchors([4, 8, 16, 32, 64], [[size] for size in sizes], [ratios] * len(sizes))
     else:
         anchors = StridedAnchors([16], [sizes], [ratios])
@@ -155,15 +175,15 @@ def _assemble(architecture: Architecture, num_classes: int, options: dict[str, A
         body,
         rpn_anchor_generator=anchors,
         rpn_head=rpn_head,
-        box_roi_pool=_roi_pool(architecture.kind, options),
+        box_roi_pool=_roi_pool(architecture.has_pyramid, options),
         box_head=head,
         box_predictor=predictor,
         **{key: value for key, value in options.items() if key not in _OWN_OPTIONS},
     )
 
 
-def _roi_pool(kind: str, options: dict[str, Any]) -> MultiScaleRoIAlign:
-    levels = [2, 3, 4, 5] if kind == "fpn" else [4]
+def _roi_pool(pyramid: bool, options: dict[str, Any]) -> MultiScaleRoIAlign:
+    levels = [2, 3, 4, 5] if pyramid else [4]
     names = [str(i) for i in range(len(levels))]
     pool = MultiScaleRoIAlign(names, options["roi_size"], options["roi_sampling_ratio"])
     # torchvision guesses the scales from the first batch and keeps them; on a very flat picture, padded to a

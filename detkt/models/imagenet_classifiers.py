@@ -15,7 +15,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import get_model, list_models
 
-from detkt.base.errors import InputError, suggestion
+from detkt.base.errors import InputError
+from detkt.models.timm_backbones import check_timm_name
 
 SPLIT_FAMILIES = (
     "alexnet",
@@ -100,13 +101,7 @@ def timm_classifier(name: str, num_classes: int) -> tuple[nn.Module, nn.Module]:
     Raises:
         InputError: timm is not installed or has no such net, or the net gives no map (transformers, mostly).
     """
-    try:
-        import timm
-    except ImportError as error:
-        raise InputError(f"classifier 'timm:{name}' needs the timm package: pip install timm") from error
-    if not timm.is_model(name):
-        near = suggestion(name, timm.list_models())
-        raise InputError(f"timm {timm.__version__} has no model '{name}'{near}; see timm.list_models()")
+    timm = check_timm_name(name, f"classifier 'timm:{name}'")
     backbone = timm.create_model(name, pretrained=False, num_classes=num_classes)
     in_body = _layers_of_features(backbone, name)
     head = copy.deepcopy(backbone)

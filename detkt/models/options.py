@@ -1,9 +1,15 @@
 """Names of the detectors, and their options with the settings of the papers' tables as defaults.
 
-Names: ``fasterrcnn_<resnet>_c4``, ``fasterrcnn_<resnet>_fpn``, ``fasterrcnn_vgg16``, ``fasterrcnn_alexnet``.
+Names: ``fasterrcnn_<resnet>_c4``, ``fasterrcnn_<resnet>_fpn``, ``fasterrcnn_vgg16``, ``fasterrcnn_alexnet``,
+``fasterrcnn_timm:<name>_c4`` and ``fasterrcnn_timm:<name>_fpn``.
+
 ``<resnet>`` is ``resnet`` with a depth of 10, 18, 34, 50, 101 or 152 and, if wanted, a factor on the width
 of every layer: ``fasterrcnn_resnet18x0.25_c4`` has 64 channels on its C4 map instead of 256. ``resnet10`` and
 nets with a factor (``x1`` too) are for training from nothing: batch norms are live and no stage is frozen.
+
+``timm:<name>`` is a convolutional net of timm; ``image_mean`` and ``image_std`` are those of its own data config. Its
+C4 form ends at stride 16, or before at the layer that ``last_layer`` names; with ``dilated`` the layers of stride 32
+are kept, at stride 16. Both forms read RoIs with two fully connected layers.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ from typing import Any
 
 from detkt.base.errors import InputError, suggestion
 from detkt.models.backbones import RESNETS
+from detkt.models.timm_backbones import timm_normalisation
 
 SHARED_OPTIONS: dict[str, Any] = {
     "min_size": 600,
@@ -64,13 +71,15 @@ KIND_OPTIONS: dict[str, dict[str, Any]] = {
         "rpn_pre_nms_top_n_test": 1000,
         "rpn_post_nms_top_n_test": 1000,
     },
+    "timm_c4": {"norm": "frozen", "last_layer": "", "dilated": False, "head_features": 1024, "head_dropout": 0.0},
 }
+KIND_OPTIONS["timm_fpn"] = KIND_OPTIONS["fpn"]
 """What a kind of detector adds to :data:`SHARED_OPTIONS` or has otherwise."""
 
-LAST_FROZEN_STAGE = {"c4": 4, "fpn": 5, "vgg16": 5, "alexnet": 5}
+LAST_FROZEN_STAGE = {"c4": 4, "fpn": 5, "vgg16": 5, "alexnet": 5, "timm_c4": 4, "timm_fpn": 5}
 
 _NAME = re.compile(
-    r"fasterrcnn_(?:(?P<plain>vgg16|alexnet)"
+    r"fasterrcnn_(?:(?P<plain>vgg16|alexnet)|timm:(?P<timm>.+)_(?P<timm_kind>c4|fpn)"
     rf"|resnet(?P<depth>{'|'.join(map(str, RESNETS))})(?:x(?P<width>\d+(?:\.\d+)?))?_(?P<kind>c4|fpn))"
 )
 
@@ -84,17 +93,22 @@ class Architecture:
     depth: int = 0
     width: float = 1.0
     from_scratch: bool = False
+    timm: str | None = None
+
+    @property
+    def has_pyramid(self) -> bool:
+        return self.kind.endswith("fpn")
 
     @property
     def classifier(self) -> str | None:
         """Name of torchvision's classifier whose ImageNet weights fit, if there is one."""
-        if self.from_scratch:
+        if self.from_scratch or self.timm:
             return None
         return f"resnet{self.depth}" if self.depth else self.kind
 
 
 def available_detectors() -> list[str]:
-    """Names that ``build_detector`` takes; a ResNet may carry a width factor, as in ``resnet18x0.25``."""
+    """Names that ``build_detector`` takes, without timm's; a ResNet may have a width factor (``resnet18x0.25``)."""
     resnets = [f"fasterrcnn_resnet{depth}_{kind}" for depth in RESNETS for kind in ("c4", "fpn")]
     return [*resnets, "fasterrcnn_vgg16", "fasterrcnn_alexnet"]
 
@@ -106,10 +120,13 @@ def parse_name(name: str) -> Architecture:
         scaled = [f"fasterrcnn_resnet{depth}x0.25_c4" for depth in RESNETS]
         raise InputError(
             f"unknown detector '{name}'{suggestion(name, available_detectors() + scaled)}; known: "
-            f"{', '.join(available_detectors())}, and widths as in fasterrcnn_resnet18x0.25_c4"
+            f"{', '.join(available_detectors())}, widths as in fasterrcnn_resnet18x0.25_c4, and timm's nets as in "
+            "fasterrcnn_timm:convnext_tiny_c4 and fasterrcnn_timm:convnext_tiny_fpn"
         )
     if match["plain"]:
         return Architecture(name, match["plain"])
+    if match["timm"]:
+        return Architecture(name, f"timm_{match['timm_kind']}", timm=match["timm"])
     width = float(match["width"] or 1)
     if width == 0:
         raise InputError(f"detector '{name}': the width factor must be above 0")
@@ -125,6 +142,8 @@ def default_options(name: str) -> dict[str, Any]:
         defaults |= {"norm": "batch", "frozen_stages": 0}
         for key in defaults.keys() & {"rpn_channels", "fpn_channels", "head_features"}:
             defaults[key] = max(1, round(defaults[key] * architecture.width))
+    if architecture.timm:
+        defaults |= timm_normalisation(architecture.timm, f"detector '{name}'")
     return copy.deepcopy(defaults)  # the tables' lists stay theirs
 
 
@@ -146,7 +165,7 @@ def resolve_options(architecture: Architecture, given: dict[str, Any]) -> dict[s
     if options["frozen_stages"] > LAST_FROZEN_STAGE[architecture.kind]:
         last = LAST_FROZEN_STAGE[architecture.kind]
         raise InputError(f"{architecture.name}: frozen_stages is 0 to {last}, got {options['frozen_stages']}")
-    if architecture.kind == "fpn" and len(options["anchor_sizes"]) != 5:
+    if architecture.has_pyramid and len(options["anchor_sizes"]) != 5:
         sizes = options["anchor_sizes"]
         raise InputError(f"{architecture.name}: anchor_sizes needs one size for each of 5 levels, got {sizes}")
     return options
@@ -161,6 +180,14 @@ def _checked(key: str, value: Any, default: Any) -> Any:
             raise InputError(f"option {key} must hold three numbers (red, green, blue), got {list(value)}")
         signed = key == "image_mean"
         return [_number(key, item, low=-math.inf if signed else 0, open_low=not signed) for item in value]
+    if key == "last_layer":
+        if not isinstance(value, str):
+            raise InputError(f"option last_layer must be the name of a layer such as 'blocks.3', got {value!r}")
+        return value
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise InputError(f"option {key} must be true or false, got {value!r}")
+        return value
     if isinstance(default, str):
         if value not in ("frozen", "batch"):
             raise InputError(f"option {key} must be 'frozen' or 'batch', got {value!r}")

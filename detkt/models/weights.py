@@ -282,6 +282,7 @@ def _candidates(name: str) -> list[str]:
     candidates = [name]
     bare = re.sub(r"^(backbone\.(body\.)?|roi_heads\.box_head\.(?=layer4)|features\.(?=\d))", "", name)
     candidates += [f"backbone.{bare}", f"backbone.body.{bare}", f"roi_heads.box_head.{bare}"]
+    candidates += [f"backbone.{name}", f"backbone.body.{name}"]  # timm's VGG, whose layers stay in ``features``
     layer, _, kind = name.rpartition(".")
     if layer in _CLASSIFIER_LAYERS:
         candidates.append(f"roi_heads.box_head.{_CLASSIFIER_LAYERS[layer]}.{kind}")

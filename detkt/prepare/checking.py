@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from detkt.base.commands import command
 from detkt.base.errors import InputError
 from detkt.config import DataConfig
 from detkt.data.images import Decoding
@@ -72,7 +73,7 @@ def _check_pictures(folder: Path, data: DataConfig, findings: Findings, quiet: b
         if any(version.home(folder) for version in source.versions):
             raise InputError(
                 f"{folder} holds the files of {source.name} or of its like; check it by the name of the data set, as "
-                f"in: python tools/prepare_data.py {source.name} --check --data-root {folder}"
+                f"in: {command('prepare')} {source.name} --check --data-root {folder}"
             )
     if not class_folders(folder):
         raise InputError(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from detkt.base.commands import command
 from detkt.data.raw_files import read_cifar, read_mnist
 
 _FOLDERS = ("Annotations", "ImageSets", "JPEGImages")
@@ -239,7 +240,8 @@ _SOURCES = (
             "ImageNet is given only to those who accept its terms: get ILSVRC2012_img_train.tar and "
             "ILSVRC2012_img_val.tar from https://image-net.org/download.php, unpack them to "
             "train/WNID/PICTURE.JPEG and val/WNID/PICTURE.JPEG (the WNIDs are n01440764 and so on, 1,000 of them) in "
-            "{root}, then check them with: python tools/prepare_data.py imagenet --check --data-root {root}"
+            "{root}, then check them with: "
+            f"{command('prepare')} imagenet --check --data-root {{root}}"
         ),
     ),
     PublishedSet("shapes", "shapes"),

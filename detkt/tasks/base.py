@@ -1,18 +1,18 @@
-"""What the trainer needs of a task: probe both nets, run a batch, and read heads."""
+"""What the engine needs of a task: probe both nets, run a batch, read heads, and let both nets go as they came."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from detkt.base.errors import InputError, suggestion
 from detkt.knowledge import FeatureSpec, Knowledge, Spec
-from detkt.methods.base import Heads
+from detkt.methods.base import Heads, Needs
 
 
 class TeacherMaps(Protocol):
@@ -24,26 +24,26 @@ class TeacherMaps(Protocol):
 
 
 class Task(Protocol):
-    """Obtains knowledge from a student and a frozen teacher.
+    """Obtains knowledge from a student and a frozen teacher, which both stay unmodified.
 
-    Where ``teacher_cache`` is set, ``run`` takes the teacher's maps from it, and the teacher's backbone does not run; a
-    head of the teacher's that a method asks for still does, on these maps.
+    With a teacher cache, ``run`` takes the teacher's maps from it, and the teacher's backbone does not run; a head of
+    the teacher's that a method asks for still does, on these maps.
     """
 
     student: nn.Module
     teacher: nn.Module | None
-    teacher_cache: TeacherMaps | None
+    offered: Needs  # what `run` can find out about these nets
 
-    def watch(self, student_layers: Iterable[str], teacher_layers: Iterable[str]) -> tuple[Spec, Spec | None]:
-        """Reveal the named inner layers from now on, and probe both nets' maps."""
+    def reveal(self, student_layers: Iterable[str], teacher_layers: Iterable[str]) -> tuple[Spec, Spec | None]:
+        """Reveal the named inner layers beside the outputs from now on, and probe both nets' maps."""
         ...
 
     def compile(self) -> None:
-        """Let ``torch.compile`` translate both backbones, the watched layers with them, when they next run."""
+        """Let ``torch.compile`` translate both backbones, the revealed layers with them, when they next run."""
         ...
 
-    def run(self, inputs: Any, targets: Any, needs: frozenset[str]) -> tuple[Knowledge | None, Knowledge | None, Heads]:
-        """The passes in *needs* (see Stage) on one batch: student's and teacher's knowledge, and the heads."""
+    def run(self, inputs: Any, targets: Any, needs: Needs) -> tuple[Knowledge | None, Knowledge | None, Heads]:
+        """The passes in *needs* on one batch: student's and teacher's knowledge, and the heads."""
         ...
 
     def pictures(self, targets: Any) -> list[int]:
@@ -58,17 +58,28 @@ class Task(Protocol):
         """Height and width of what the backbones see of a batch of pictures of this size."""
         ...
 
+    def close(self) -> None:
+        """Leave both nets as they came: no hook, the teacher's parameters and modes as they were."""
+        ...
+
 
 class LayerRecorder:
-    """Records the outputs of named inner modules while it is asked to, through forward hooks.
+    """Records the outputs of named inner modules of a network during its passes, through forward hooks.
 
-    The modules stay unmodified, and nothing is kept alive after the pass. A layer that the next one changes in place
-    (a convolution before VGG's ReLUs) is seen as that one left it.
+    The hooks are there only while a pass is recorded, so that the network can be copied, pickled and scripted between
+    two passes; a compiled network needs them to stay (:meth:`stay`). Nothing is kept alive after the pass. A layer that
+    the next one changes in place (a convolution before VGG's ReLUs) is seen as that one left it.
+
+    Raises:
+        InputError: the network has no such layer; *role* is whose it is.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str], role: str) -> None:
         modules = dict(network.named_modules())
+        self._modules: list[tuple[str, nn.Module]] = []
         self._recorded: dict[str, Tensor] | None = None
+        self._handles: list[RemovableHandle] = []
+        self._stays = False
         for name in names:
             if name not in modules or not name:
                 top = [key for key in modules if key and key.count(".") == 0]
@@ -76,11 +87,37 @@ class LayerRecorder:
                     f"the {role}'s backbone has no layer '{name}'{suggestion(name, modules)}; "
                     f"its stages are: {', '.join(top)}"
                 )
-            modules[name].register_forward_hook(partial(self._record, name))
+            self._modules.append((name, modules[name]))
 
-    def _record(self, name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        if self._recorded is not None:
-            self._recorded[name] = output
+    def _hook(self, name: str) -> Any:
+        def record(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            if self._recorded is not None:
+                self._recorded[name] = output
+
+        return record
+
+    def stay(self) -> None:
+        """Keep the hooks until :meth:`close`."""
+        if not self._stays:
+            self._stays = True
+            self._handles = [module.register_forward_hook(self._hook(name)) for name, module in self._modules]
+
+    def close(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._stays = [], False
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Have the hooks in place inside the block."""
+        if self._stays:
+            yield
+            return
+        with ExitStack() as stack:
+            for name, module in self._modules:
+                stack.callback(module.register_forward_hook(self._hook(name)).remove)
+            yield
 
     @contextmanager
     def recording(self) -> Iterator[dict[str, Tensor]]:
@@ -90,6 +127,42 @@ class LayerRecorder:
             yield self._recorded
         finally:
             self._recorded = None
+
+
+class FrozenTeacher:
+    """A teacher in evaluation mode and without gradients, until it is let go."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        self._modes = [(module, module.training) for module in model.modules()]
+        model.eval().requires_grad_(False)
+
+    def keep(self) -> None:
+        """See that it is still in evaluation mode: a module that holds it may have been put into training."""
+        if any(module.training for module in self.model.modules()):
+            self.model.eval()
+
+    def close(self) -> None:
+        """Give it its own modes and ``requires_grad`` back."""
+        for parameter, required in self._gradients:
+            parameter.requires_grad_(required)
+        for module, mode in self._modes:
+            module.training = mode
+        self._gradients, self._modes = [], []
+
+
+def require_two_nets(student: nn.Module, teacher: nn.Module) -> None:
+    """Raise InputError where both roles are played by one network, or share a part of one."""
+    if teacher is student:
+        raise InputError("student and teacher are the same object; give a copy (copy.deepcopy) as the teacher")
+    ours = {id(parameter): name for name, parameter in student.named_parameters()}
+    for name, parameter in teacher.named_parameters():
+        if id(parameter) in ours:
+            raise InputError(
+                f"student and teacher share a parameter ('{ours[id(parameter)]}' and '{name}'): what freezes the "
+                "teacher would freeze the student; give the teacher a copy (copy.deepcopy)"
+            )
 
 
 def map_specs(maps: dict[str, Tensor], role: str) -> dict[str, FeatureSpec]:
@@ -110,3 +183,34 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+@contextmanager
+def replaced(module: nn.Module, **parts: nn.Module | None) -> Iterator[None]:
+    """*module* with other *parts* under the names of its own, which are back afterwards."""
+    own = {name: module._modules[name] for name in parts}
+    module._modules.update(parts)
+    try:
+        yield
+    finally:
+        module._modules.update(own)
+
+
+class Calling(nn.Module):
+    """A part that calls *function* in place of the module *instead_of*, and else looks like that one.
+
+    *own* are attributes of its own.
+    """
+
+    def __init__(self, function: Any, instead_of: nn.Module, **own: Any) -> None:
+        super().__init__()
+        self.training = instead_of.training
+        # Not as submodules: what counts a net's parts must not meet one twice.
+        self.__dict__.update(own, _function=function, _instead_of=instead_of)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_instead_of"], name)
+
+    def forward(self, *arguments: Any) -> Any:
+        """What the function gives."""
+        return self._function(*arguments)

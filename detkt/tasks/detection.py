@@ -1,193 +1,108 @@
-"""Knowledge from torchvision's R-CNN detectors: hooks on the backbone and on the RoI predictor.
+"""Knowledge from torchvision's detectors, of two stages and of one, student and teacher alike or not.
 
-The detectors stay unmodified. One image transform, the student's, serves both nets; the teacher runs its backbone
-alone, and its RoI head on the student's sampled RoIs only where logits are asked for.
+One image transform, the student's, serves both nets; the teacher runs its backbone alone, on the batch in its own
+normalisation, and its RoI head on the student's sampled RoIs only where logits are asked for.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
 
 from detkt.base.errors import InputError
-from detkt.knowledge import Knowledge, Spec
-from detkt.models.layout import channels_last
-from detkt.tasks.base import LayerRecorder, TeacherMaps, evaluating, map_specs
-
-Targets = list[dict[str, Tensor]]
+from detkt.knowledge import Knowledge, Spec, scaled
+from detkt.methods.base import Needs
+from detkt.tasks.base import FrozenTeacher, TeacherMaps, evaluating, map_specs, require_two_nets
+from detkt.tasks.detectors import Detector, Pass, Targets, as_pyramid, moved, named_outputs, normalisation
 
 PIXELS_AT_ONCE = 2**18
+PROBED = 256  # pixels of the short side, for a transform that does not tell its own
 
-
-def named_outputs(backbone_output: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
-    """A backbone's output by name: ``output``, or ``output.<level>`` for a feature pyramid."""
-    if isinstance(backbone_output, Tensor):
-        return {"output": backbone_output}
-    return {f"output.{level}": feature for level, feature in backbone_output.items()}
-
-
-def as_pyramid(features: dict[str, Tensor]) -> OrderedDict[str, Tensor]:
-    """The reverse of :func:`named_outputs`, in the form RPN and RoI heads read (a lone map is level 0)."""
-    if "output" in features:
-        return OrderedDict([("0", features["output"])])
-    prefix = "output."
-    return OrderedDict((k.removeprefix(prefix), v) for k, v in features.items() if k.startswith(prefix))
-
-
-@dataclass
-class Sampled:
-    """The RoIs a training pass sampled: boxes (n, 4) a picture, and class scores (M, K) of all of them."""
-
-    proposals: list[Tensor] | None = None
-    logits: Tensor | None = None
-
-
-class _Detector:
-    """One detector with its hooks: the inner layers and the RoI predictor's input boxes and output scores."""
-
-    def __init__(self, model: GeneralizedRCNN, role: str) -> None:
-        self.model, self.role = model, role
-        channels_last(model.backbone)
-        self.recorder = LayerRecorder(model.backbone, [], role)
-        self._sampled: Sampled | None = None  # only inside losses(): nothing outlives a pass
-        # Under autocast heads return half precision, and torchvision would decode boxes in it (errors of whole pixels).
-        model.rpn.head.register_forward_hook(_to_float)
-        model.roi_heads.box_predictor.register_forward_hook(self._predicted)
-        model.roi_heads.box_roi_pool.register_forward_pre_hook(self._pooling)
-
-    def _predicted(self, module: nn.Module, inputs: tuple, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        output = _to_float(module, inputs, output)
-        if self._sampled is not None:
-            self._sampled.logits = output[0]
-        return output
-
-    def _pooling(self, module: nn.Module, inputs: tuple) -> None:
-        if self._sampled is not None:
-            self._sampled.proposals = inputs[1]
-
-    def watch(self, layers: Iterable[str]) -> None:
-        names = [name for name in dict.fromkeys(layers) if name.split(".")[0] != "output"]
-        self.recorder = LayerRecorder(self.model.backbone, names, self.role)
-
-    def compile(self) -> None:
-        self.features = torch.compile(self.features)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Hooks lead from the network to here: with a compiled function it could be neither copied nor pickled."""
-        return {name: value for name, value in vars(self).items() if name != "features"}
-
-    def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Backbone alone: its outputs by name and the watched inner layers."""
-        with self.recorder.recording() as inner:
-            outputs = named_outputs(self.model.backbone(images))
-        return {**outputs, **inner}
-
-    def losses(
-        self, features: dict[str, Tensor], images: ImageList, targets: Targets
-    ) -> tuple[dict[str, Tensor], Sampled]:
-        """RPN and RoI losses on *features*, and the RoIs they were computed on."""
-        # torchvision makes its anchors in the maps' precision: at half of it they are off by whole pixels.
-        pyramid = as_pyramid({name: feature.float() for name, feature in features.items()})
-        self._sampled = sampled = Sampled()
-        try:
-            proposals, rpn_losses = self.model.rpn(images, pyramid, targets)
-            _, roi_losses = self.model.roi_heads(pyramid, proposals, images.image_sizes, targets)
-        finally:
-            self._sampled = None
-        return {**roi_losses, **rpn_losses}, sampled
-
-    @property
-    def num_classes(self) -> int:
-        return self.model.roi_heads.box_predictor.cls_score.out_features
-
-
-def _to_float(module: nn.Module, inputs: tuple, output):
-    if isinstance(output, Tensor):
-        return output.float()
-    return type(output)(_to_float(module, inputs, part) for part in output)
+__all__ = ["DetectionTask", "as_pyramid", "named_outputs"]
 
 
 class DetectionTask:
-    """Student and teacher are torchvision ``GeneralizedRCNN``s (Faster R-CNN and kin) with the same normalisation.
+    """Student and teacher are torchvision detectors: Faster R-CNN and kin, RetinaNet, FCOS, SSD.
 
     Args:
         student: trained; its transform serves both nets.
-        teacher: frozen; None for plain training.
+        teacher: frozen until :meth:`close`; None for plain training.
         student_classes, teacher_classes: names without background, compared where scores are.
+        teacher_cache: the teacher's maps of the training pictures, to be read in place of its backbone's passes.
 
     Raises:
-        InputError: not an R-CNN, one net in both roles, the two normalise pictures differently, or class names that are
-            not as many as a net's classes.
+        InputError: no such detector, one net or part of a net in both roles, or class names that are not as many as a
+            net's classes.
     """
 
     def __init__(
         self,
-        student: GeneralizedRCNN,
-        teacher: GeneralizedRCNN | None = None,
+        student: nn.Module,
+        teacher: nn.Module | None = None,
         student_classes: Iterable[str] = (),
         teacher_classes: Iterable[str] = (),
+        teacher_cache: TeacherMaps | None = None,
     ) -> None:
-        for role, model in (("student", student), ("teacher", teacher)):
-            if model is not None and not isinstance(model, GeneralizedRCNN):
-                raise InputError(
-                    f"the {role} is a {type(model).__name__}, not a torchvision R-CNN detector; classifiers are "
-                    "detkt.models.build_classifier(NAME, classes) or detkt.models.Classifier(backbone, head)"
-                )
-        if teacher is not None:
-            if teacher is student:
-                raise InputError("student and teacher are the same object; give a copy (copy.deepcopy) as the teacher")
-            for key in ("image_mean", "image_std"):
-                ours, theirs = getattr(student.transform, key), getattr(teacher.transform, key)
-                if list(ours) != list(theirs):
-                    raise InputError(
-                        f"student and teacher must share one image transform, but their {key} differ: "
-                        f"{ours} and {theirs}"
-                    )
-        self.student, self.teacher = student, teacher
-        self.teacher_cache: TeacherMaps | None = None
-        self._normalisation: tuple[tuple, dict[str, Tensor]] | None = None
-        self._student = _Detector(student, "student")
-        self._teacher = _Detector(teacher, "teacher") if teacher is not None else None
+        self.student, self.teacher, self._cache = student, teacher, teacher_cache
+        self._student = Detector(student, "student")
+        self.offered = ~(Needs.NOTHING if self._student.anchor_generator is not None else Needs.ANCHORS)
         self._classes = {"student": tuple(student_classes), "teacher": tuple(teacher_classes)}
-        for detector in filter(None, (self._student, self._teacher)):
-            classes = self._classes[detector.role]
-            if classes and len(classes) != detector.num_classes - 1:
-                raise InputError(
-                    f"{detector.role}_classes has {len(classes)} names, but the {detector.role} has "
-                    f"{detector.num_classes} classes, background included"
-                )
+        self._num_classes = 0
+        self._teacher: Detector | None = None
+        self._to_teacher: tuple[Tensor, Tensor] | None = None
+        if teacher is not None:
+            require_two_nets(student, teacher)
+            self._teacher = Detector(teacher, "teacher")
+            self._to_teacher = _conversion(student.transform, teacher.transform)
+            self._frozen = FrozenTeacher(teacher)
 
-    def watch(self, student_layers: Iterable[str], teacher_layers: Iterable[str]) -> tuple[Spec, Spec | None]:
+    def close(self) -> None:
         """See :class:`detkt.tasks.base.Task`."""
-        self._student.watch(student_layers)
+        self._student.close()
+        if self._teacher is not None:
+            self._teacher.close()
+            self._frozen.close()
+
+    def reveal(self, student_layers: Iterable[str], teacher_layers: Iterable[str]) -> tuple[Spec, Spec | None]:
+        """See :class:`detkt.tasks.base.Task`."""
+        self._student.reveal(student_layers)
+        student = self._probe(self._student)
+        self._num_classes = student.num_classes
         if self._teacher is None:
-            return self._probe(self._student), None
-        self._teacher.watch(teacher_layers)
-        return self._probe(self._student), self._probe(self._teacher)
+            return student, None
+        self._teacher.reveal(teacher_layers)
+        return student, self._probe(self._teacher)
 
     def compile(self) -> None:
         """See :class:`detkt.tasks.base.Task`."""
         for detector in filter(None, (self._student, self._teacher)):
             detector.compile()
 
-    def _probe(self, detector: _Detector) -> Spec:
+    def _probe(self, detector: Detector) -> Spec:
         """Shapes on a noise picture of 4:5 at the training size (the student's), padded as batches are."""
         model, transform = detector.model, self.student.transform
-        device = next(model.parameters()).device
-        short, divisor = transform.min_size[-1], transform.size_divisible
-        height, width = (-(-side // divisor) * divisor for side in (short, short * 5 // 4))
-        picture = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device)
-        with torch.no_grad(), evaluating(model.backbone):
-            maps = detector.features((picture - 0.5) * 4)
-        return Spec(map_specs(maps, detector.role), detector.num_classes, self._classes[detector.role])
+        weight = next(model.parameters())
+        if fixed := getattr(transform, "fixed_size", None):
+            width, height = fixed
+        else:
+            short, divisor = getattr(transform, "min_size", (PROBED,))[-1], getattr(transform, "size_divisible", 32)
+            height, width = (-(-side // divisor) * divisor for side in (short, short * 5 // 4))
+        picture = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+        picture = ((picture - 0.5) * 4).to(weight.device, weight.dtype)
+        with torch.no_grad(), evaluating(model), detector.recorder.watching():
+            maps = detector.features(picture)
+            classes = detector.num_classes(maps, [(height, width)])
+        names = self._classes[detector.role]
+        if names and classes and len(names) != classes - 1:
+            raise InputError(
+                f"{detector.role}_classes has {len(names)} names, but the {detector.role} has "
+                f"{classes} classes, background included"
+            )
+        return Spec(map_specs(maps, detector.role), classes, names, has_logits=detector.two_stages)
 
     def pictures(self, targets: Targets) -> list[int]:
         """Indices of a batch's pictures in the data set."""
@@ -197,8 +112,8 @@ class DetectionTask:
         """See :class:`detkt.tasks.base.Task`."""
         device = next(self.student.parameters()).device
         with torch.no_grad(), evaluating(self.student.transform):
-            batch, _ = self.student.transform([image.to(device, non_blocking=True) for image in images])
-            return self._teacher.features(batch.tensors)
+            batch, _ = self._student.transform([image.to(device, non_blocking=True) for image in images])
+            return self._teacher_pass(batch)
 
     def input_size(self, width: int, height: int) -> tuple[int, int]:
         """See :class:`detkt.tasks.base.Task`."""
@@ -206,123 +121,149 @@ class DetectionTask:
         with evaluating(transform):
             resized, _ = transform.resize(torch.empty(1, height, width))
         divisor = transform.size_divisible
-        return tuple(-(-side // divisor) * divisor for side in resized.shape[-2:])
+        tall, wide = (-(-side // divisor) * divisor for side in resized.shape[-2:])
+        return tall, wide
 
     def run(
-        self, images: list[Tensor], targets: Targets, needs: frozenset[str]
+        self, images: list[Tensor], targets: Targets, needs: Needs
     ) -> tuple[Knowledge | None, Knowledge | None, DetectionHeads]:
         """Images: list of (3, H, W) in [0, 1]; targets as torchvision's. See :class:`detkt.tasks.base.Task`.
 
         They may be on another device than the networks.
 
         Raises:
-            InputError: the student's losses are asked for while it is in evaluation mode, where it has none; targets on
-                the CPU hold boxes that are inverted, empty or not finite, or labels that are none of its classes.
+            InputError: the student's losses are asked for while it is in evaluation mode, where it has none; targets
+                are missing or malformed, or hold (on the CPU) boxes that are inverted, empty or not finite, or labels
+                that are none of its classes.
         """
-        if "student" in needs and not self.student.training:
+        if Needs.STUDENT in needs and not self.student.training:
             raise InputError(
                 "the student is in evaluation mode: call train() on it, or on the distiller, before training"
             )
-        for number, target in enumerate(targets):
-            _check_target(target, f"target {number} of the batch", self._student.num_classes)
+        _check_targets(images, targets, self._num_classes)
         device = next(self.student.parameters()).device
         images = [image.to(device, non_blocking=True) for image in images]
-        host_targets = targets
-        with self._normalisation_on(device):
-            # Targets where they come from: torchvision resizes boxes by factors that it would copy to a GPU one by one.
-            batch, targets = self.student.transform(images, targets)
-        targets = [{key: _moved(value, device) for key, value in target.items()} for target in targets]
-        valid = _valid(batch)
-        heads = DetectionHeads({"student": self._student, "teacher": self._teacher}, batch, targets)
-        student = teacher = None
-        from_teacher = bool(needs & {"teacher.features", "teacher.logits"})
-        if from_teacher and self.teacher_cache is None:
-            # First: of its activations nothing but these maps is left when the student's pile up.
-            teacher = Knowledge(self._teacher_features(batch, host_targets), valid=valid)
-        if needs & {"student", "student.features"}:
-            features = self._student.features(batch.tensors)
-            student = Knowledge(features, valid=valid)
-        if from_teacher and self.teacher_cache is not None:
-            # Here, before the RoIs are sampled, cached maps are read while a GPU still computes the student's.
-            teacher = Knowledge(self._teacher_features(batch, host_targets), valid=valid)
-        if "student" in needs:
-            student.losses, sampled = self._student.losses(features, batch, targets)
-            student.classification_loss = "loss_classifier"
-            if needs & {"student.logits", "teacher.logits"}:
-                student.logits = sampled.logits
-                student.labels = self._roi_labels(sampled.proposals, targets)
-        if "teacher.logits" in needs:
+        from_teacher = bool(needs & (Needs.TEACHER_FEATURES | Needs.TEACHER_LOGITS))
+        teacher_features: dict[str, Tensor] = {}
+
+        def before(batch: ImageList) -> None:
+            """First: of the teacher's activations nothing but its maps is left when the student's pile up."""
+            if from_teacher and self._cache is None:
+                with torch.no_grad():
+                    teacher_features.update(self._teacher_pass(batch))
+
+        def after(batch: ImageList) -> None:
+            """Before the RoIs are sampled: cached maps are read while a GPU still computes the student's."""
+            if from_teacher and self._cache is not None:
+                flipped = [bool(target["flipped"]) for target in targets]
+                teacher_features.update(self._cache.read(self.pictures(targets), flipped, device))
+
+        if Needs.STUDENT in needs:
+            seen = self._student.train_pass(images, targets, before, after)
+        else:
+            seen = self._maps_alone(images, targets, bool(needs & Needs.STUDENT_FEATURES))
+            before(seen.images)
+            after(seen.images)
+        valid = _valid(seen.images)
+        student = Knowledge(seen.features, valid=valid) if seen.features else None
+        teacher = Knowledge(teacher_features, valid=valid) if from_teacher else None
+        height, width = seen.images.tensors.shape[-2:]
+        if student is not None and Needs.BOXES in needs:
+            student.boxes = [scaled(target["boxes"].float(), 1 / width, 1 / height) for target in seen.targets]
+        if student is not None and Needs.ANCHORS in needs:
+            anchors = self._student.anchors(seen.features, seen.images)
+            student.anchors = {name: scaled(found, 1 / width, 1 / height) for name, found in anchors.items()}
+        if Needs.STUDENT in needs:
+            student.losses = seen.losses
+            student.classification_loss = "loss_classifier" if self._student.two_stages else ""
+            if needs & (Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS):
+                student.logits = seen.logits
+                student.labels = self._roi_labels(seen)
+        if Needs.TEACHER_LOGITS in needs:
             with torch.no_grad():
-                teacher.logits = self._teacher_logits(teacher.features, sampled.proposals, batch)
-        return student, teacher, heads
+                teacher.logits = self._teacher.proposal_logits(
+                    teacher.features, seen.proposals, seen.images.image_sizes
+                )
+        detectors = {"student": self._student, "teacher": self._teacher}
+        return student, teacher, DetectionHeads(detectors, seen.images, seen.targets)
 
-    @contextmanager
-    def _normalisation_on(self, device: torch.device) -> Iterator[None]:
-        """The transform's mean and deviation as tensors of *device*: torchvision copies lists for each picture."""
-        transform, names = self.student.transform, ("image_mean", "image_std")
-        given = {name: getattr(transform, name) for name in names}
-        if self._normalisation is None or self._normalisation[0] != (device, given):
-            tensors = {
-                name: torch.as_tensor(value, dtype=torch.float32, device=device) for name, value in given.items()
-            }
-            self._normalisation = (device, given), tensors
-        vars(transform).update(self._normalisation[1])
-        try:
-            yield
-        finally:
-            vars(transform).update(given)
+    def _maps_alone(self, images: list[Tensor], targets: Targets, with_student: bool) -> Pass:
+        """The transformed batch, and the student's maps where asked for, without its heads."""
+        batch, host = self._student.transform(images, targets)
+        device = batch.tensors.device
+        seen = Pass(images=batch, targets=[{key: moved(v, device) for key, v in target.items()} for target in host])
+        if with_student:
+            with self._student.recorder.watching():
+                seen.features = self._student.features(batch.tensors)
+        return seen
 
-    def _teacher_features(self, batch: ImageList, targets: Targets) -> dict[str, Tensor]:
-        """The backbone's maps of *batch*, or the cached ones of the pictures that *targets* name."""
-        if self.teacher_cache is not None:
-            flipped = [bool(target["flipped"]) for target in targets]
-            return self.teacher_cache.read(self.pictures(targets), flipped, batch.tensors.device)
+    def _teacher_pass(self, batch: ImageList) -> dict[str, Tensor]:
+        """The teacher's maps of *batch* in its own normalisation; padding stays zero."""
+        self._frozen.keep()
         images = batch.tensors
+        if self._to_teacher is not None:
+            factor, offset = (part.to(images.device, images.dtype) for part in self._to_teacher)
+            images = images * factor + offset
+            for image, (height, width) in zip(images, batch.image_sizes, strict=True):
+                image[:, height:] = 0
+                image[:, :, width:] = 0
         # On the CPU more pictures at once are no faster, but the first layers' maps of all of them fill the memory.
         at_once = len(images) if images.is_cuda else max(1, PIXELS_AT_ONCE // images[0, 0].numel())
-        with torch.no_grad():
+        with self._teacher.recorder.watching():
             if at_once >= len(images):
                 return self._teacher.features(images)
             parts = [self._teacher.features(part) for part in images.split(at_once)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _teacher_logits(self, features: dict[str, Tensor], proposals: list[Tensor], batch: ImageList) -> Tensor:
-        """The teacher's RoI head on the student's sampled RoIs (M, K): no RPN of the teacher."""
-        heads = self.teacher.roi_heads
-        pooled = heads.box_roi_pool(as_pyramid(features), proposals, batch.image_sizes)
-        return heads.box_predictor(heads.box_head(pooled))[0]
-
-    def _roi_labels(self, proposals: list[Tensor], targets: Targets) -> Tensor:
+    def _roi_labels(self, seen: Pass) -> Tensor:
         """Classes (M,) of the student's sampled RoIs, as its RoI head assigned them (0 is background)."""
-        boxes = [target["boxes"].float() for target in targets]
-        labels = [target["labels"] for target in targets]
-        assigned = self.student.roi_heads.assign_targets_to_proposals(proposals, boxes, labels)[1]
-        return torch.cat(assigned)
+        boxes = [target["boxes"].to(seen.proposals[0].dtype) for target in seen.targets]
+        labels = [target["labels"] for target in seen.targets]
+        return torch.cat(self.student.roi_heads.assign_targets_to_proposals(seen.proposals, boxes, labels)[1])
 
 
 class DetectionHeads:
-    """RPN and RoI head of both detectors on the current batch (see :class:`detkt.methods.base.Heads`)."""
+    """The heads of both detectors on the current batch (see :class:`detkt.methods.base.Heads`)."""
 
-    def __init__(self, detectors: dict[str, _Detector | None], images: ImageList, targets: Targets) -> None:
+    def __init__(self, detectors: dict[str, Detector | None], images: ImageList, targets: Targets) -> None:
         self._detectors, self._images, self._targets = detectors, images, targets
 
     def task_losses(self, features: dict[str, Tensor], role: str) -> dict[str, Tensor]:
-        """RPN + RoI losses that the head of *role* reads from *features* (``output...`` maps by name)."""
-        detector = self._detectors[role]
-        with _scoring(detector.model):
-            return detector.losses(features, self._images, self._targets)[0]
+        """The losses that the heads of *role* read from *features* (``output...`` maps by name)."""
+        return self._detectors[role].read(features, self._images, self._targets)
 
 
-@contextmanager
-def _scoring(model: GeneralizedRCNN) -> Iterator[None]:
-    """RPN and RoI heads compute losses while the layers inside them (batch norm, dropout) stay in eval mode."""
-    with evaluating(model.rpn), evaluating(model.roi_heads):
-        model.rpn.training = model.roi_heads.training = True
-        yield
+def _conversion(student: nn.Module, teacher: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Factor and offset (3, 1, 1) from pictures in the student's normalisation to the teacher's; None: the same."""
+    ours, theirs = normalisation(student), normalisation(teacher)
+    if ours is None or theirs is None:
+        return None
+    (mean, std), (to_mean, to_std) = (
+        (torch.as_tensor(given[key], dtype=torch.float64).view(-1, 1, 1) for key in ("image_mean", "image_std"))
+        for given in (ours, theirs)
+    )
+    # Differences by rounding are none.
+    if torch.allclose(mean, to_mean, atol=1e-4) and torch.allclose(std, to_std, atol=1e-4):
+        return None
+    return std / to_std, (mean - to_mean) / to_std
+
+
+def _check_targets(images: Any, targets: Any, num_classes: int) -> None:
+    if not isinstance(targets, list | tuple) or not all(isinstance(target, dict) for target in targets):
+        raise InputError(
+            "targets must be a list of dicts with 'boxes' (n, 4) and 'labels' (n,), one a picture, as torchvision's"
+        )
+    if len(targets) != len(images):
+        raise InputError(f"the batch has {len(images)} pictures but {len(targets)} targets; give one a picture")
+    for number, target in enumerate(targets):
+        _check_target(target, f"target {number} of the batch", num_classes)
 
 
 def _check_target(target: dict[str, Tensor], where: str, num_classes: int) -> None:
     """InputError for what torchvision would make garbage of; on a GPU, where looking means waiting, only for shapes."""
+    for key in ("boxes", "labels"):
+        if not isinstance(target.get(key), Tensor):
+            raise InputError(f"{where} has no tensor '{key}'; give 'boxes' (n, 4) and 'labels' (n,)")
     boxes, labels = target["boxes"], target["labels"]
     if boxes.dim() != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
         shapes = f"boxes of shape {tuple(boxes.shape)} and labels of shape {tuple(labels.shape)}"
@@ -331,15 +272,10 @@ def _check_target(target: dict[str, Tensor], where: str, num_classes: int) -> No
         raise InputError(
             f"{where}: box {boxes[~right][0].tolist()} is inverted, empty or not finite; give x1 < x2 and y1 < y2"
         )
-    if labels.is_cpu and len(labels) and not 1 <= labels.min() <= labels.max() < num_classes:
+    if num_classes and labels.is_cpu and len(labels) and not 1 <= labels.min() <= labels.max() < num_classes:
         raise InputError(
             f"{where}: labels {labels.tolist()}; they must be 1 to {num_classes - 1} (0 is the background)"
         )
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    """*value* on *device*; targets may hold more than tensors (an ``image_id``, say)."""
-    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
 def _valid(batch: ImageList) -> list[tuple[float, float]] | None:

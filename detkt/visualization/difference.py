@@ -1,4 +1,4 @@
-"""What `tools/visualize_diff.py` leaves in its folder: the pictures, the diagrams and the numbers of a comparison."""
+"""What ``detkt diff`` leaves in its folder: the pictures, the diagrams and the numbers of a comparison."""
 
 from __future__ import annotations
 

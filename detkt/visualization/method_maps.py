@@ -18,6 +18,7 @@ from detkt.distiller import Distiller
 from detkt.engine.checkpoint import LAST, load_checkpoint
 from detkt.engine.jobs import job_of
 from detkt.engine.run import build_net
+from detkt.methods.base import Needs
 from detkt.models import load_model
 from detkt.visualization.feature_maps import PictureMaps
 from detkt.visualization.matching import check_choice
@@ -75,8 +76,8 @@ def picture_maps(distiller: Distiller, dataset: Dataset, index: int) -> PictureM
     distiller: in evaluation mode. dataset: of pictures without augmentation, as the networks take them.
     """
     images, targets = next(iter(evaluation_loader(dataset, batch_size=1, workers=0, indices=[index])))
-    needs = {"student.features", "teacher.features"} if distiller.teacher is not None else {"student.features"}
-    student, teacher, _ = distiller.task.run(images, targets, frozenset(needs))
+    needs = Needs.STUDENT_FEATURES | (Needs.TEACHER_FEATURES if distiller.teacher is not None else Needs.NOTHING)
+    student, teacher, _ = distiller.task.run(images, targets, needs)
     share = student.valid[0] if student.valid is not None else (1.0, 1.0)
     views = distiller.method.views(student, teacher)
     maps = {title: _valid_part(feature[0], share) for title, feature in views.items()}

@@ -33,7 +33,7 @@ def titles(methods: Sequence[str], runs: Sequence[Path]) -> list[str]:
 
 def titled_logs(runs: Sequence[Path]) -> dict[str, Log]:
     """Title -> log of each run. Raises InputError: no ``config.yaml`` or ``log.jsonl``, or one that cannot be read."""
-    methods = [load_config(run / "config.yaml").method for run in runs]
+    methods = [load_config(run / "config.yaml").method_name for run in runs]
     return dict(zip(titles(methods, runs), [read_log(run / "log.jsonl") for run in runs], strict=True))
 
 

@@ -3,7 +3,7 @@
 The paper (section 4.1) shows the training loss on MNIST over the first 20,000 updates, with the sparse recoding penalty
 below "the traditional penalties", structured sparsity and the L1 norm, and calls its kernels sparser. Here all students
 of a seed start from the same weights and see the same batches; they differ in what they learn beside the labels:
-nothing (none), FitNet's hints, or KR's aggregated teacher maps with the penalty |r| (kr-l1), r^2 / 2 (kr-dense) or
+nothing (none), FitNet's hints, or KR's aggregated teacher maps with gamma times |r| (kr-l1) or r^2 / 2 (kr-dense), or
 sparse recoding (kr). Structured sparsity, a norm over groups of parameters, is not in the package.
 
 Writes to the output folder, beside a folder a run (what is there is kept, and a run that was stopped goes on):
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from detkt.base.errors import InputError
 from detkt.base.files import make_folder
 from detkt.base.paths import resolve
-from detkt.cli import Parser, run_tool
+from detkt.cli.shared import Parser, run_tool
 from detkt.config import load_config
 from detkt.data import classification_data
 from detkt.engine.comparison import run_folder, run_missing
@@ -88,7 +88,7 @@ def main(arguments=None):
 
 
 def penalties():
-    """What the framework can have in place of its penalty, over one gap r; sparse recoding for two thresholds."""
+    """The norms beside sparse recoding for two thresholds, over one gap r (kr-l1, kr-dense: gamma times them)."""
     curves = {
         "L1: |r|": lambda gap: gap.abs().mean(),
         "L2: r²/2": lambda gap: gap.square().mean() / 2,

@@ -104,7 +104,7 @@ def test_a_stopped_run_equals_an_uninterrupted_one(method, config_file, teacher,
     overrides = [f"method={method}", f"teacher.checkpoint={teacher}", "train.epochs=1", "data.crop_padding=2"]
     config = load_config(config_file, overrides)
     whole = train(config, tmp_path / "whole", quiet=True)
-    original, count = Trainer._train_step, 0
+    original, count = Trainer.train_step, 0
 
     def step(self, *arguments):
         nonlocal count
@@ -113,7 +113,7 @@ def test_a_stopped_run_equals_an_uninterrupted_one(method, config_file, teacher,
             os.kill(os.getpid(), signal.SIGTERM)
         original(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "_train_step", step)
+    monkeypatch.setattr(Trainer, "train_step", step)
     with pytest.raises(Interrupted):
         train(config, tmp_path / "run", quiet=True)
     again = train(config, tmp_path / "run", resume=tmp_path / "run" / "last.pt", quiet=True)
@@ -127,7 +127,7 @@ def test_a_stopped_run_equals_an_uninterrupted_one(method, config_file, teacher,
 def test_the_wrong_tool_says_so(config_file, tool, tiny_file, tmp_path):
     from detkt.base.errors import InputError
 
-    with pytest.raises(InputError, match=r"data.format=mnist is for classification: use tools/train_cls.py"):
+    with pytest.raises(InputError, match=r"data.format=mnist is for classification: use python tools/train_cls.py"):
         tool("train_det").main(["--config", str(config_file), "--output", str(tmp_path / "a"), "--method", "none"])
-    with pytest.raises(InputError, match=r"data.format=voc is for detection: use tools/train_det.py"):
+    with pytest.raises(InputError, match=r"data.format=voc is for detection: use python tools/train_det.py"):
         tool("train_cls").main(["--config", str(tiny_file), "--output", str(tmp_path / "b"), "--method", "none"])

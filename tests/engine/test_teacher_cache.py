@@ -29,9 +29,10 @@ from detkt.engine.jobs import job_of
 from detkt.engine.run import build_net, train
 from detkt.engine.teacher_cache import open_teacher_cache
 from detkt.engine.teacher_maps import HEADER, MAPS, Layout
+from detkt.methods.base import Needs
 from detkt.tasks.detection import _Detector
 
-BOTH = frozenset({"student", "teacher.features"})
+BOTH = Needs.STUDENT | Needs.TEACHER_FEATURES
 LOGITS = BOTH | {"student.logits", "teacher.logits"}
 SIZES = [(80, 64), (64, 80), (90, 50), (80, 64), (48, 96), (64, 64)]
 

@@ -17,9 +17,9 @@ from detkt.data.loading import dead_workers_in_one_line
 from detkt.distiller import Distiller
 from detkt.engine.checkpoint import load_checkpoint
 from detkt.engine.guards import SkippedUpdates
-from detkt.engine.optimizers import build_player_optimizer, match_layout, schedule_factor
 from detkt.engine.trainer import Interrupted, Trainer
-from detkt.methods.base import STUDENT, Method, Player, Stage, Update
+from detkt.methods.base import STUDENT, Method, Needs, Player, Stage, Update
+from detkt.methods.players import build_optimizer, match_layout, schedule_factor
 from detkt.models import build_detector, load_model
 
 
@@ -57,7 +57,7 @@ def test_after_a_crash_log_lines_beyond_the_checkpoint_are_dropped(tiny_config, 
     at_step(0, None)
     trainer = make_trainer(config, tmp_path / "run")
     trainer.resume(tmp_path / "run" / "last.pt")
-    assert trainer.step == 5
+    assert trainer.progress.step == 5
     trainer.fit()
     assert [line["step"] for line in read_log(log.parent)] == [2, 4, 6, 8]
     assert read_log(log.parent) == read_log(tmp_path / "whole")
@@ -71,10 +71,10 @@ def test_seconds_add_up_over_a_stop(tiny_config, tmp_path, at_step):
         first.fit()
     second = make_trainer(tiny_config(), tmp_path / "run")
     second.resume(tmp_path / "run" / "last.pt")
-    before = second.seconds
-    assert 0 < before <= first.seconds
+    before = second.progress.seconds
+    assert 0 < before <= first.progress.seconds
     second.fit()
-    assert second.seconds > before
+    assert second.progress.seconds > before
 
 
 def test_signals_are_handled_while_training_only_and_the_second_does_not_wait(tiny_config, tmp_path, at_step):
@@ -295,14 +295,25 @@ def test_log_lines_hold_every_loss_and_their_means(tiny_config, tmp_path):
 
 
 def test_schedule_factor_by_value():
-    def factors(*steps, total=100, milestones=(0.5, 0.8), gamma=0.1, warmup=10):
-        return [schedule_factor(step, total, milestones, gamma, warmup) for step in steps]
+    def factors(*steps, total=100, milestones=(0.5, 0.8), gamma=0.1, warmup=10, power=0.0):
+        return [schedule_factor(step, total, milestones, gamma, warmup, power) for step in steps]
 
     assert factors(0, 5, 10, 49) == pytest.approx([0.1, 0.55, 1.0, 1.0])
     assert factors(50, 79, 80, 99) == pytest.approx([0.1, 0.1, 0.01, 0.01])
     assert factors(0, 1, warmup=0) == [1.0, 1.0]
     # A decay within a long warm-up holds as well.
     assert factors(60, warmup=100) == pytest.approx([0.1 * (0.1 + 0.9 * 0.6)])
+    # Polynomial: beside the others, and alone.
+    assert factors(5, 75, power=2) == pytest.approx([0.55 * 0.95**2, 0.1 * 0.25**2])
+    assert factors(0, 36, 99, milestones=(), warmup=0, power=0.5) == pytest.approx([1, 0.8, 0.1])
+
+
+def test_the_students_rate_falls_as_configured(tiny_config, tmp_path):
+    settings = ["train.poly_power=2", "train.milestones=[]", "train.warmup_steps=0", "train.lr_per_image=0.5"]
+    trainer = make_trainer(tiny_config("method=none", *settings), tmp_path)
+    trainer.student_step = trainer.student_steps // 2
+    left = 1 - trainer.student_step / trainer.student_steps
+    assert trainer._set_learning_rate() == pytest.approx(trainer.learning_rate * left**2)
 
 
 # -- players ---------------------------------------------------------------------------------------------------------
@@ -311,32 +322,32 @@ def test_schedule_factor_by_value():
 def test_players_have_optimizers_of_their_own(tiny_config, tmp_path):
     settings = ["methods.ktan.regressor_lr=0.02", "methods.ktan.discriminator_lr=0.03"]
     trainer = make_trainer(tiny_config("method=ktan", *settings), tmp_path)
-    assert set(trainer.optimizers) == {STUDENT, "regressor", "discriminator"}
-    assert trainer.optimizers["regressor"].param_groups[0]["lr"] == 0.02
-    assert trainer.optimizers["discriminator"].param_groups[0]["lr"] == 0.03
-    assert isinstance(trainer.optimizers["discriminator"], torch.optim.Adam)
-    group = trainer.optimizers[STUDENT].param_groups[0]
-    assert isinstance(trainer.optimizers[STUDENT], torch.optim.SGD)
+    assert set(trainer.players.optimizers) == {STUDENT, "regressor", "discriminator"}
+    assert trainer.players.optimizers["regressor"].param_groups[0]["lr"] == 0.02
+    assert trainer.players.optimizers["discriminator"].param_groups[0]["lr"] == 0.03
+    assert isinstance(trainer.players.optimizers["discriminator"], torch.optim.Adam)
+    group = trainer.players.optimizers[STUDENT].param_groups[0]
+    assert isinstance(trainer.players.optimizers[STUDENT], torch.optim.SGD)
     assert (group["lr"], group["momentum"], group["weight_decay"]) == pytest.approx((0.004, 0.9, 1e-4))
-    owned = [id(p) for optimizer in trainer.optimizers.values() for p in optimizer.param_groups[0]["params"]]
+    owned = [id(p) for optimizer in trainer.players.optimizers.values() for p in optimizer.param_groups[0]["params"]]
     assert len(owned) == len(set(owned))
     assert set(owned) == {id(p) for p in trainer.distiller.parameters() if p.requires_grad}
 
 
 def test_player_optimizers_by_value():
     weight = torch.nn.Parameter(torch.zeros(1))
-    sgd = build_player_optimizer(Player((), "sgd", lr=0.5, momentum=0.2, weight_decay=0.3), [weight])
+    sgd = build_optimizer(Player((), "sgd", lr=0.5, momentum=0.2, weight_decay=0.3), [weight])
     assert isinstance(sgd, torch.optim.SGD)
     assert {key: sgd.defaults[key] for key in ("lr", "momentum", "weight_decay")} == {
         "lr": 0.5,
         "momentum": 0.2,
         "weight_decay": 0.3,
     }
-    adam = build_player_optimizer(Player((), "adam", lr=0.5, betas=(0.1, 0.2)), [weight])
+    adam = build_optimizer(Player((), "adam", lr=0.5, betas=(0.1, 0.2)), [weight])
     assert isinstance(adam, torch.optim.Adam)
     assert (adam.defaults["lr"], adam.defaults["betas"]) == (0.5, (0.1, 0.2))
     with pytest.raises(InputError, match="unknown optimizer 'adagrad'"):
-        build_player_optimizer(Player((), "adagrad"), [weight])
+        build_optimizer(Player((), "adagrad"), [weight])
 
 
 class TwoPlayers(Method):
@@ -351,7 +362,7 @@ class TwoPlayers(Method):
         self.weight = None  # the student's first, set by the test
 
     def stages(self):
-        return [Stage("both", frozenset({"student"}), (STUDENT, "own"))]
+        return [Stage("both", Needs.STUDENT, (STUDENT, "own"))]
 
     def players(self):
         return {"own": Player((self.own,), lr=0.1, clip_norm=None)}
@@ -363,7 +374,7 @@ class TwoPlayers(Method):
         assert not torch.equal(moved, own), "applied before the method goes on"
         assert torch.equal(self.weight, theirs)
         assert torch.allclose(moved, own - 0.1 * theirs.sum()), "plain SGD at its own rate on its first step"
-        yield Update(STUDENT, {**student.losses, "product": (self.own.weight * self.weight.sum()).sum()})
+        yield Update(STUDENT, {"product": (self.own.weight * self.weight.sum()).sum()})
         assert torch.equal(self.own.weight, moved)
         assert not torch.equal(self.weight, theirs)
 
@@ -372,7 +383,7 @@ def test_an_update_moves_its_player_alone_and_at_once(tiny_config, tmp_path):
     trainer = make_trainer(tiny_config("train.epochs=1", "train.batch_size=16"), tmp_path, TwoPlayers)
     trainer.distiller.method.weight = trainer.distiller.student.backbone.conv1.weight
     trainer.fit()
-    assert trainer.step == 1
+    assert trainer.progress.step == 1
     assert "seen" in read_log(tmp_path)[0]
 
 
@@ -387,10 +398,10 @@ class Turns(Method):
         self.own, self.seen = torch.nn.Linear(1, 1), []
 
     def stages(self):
-        passes, both = frozenset({"student"}), (STUDENT, "own")
-        before = {"steps": 5, "every": 2, "between": Stage("unprepared", frozenset(), ("own",))}
+        passes, both = Needs.STUDENT, (STUDENT, "own")
+        before = {"steps": 5, "every": 2, "between": Stage("unprepared", Needs.NOTHING, ("own",))}
         return [
-            Stage("prepared", frozenset(), ("own",), **before),
+            Stage("prepared", Needs.NOTHING, ("own",), **before),
             Stage("whole", passes, both, every=3, between=Stage("between", passes)),
         ]
 
@@ -402,7 +413,7 @@ class Turns(Method):
         if "own" in stage.players:
             yield Update("own", {"own": self.own(torch.ones(1)).sum()})
         if stage.trains_student:
-            yield Update(STUDENT, student.losses)
+            yield Update(STUDENT, {})
 
 
 def test_stages_take_turns_step_by_step_and_not_part_by_part(tiny_config, tmp_path):
@@ -429,12 +440,12 @@ def test_the_students_gradient_is_clipped(clip_norm, clipped, tiny_config, tmp_p
     trainer, norms = make_trainer(config, tmp_path), []
 
     def look(*_):
-        norms.append(torch.cat([p.grad.flatten() for p in trainer.parameters[STUDENT]]).norm().item())
+        norms.append(torch.cat([p.grad.flatten() for p in trainer.players.parameters[STUDENT]]).norm().item())
 
-    trainer.optimizers[STUDENT].register_step_pre_hook(look)
+    trainer.players.optimizers[STUDENT].register_step_pre_hook(look)
     trainer.fit()
     (norm,) = norms
-    assert all(p.grad is None for p in trainer.parameters[STUDENT]), "the next forward pass has their room"
+    assert all(p.grad is None for p in trainer.players.parameters[STUDENT]), "the next forward pass has their room"
     assert (norm == pytest.approx(0.001, rel=1e-3)) is clipped
     assert clipped or norm > 0.01
 
@@ -484,10 +495,10 @@ def test_a_long_row_of_skipped_half_precision_updates_is_told(tiny_config, tmp_p
     monkeypatch.setattr(Distiller, "updates", updates)
     monkeypatch.setattr(SkippedUpdates, "MANY", 6)
     trainer = make_trainer(tiny_config("train.precision=fp16", "train.log_every=1"), tmp_path / "run")
-    before = [parameter.detach().clone() for parameter in trainer.parameters[STUDENT]]
+    before = [parameter.detach().clone() for parameter in trainer.players.parameters[STUDENT]]
     trainer.fit()
-    assert all(torch.equal(*pair) for pair in zip(before, trainer.parameters[STUDENT], strict=True))
-    assert trainer.scalers[STUDENT].get_scale() == 2.0 ** (16 - 8)
+    assert all(torch.equal(*pair) for pair in zip(before, trainer.players.parameters[STUDENT], strict=True))
+    assert trainer.players._scalers[STUDENT].get_scale() == 2.0 ** (16 - 8)
     warned = {line["step"]: line["warning"] for line in read_log(tmp_path / "run") if "warning" in line}
     assert list(warned) == [6]
     assert warned[6].startswith("the last 6 updates of player 'student' were skipped")

@@ -144,7 +144,7 @@ def test_a_stop_does_not_wait_for_the_scores(tiny_classifier_file, finished, tmp
 
 def test_a_stop_at_an_epochs_last_step(tiny_classifier_file, finished, tmp_path, monkeypatch):
     folder, config = tmp_path / "run", load_config(tiny_classifier_file, OVERRIDES)
-    original = Trainer._train_step
+    original = Trainer.train_step
 
     def step(self, *arguments):
         original(self, *arguments)
@@ -152,7 +152,7 @@ def test_a_stop_at_an_epochs_last_step(tiny_classifier_file, finished, tmp_path,
             interrupt()
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", step)
+        patch.setattr(Trainer, "train_step", step)
         with pytest.raises(Interrupted):
             train(config, folder, quiet=True)
     assert load_checkpoint(folder / "last.pt")["validation"]["epochs"] == 2

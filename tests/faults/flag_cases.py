@@ -230,13 +230,13 @@ CONFIGS = [
         "task-cls",
         "photos for train_det.py",
         {"train_det": "--config {classifiers} --output {out}"},
-        "data.format=folder is for classification: use tools/train_cls.py, or another --config",
+        "data.format=folder is for classification: use python tools/train_cls.py, or another --config",
     ),
     Case(
         "task-det",
         "detection data for train_cls.py",
         {"train_cls": "--config {pair} --output {out}"},
-        "data.format=voc is for detection: use tools/train_det.py, or another --config",
+        "data.format=voc is for detection: use python tools/train_det.py, or another --config",
     ),
 ]
 SECTIONS = {"Flags": FLAGS, "Config files and overrides": CONFIGS}

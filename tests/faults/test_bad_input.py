@@ -11,7 +11,7 @@ import pytest
 from document import SECTIONS
 from faults import SPRUNG, Shell
 
-from detkt.cli import run_tool
+from detkt.cli.shared import run_tool
 
 CASES = [case for cases in SECTIONS.values() for case in cases]
 RUNS = [pytest.param(case, name, id=f"{case.id}-{name}") for case in CASES for name in case.tools]

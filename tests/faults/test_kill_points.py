@@ -20,6 +20,7 @@ from detkt.engine.jobs import ClassificationJob
 from detkt.engine.reporting import Reporter
 from detkt.engine.run import train
 from detkt.engine.trainer import Trainer
+from detkt.methods.players import Players
 from detkt.models import load_model
 
 # Two epochs of 4 steps. Checkpoints: after steps 2, 4 (before and after it is scored, and by the clock), 6, and 8.
@@ -92,9 +93,9 @@ POINTS = {  # id: (how, the step of last.pt then; None: there is none)
     "before-the-folder": (on_call(run, "open_folder", 1), None),
     "config-half": (on_write("config.yaml", 1, "half"), None),
     "config-whole": (on_write("config.yaml", 1, "whole"), None),
-    "first-step": (on_call(Trainer, "_train_step", 1), None),
-    "step": (on_call(Trainer, "_train_step", 6), 4),
-    "update": (on_call(Trainer, "_apply", 7), 6),
+    "first-step": (on_call(Trainer, "train_step", 1), None),
+    "step": (on_call(Trainer, "train_step", 6), 4),
+    "update": (on_call(Players, "step", 7), 6),
     "first-last-half": (on_write("last.pt", 1, "half"), None),
     "first-last-whole": (on_write("last.pt", 1, "whole"), None),
     "first-last-after": (on_write("last.pt", 1, "after"), 2),

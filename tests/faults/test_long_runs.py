@@ -38,14 +38,14 @@ def test_two_thousand_updates_take_no_more_memory_than_six_hundred(
     per_epoch = {"detection": 16, "classification": 8}[task]
     settings = [f"train.epochs={-(-STEPS // per_epoch)}", "train.log_every=50", "train.checkpoint_every=500"]
     sizes = {}
-    original = Trainer._train_step
+    original = Trainer.train_step
 
     def step(self, *arguments):
         original(self, *arguments)
         if (self.step + 1) % 200 == 0:
             sizes[self.step + 1] = resident()
 
-    monkeypatch.setattr(Trainer, "_train_step", step)
+    monkeypatch.setattr(Trainer, "train_step", step)
     config = load_config(file, [*TASKS[task], *settings])
     train(config, tmp_path / "run", quiet=True)
     assert max(sizes) >= STEPS

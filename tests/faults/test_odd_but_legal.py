@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detkt.cli import run_tool
+from detkt.cli.shared import run_tool
 from detkt.data.voc import VOCDetection
 
 KINDS = ("grey", "cmyk", "rgba", "sixteen", "rotated", "palette")

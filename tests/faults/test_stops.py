@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from children import Child, wait_until_gone
 
-from detkt.cli import run_tool
+from detkt.cli.shared import run_tool
 from detkt.config import load_config
 from detkt.data.loading import evaluation_loader
 from detkt.data.voc import VOCDetection
@@ -28,13 +28,13 @@ TOOLS = sorted(path.stem for path in (PROJECT / "tools").glob("*.py"))
 
 def noting_workers(path: Path) -> None:
     """From now on, in this process, every training step writes the workers' process ids to *path*."""
-    original = Trainer._train_step
+    original = Trainer.train_step
 
     def step(self, *arguments):
         original(self, *arguments)
         path.write_text(" ".join(str(child.pid) for child in multiprocessing.active_children()))
 
-    Trainer._train_step = step
+    Trainer.train_step = step
 
 
 DIED = "error: a process that loads pictures died:"
@@ -122,13 +122,13 @@ def test_a_stop_before_or_after_the_training_is_one_word(name, place, tool, tmp_
 
 def test_an_interrupted_run_keeps_no_file_open(tiny_file, tmp_path, monkeypatch):
     """As a library: what a run opened is closed, though its exception still knows its frames."""
-    original = Trainer._train_step
+    original = Trainer.train_step
 
     def step(self, *arguments):
         original(self, *arguments)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Trainer, "_train_step", step)
+    monkeypatch.setattr(Trainer, "train_step", step)
     list(evaluation_loader([], 1, 0))
     before = sorted(os.listdir("/proc/self/fd"))
     with pytest.raises(Interrupted) as stopped:
@@ -143,14 +143,18 @@ def test_an_interrupted_run_keeps_no_file_open(tiny_file, tmp_path, monkeypatch)
 # -- while Python imports --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TOOLS)
-def test_a_tool_ends_quietly_when_it_is_stopped_while_it_imports(name):
-    """A first line for the interpreter: the handler is there before anything that takes time is imported."""
-    source = (PROJECT / "tools" / f"{name}.py").read_text()
-    code = source.partition("from detkt")[0].replace("__file__", repr(str(PROJECT / "tools" / f"{name}.py")))
-    code += "\nimport time\nprint('ready', flush=True)\ntime.sleep(60)\n"
+@pytest.mark.parametrize("program", [*(f"tools/{name}.py" for name in TOOLS), "-m detkt methods"])
+def test_a_tool_ends_quietly_when_it_is_stopped_while_it_imports(program, tmp_path):
+    """The handler is there before anything that takes time is imported; here that is a torch that takes a minute."""
+    (tmp_path / "torch.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, *program.split()],
+        cwd=PROJECT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)

@@ -74,9 +74,11 @@ def one_update(method: Method, student: Knowledge, teacher: Knowledge) -> Update
 
 def added(update: Update, losses: dict[str, Tensor], name: str) -> Tensor:
     """The term *name* that the method added to the task *losses*, which it must have left alone."""
-    assert set(update.losses) == {*losses, name}
+    whole = update.with_task(losses).losses
+    assert set(update.losses) == {name}
+    assert set(whole) == {*losses, name}
     for term, loss in losses.items():
-        torch.testing.assert_close(update.losses[term], loss)
+        torch.testing.assert_close(whole[term], loss)
     return update.losses[name]
 
 

@@ -10,7 +10,9 @@ from detkt.knowledge import Knowledge
 from detkt.methods.attention import attention_loss, attention_map
 
 
-def numpy_loss(student: np.ndarray, teacher: np.ndarray, p: float, mask: np.ndarray | None = None) -> float:
+def numpy_loss(
+    student: np.ndarray, teacher: np.ndarray, p: float, mask: np.ndarray | None = None, form: str = "paper"
+) -> float:
     distances = []
     for n in range(len(student)):
         vectors = []
@@ -18,15 +20,17 @@ def numpy_loss(student: np.ndarray, teacher: np.ndarray, p: float, mask: np.ndar
             attention = (np.abs(feature) ** p).sum(axis=0)
             attention = attention.ravel() if mask is None else attention[mask[n, 0] == 1]
             vectors.append(attention / np.sqrt((attention**2).sum()))
-        distances.append(np.sqrt(((vectors[0] - vectors[1]) ** 2).sum()))
+        squares = (vectors[0] - vectors[1]) ** 2
+        distances.append(np.sqrt(squares.sum()) if form == "paper" else squares.mean())
     return float(np.mean(distances))
 
 
+@pytest.mark.parametrize("form", ["paper", "official"])
 @pytest.mark.parametrize("p", [1, 2, 4, 1.5])
-def test_loss_equals_its_formula(p):
+def test_loss_equals_its_formula(p, form):
     student, teacher = random_map(3, 4, 5, 7, seed=1), random_map(3, 6, 5, 7, seed=2)
-    expected = numpy_loss(student.numpy(), teacher.numpy(), p)
-    assert attention_loss(student, teacher, p).item() == pytest.approx(expected, abs=1e-10)
+    expected = numpy_loss(student.numpy(), teacher.numpy(), p, form=form)
+    assert attention_loss(student, teacher, p, form=form).item() == pytest.approx(expected, abs=1e-10)
 
 
 def test_loss_by_hand():
@@ -34,6 +38,7 @@ def test_loss_by_hand():
     student = torch.tensor([3.0, 4.0], dtype=torch.float64).sqrt().view(1, 1, 1, 2)
     teacher = torch.tensor([4.0, 3.0], dtype=torch.float64).sqrt().view(1, 1, 1, 2)
     assert attention_loss(student, teacher).item() == pytest.approx(0.08**0.5, abs=1e-12)
+    assert attention_loss(student, teacher, form="official").item() == pytest.approx(0.08 / 2, abs=1e-12)
 
 
 @pytest.mark.parametrize(("student_size", "teacher_size"), [((5, 7), (10, 14)), ((9, 11), (4, 5)), ((9, 4), (5, 7))])
@@ -44,23 +49,25 @@ def test_unequal_sizes_are_pooled_to_the_smaller(student_size, teacher_size):
     assert attention_loss(student, teacher).item() == pytest.approx(expected, abs=1e-10)
 
 
-def test_masked_and_pooled():
+@pytest.mark.parametrize("form", ["paper", "official"])
+def test_masked_and_pooled(form):
     student, teacher = random_map(2, 4, 4, 6, seed=1), random_map(2, 3, 9, 11, seed=2)
     mask, teacher_mask = rectangle_mask(4, 6, [(4, 3), (3, 6)]), rectangle_mask(9, 11, [(9, 5), (6, 11)])
     pooled = numpy_pool(teacher, (4, 6), teacher_mask)
     covered = numpy_pool(teacher_mask, (4, 6), teacher_mask)
-    expected = numpy_loss(student.numpy(), pooled, 2, mask.numpy() * covered)
-    assert attention_loss(student, teacher, 2, mask, teacher_mask).item() == pytest.approx(expected, abs=1e-10)
+    expected = numpy_loss(student.numpy(), pooled, 2, mask.numpy() * covered, form)
+    assert attention_loss(student, teacher, 2, mask, teacher_mask, form).item() == pytest.approx(expected, abs=1e-10)
     other = random_map(2, 5, 4, 6, seed=3)
-    expected = numpy_loss(student.numpy(), other.numpy(), 2, mask.numpy())
-    assert attention_loss(student, other, mask=mask).item() == pytest.approx(expected, abs=1e-10)
+    expected = numpy_loss(student.numpy(), other.numpy(), 2, mask.numpy(), form)
+    assert attention_loss(student, other, mask=mask, form=form).item() == pytest.approx(expected, abs=1e-10)
 
 
+@pytest.mark.parametrize("form", ["paper", "official"])
 @pytest.mark.parametrize("teacher_size", [(3, 4), (5, 7), (2, 3)])
-def test_gradient(teacher_size):
+def test_gradient(teacher_size, form):
     student, teacher = random_map(2, 3, 3, 4, seed=1, grad=True), random_map(2, 2, *teacher_size, seed=2)
     mask = rectangle_mask(3, 4, [(3, 4), (2, 3)])
-    assert torch.autograd.gradcheck(lambda s: attention_loss(s, teacher, 2, mask), student)
+    assert torch.autograd.gradcheck(lambda s: attention_loss(s, teacher, 2, mask, form=form), student)
 
 
 def test_equal_and_empty_maps_have_finite_gradients():
@@ -88,13 +95,21 @@ def knowledge(student, teacher, losses=None, valid=None):
 
 
 @pytest.mark.parametrize(
-    ("settings", "weight"), [({}, 1000 / 20), ({"preset": "paper"}, 0.05), ({"weight": 8.0, "per_cell": False}, 8.0)]
+    ("settings", "form", "factor"),
+    [
+        ({}, "paper", 1000 / 20 / 2),
+        ({"preset": "paper"}, "paper", 0.05 / 2),
+        ({"weight": 8.0, "per_cell": False}, "paper", 8.0 / 2),
+        ({"preset": "official"}, "official", 1000),  # no half, and the cells are in the form
+        ({"form": "official", "weight": 8.0}, "official", 8.0),
+    ],
 )
-def test_step_adds_half_the_weighted_distance(settings, weight):
+def test_step_adds_the_weighted_distance(settings, form, factor):
     student, teacher, losses = random_map(2, 3, 4, 6, seed=1), random_map(2, 5, 8, 5, seed=2), task_losses()
     method = make("at", spec(output=(3, 4, 6)), spec(output=(5, 8, 5)), **settings)
     update = one_update(method, *knowledge({"output": student}, {"output": teacher}, losses))
-    expected = weight / 2 * attention_loss(student, teacher).item()
+    pooled = numpy_pool(student, (4, 5)), numpy_pool(teacher, (4, 5))
+    expected = factor * numpy_loss(*pooled, 2, form=form)
     assert added(update, losses, "at").item() == pytest.approx(expected, rel=1e-9)
 
 
@@ -129,6 +144,8 @@ def test_padding_carries_no_gradient(teacher_size):
 
 
 def test_errors_before_training():
+    with pytest.raises(InputError, match="methods.at.form 'offical'.*'official'"):
+        make("at", spec(output=(3, 4, 6)), spec(output=(3, 4, 6)), form="offical")
     with pytest.raises(InputError, match="methods.at.p is 0.5"):
         make("at", spec(output=(3, 4, 6)), spec(output=(3, 4, 6)), p=0.5)
     with pytest.raises(InputError, match="output.0.*methods.at.layers"):

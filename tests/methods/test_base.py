@@ -11,7 +11,7 @@ from torch import nn
 from detkt import methods
 from detkt.base.errors import InputError
 from detkt.knowledge import FeatureSpec, Spec
-from detkt.methods.base import STUDENT, LayerPair, Method, MethodConfig, Stage, Update, frozen
+from detkt.methods.base import STUDENT, LayerPair, Method, MethodConfig, Needs, Stage, Update, frozen
 from detkt.methods.ktan import DLN, KTAN
 from detkt.methods.none import NoDistillation
 
@@ -156,26 +156,26 @@ def test_class_scores_are_compared_only_between_equal_class_lists():
 
 
 def test_stage_counts_towards_the_budget_if_the_student_runs():
-    assert Stage("a", frozenset({"student", "teacher.features"})).trains_student
-    assert not Stage("a", frozenset({"teacher.features"}), ("net",), 3).trains_student
+    assert Stage("a", Needs.STUDENT | Needs.TEACHER_FEATURES).trains_student
+    assert not Stage("a", Needs.TEACHER_FEATURES, ("net",), 3).trains_student
 
 
 def test_a_stage_takes_turns_with_the_one_between():
-    between = Stage("b", frozenset({"student"}))
-    stage = Stage("a", frozenset({"student"}), every=3, between=between)
+    between = Stage("b", Needs.STUDENT)
+    stage = Stage("a", Needs.STUDENT, every=3, between=between)
     assert [stage.turn(step).name for step in range(7)] == list("abbabba")
     assert [between.turn(step) for step in range(3)] == 3 * [between]
     for wrong in ({"every": 3}, {"every": 0}, {"between": between}):
         with pytest.raises(ValueError, match="stage 'c' has every=.* needs a stage between"):
-            Stage("c", frozenset({"student"}), **wrong)
+            Stage("c", Needs.STUDENT, **wrong)
     for more in (
-        Stage("d", frozenset({"student", "teacher.features"})),
-        Stage("d", frozenset({"student"}), (STUDENT, "net")),
-        Stage("d", frozenset()),
+        Stage("d", Needs.STUDENT | Needs.TEACHER_FEATURES),
+        Stage("d", Needs.STUDENT, (STUDENT, "net")),
+        Stage("d", Needs.NOTHING),
         stage,
     ):
         with pytest.raises(ValueError, match="stage 'c': the stage '[ad]' between needs passes or players"):
-            Stage("c", frozenset({"student"}), every=2, between=more)
+            Stage("c", Needs.STUDENT, every=2, between=more)
 
 
 def test_update_total_is_the_sum_in_single_precision():

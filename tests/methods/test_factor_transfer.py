@@ -12,6 +12,7 @@ from map_helpers import added, make, numpy_pool, one_update, random_map, rectang
 from detkt import Distiller, methods
 from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge
+from detkt.methods.base import Needs
 from detkt.methods.factor_transfer import factor_loss, reconstruction_loss
 from detkt.methods.paraphraser import Encoder, Paraphraser, paraphraser_widths
 
@@ -197,7 +198,7 @@ def test_paraphraser_learns_to_reconstruct_without_a_student(name):
     shape = {"output": (8, 16, 20)}
     method = make(name, spec(**shape), spec(**shape)).float()
     stage = method.stages()[0]
-    assert (stage.name, stage.needs, stage.players) == ("paraphraser", {"teacher.features"}, ("paraphraser",))
+    assert (stage.name, stage.needs, stage.players) == ("paraphraser", Needs.TEACHER_FEATURES, ("paraphraser",))
     assert stage.steps == method.config.paraphraser_steps == 300
     player = method.players()["paraphraser"]
     assert (player.optimizer, player.lr, player.momentum) == ("sgd", 0.1, 0.9)

@@ -10,6 +10,7 @@ from map_helpers import make, one_update, random_map, spec, task_losses
 from detkt import Distiller
 from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge
+from detkt.methods.base import Needs
 from detkt.methods.kd import distillation_loss
 from detkt.models import build_detector
 
@@ -62,7 +63,7 @@ def test_step_shares_the_classification_loss_and_leaves_the_others():
     logits, target, losses = random_map(6, 3, seed=5), random_map(6, 3, seed=6), task_losses()
     student = Knowledge(logits=logits, losses=losses, classification_loss="loss_classifier")
     method = make("kd", spec(), spec(), alpha=0.8, temperature=3.0)
-    update = one_update(method, student, Knowledge(logits=target))
+    update = one_update(method, student, Knowledge(logits=target)).with_task(losses)
     assert set(update.losses) == {"loss_classifier", "loss_box", "kd"}
     assert update.losses["loss_classifier"].item() == pytest.approx(0.2 * 0.7)
     assert update.losses["loss_box"].item() == pytest.approx(0.2)
@@ -74,7 +75,7 @@ def test_defaults_and_passes():
     method = make("kd", spec(), spec())
     assert (method.config.alpha, method.config.temperature) == (0.9, 4.0)
     (stage,) = method.stages()
-    assert stage.needs == {"student", "student.logits", "teacher.logits"}
+    assert stage.needs == Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS
     assert method.players() == {}
 
 

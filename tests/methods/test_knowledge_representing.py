@@ -159,25 +159,73 @@ def test_penalty_without_jump_at_the_threshold():
     assert outside.item() == pytest.approx(inside.item(), abs=1e-8)
 
 
-def test_threshold_starts_at_the_mean_magnitude_and_stays_the_optimizers():
-    threshold, mask = Threshold().double(), rectangle_mask(4, 5, [(4, 2), (3, 5)])
+def test_the_penalty_alone_would_pull_the_threshold_to_nothing():
+    """Why the threshold has a signal of its own: the penalty's derivative, by hand, is never negative."""
+    gap, threshold = random_map(2, 3, 4, 5, seed=1), scalar(0.8, grad=True)
+    sparse_recoding_penalty(gap, threshold, 2.0).backward()
+    inside = (gap.abs() <= 0.8).double().mean().item()
+    assert threshold.grad.item() == pytest.approx(2 * 0.8 * inside)
+
+
+def test_threshold_is_a_running_mean_of_the_gaps_magnitude():
+    threshold, mask = Threshold(0.25).double(), rectangle_mask(4, 5, [(4, 2), (3, 5)])
     gap = random_map(2, 3, 4, 5, seed=1)
     kept = np.concatenate([gap[0, :, :4, :2].numpy().ravel(), gap[1, :, :3].numpy().ravel()])
-    assert threshold(gap, mask).item() == pytest.approx(np.abs(kept).mean(), abs=1e-12)
-    assert threshold(100 * gap).item() == pytest.approx(np.abs(kept).mean(), abs=1e-12)
-    resumed = Threshold().double()
+    first = np.abs(kept).mean()
+    threshold.learn(gap, mask)
+    assert threshold.value.item() == pytest.approx(first, abs=1e-12)
+    threshold.learn(0.2 * gap, mask)
+    assert threshold.value.item() == pytest.approx(first - 0.25 * (first - 0.2 * first), abs=1e-12)
+    resumed = Threshold(0.25).double()
     resumed.load_state_dict(threshold.state_dict())
-    assert resumed(100 * gap).item() == pytest.approx(np.abs(kept).mean(), abs=1e-12)
+    resumed.learn(5 * gap)
+    assert resumed.value.item() == pytest.approx(0.75 * threshold.value.item() + 1.25 * gap.abs().mean().item())
 
 
-def test_threshold_learns_to_let_finer_gaps_in():
-    gap, threshold = random_map(2, 3, 4, 5, seed=1), Threshold().double()
-    before = threshold(gap).item()
-    sparse_recoding_penalty(gap, threshold(gap), 2.0).backward()
-    inside = (gap.abs() <= before).double().mean().item()
-    assert threshold.value.grad.item() == pytest.approx(2 * before * inside)
-    torch.optim.SGD(threshold.parameters(), 0.1).step()
-    assert 0 < threshold(gap).item() < before
+def test_threshold_goes_the_way_of_gradient_descent_on_its_own_loss():
+    gap, threshold = random_map(2, 3, 4, 5, seed=1), Threshold(0.1).double()
+    threshold.learn(gap)
+    theta = threshold.value.clone().requires_grad_()
+    ((theta - (3 * gap).abs().mean()).square() / 2).backward()
+    threshold.learn(3 * gap)
+    torch.testing.assert_close(threshold.value, theta.detach() - 0.1 * theta.grad)
+
+
+def test_a_threshold_of_no_rate_stays_where_it_started():
+    gap, threshold = random_map(2, 3, 4, 5, seed=1), Threshold(0.0).double()
+    for scale in (1, 0.1, 7):
+        threshold.learn(scale * gap)
+        assert threshold.value.item() == pytest.approx(gap.abs().mean().item())
+
+
+def test_over_a_run_the_threshold_falls_with_the_gap_and_never_vanishes():
+    """The student's map is all that learns, as fast as it can: dominant gaps stay outside to the end."""
+    method, student, teacher = three_layers("kr")
+    ours = student["output"].requires_grad_()
+    optimizer = torch.optim.SGD([ours, *method.regressors.parameters()], 0.5, 0.9)
+    logged = []
+    for _ in range(200):
+        update = updates(method, student, teacher)[-1]
+        optimizer.zero_grad()
+        update.total.backward()
+        optimizer.step()
+        logged.append({name: value.item() for name, value in update.metrics.items()})
+        with torch.no_grad():
+            target = method.aggregators[0](method._stack(method.groups[0], Knowledge(student), Knowledge(teacher))[0])
+            gap = (method.regressors[0](ours) - target).abs()
+    assert logged[-1]["kr_threshold"] < 0.5 * logged[0]["kr_threshold"]
+    assert logged[-1]["kr_threshold"] == pytest.approx(gap.mean().item(), rel=0.1)
+    assert all(0.05 < entry["kr_active"] < 0.95 for entry in logged)
+
+
+def test_a_loss_that_is_only_looked_at_moves_no_threshold():
+    method, student, teacher = three_layers("kr")
+    updates(method, student, teacher)
+    before = method.thresholds[0].value.item()
+    assert before > 0
+    with torch.no_grad():
+        updates(method, {"output": 9 * student["output"]}, teacher)
+    assert method.thresholds[0].value.item() == before
 
 
 # The method
@@ -200,16 +248,22 @@ def test_step_by_numpy(name):
         assert update.metrics["kr_threshold"].item() == pytest.approx(np.abs(gap).mean(), abs=1e-6)
         assert update.metrics["kr_active"].item() == pytest.approx((np.abs(gap) > np.abs(gap).mean()).mean())
     else:
-        expected = 3 * np.abs(gap).mean() if name == "kr-l1" else 3 * (gap**2).mean() / 2
+        expected = 3 * 2 * (np.abs(gap).mean() if name == "kr-l1" else (gap**2).mean() / 2)
     assert added(update, losses, name).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_dense_is_the_framework_without_the_penalty():
-    """Threshold 0 and no gain leave half of the square."""
-    gap = random_map(2, 3, 4, 5, seed=1)
-    dense, _, _ = three_layers("kr-dense")
+    """At one weight and gain: a threshold of 0, and the same pull at every gap outside a threshold."""
+    gap = random_map(2, 3, 4, 5, seed=1, grad=True)
+    (dense, _, _), (sparse, _, _) = three_layers("kr-dense", gain=3.0), three_layers("kr", gain=3.0)
     loss, _ = dense.penalize(0, gap, None)
-    torch.testing.assert_close(loss, sparse_recoding_penalty(gap, scalar(0), 1.0))
+    torch.testing.assert_close(loss, sparse_recoding_penalty(gap, scalar(0), 3.0))
+    recoded, metrics = sparse.penalize(0, gap, None)
+    pulls = [torch.autograd.grad(value, gap)[0] for value in (loss, recoded)]
+    outside = gap.abs() > metrics["kr_threshold"]
+    assert 0.1 < outside.double().mean() < 0.9
+    torch.testing.assert_close(pulls[1], torch.where(outside, pulls[0], 0))
+    assert dense.config.weight == sparse.config.weight
     assert {name for name, _ in dense.named_parameters()} == {
         "aggregators.0.weight",
         "regressors.0.convolution.weight",
@@ -349,6 +403,7 @@ def test_a_lone_output_is_refused_unless_nothing_shall_be_aggregated():
         ),
         ({"layers": ["output=layer3.2", "output=layer3.2"]}, "names a student's layer twice"),
         ({**STAGES, "gain": 1.0}, r"methods\.kr\.gain is 1\.0: it must be greater than 1"),
+        ({**STAGES, "threshold_rate": 1.5}, r"methods\.kr\.threshold_rate is 1\.5: it must be between 0 and 1"),
     ],
 )
 def test_bad_settings_are_named(settings, message):

@@ -13,7 +13,7 @@ from detkt import Distiller, methods
 from detkt.base.errors import InputError
 from detkt.knowledge import FeatureSpec, Knowledge, Spec
 from detkt.methods.adapters import Regressor, regressor_geometry
-from detkt.methods.base import STUDENT
+from detkt.methods.base import STUDENT, Needs
 from detkt.methods.ktan import (
     Discriminator,
     discriminator_loss,
@@ -248,7 +248,8 @@ def test_stages_of_ktan_and_dln():
         ("warmup", 5, (STUDENT,)),
         ("adversarial", None, (STUDENT, "discriminator")),
     ]
-    assert [set(stage.needs) for stage in stages] == [{"teacher.features"}] + 2 * [{"student", "teacher.features"}]
+    both = Needs.STUDENT | Needs.TEACHER_FEATURES
+    assert [stage.needs for stage in stages] == [Needs.TEACHER_FEATURES, both, both]
     assert [s.name for s in make(spec(), spec(), warmup_steps=0).stages()] == ["regressor", "adversarial"]
     dln = make(spec(), spec(), "dln", regressor_steps=7)
     assert [(stage.name, stage.steps) for stage in dln.stages()] == [("regressor", 7), ("distill", None)]
@@ -285,6 +286,22 @@ def test_the_papers_preset():
     assert stage_of(method, "adversarial").every == 1
     for player in method.players().values():
         assert (player.optimizer, player.lr, player.weight_decay) == ("sgd", 0.01, 1e-4)
+        assert (player.clip_norm, player.scheduled) == (None, False)
+    layers = method.discriminators["output"].layers
+    assert [getattr(layer, "kernel_size", "relu") for layer in layers] == [(3, 3), "relu", (3, 3), "relu"]
+    assert layers[0].in_channels == 8
+    assert layers(torch.full((1, 8, 4, 4), -5.0)).min() == 0  # a leaky one lets negative values through
+
+
+def test_ours_narrows_leaks_clips_and_follows_the_schedule():
+    method = make(spec(), spec())
+    layers = method.discriminators["output"].layers
+    assert [layer.kernel_size for layer in layers[::2]] == [(1, 1), (3, 3), (3, 3)]
+    assert [layer.negative_slope for layer in layers[1::2]] == 3 * [0.2]
+    players = method.players()
+    assert [player.clip_norm for player in players.values()] == [10, 10]
+    assert (players["discriminator"].scheduled, players["regressor"].scheduled) == (True, False)
+    assert make(spec(), spec(), clip_norm=3.0).players()["regressor"].clip_norm == 3
 
 
 @pytest.mark.parametrize("patch", [False, True])
@@ -319,16 +336,16 @@ def test_losses_of_a_step_by_hand(patch, normalize):
     fooled = 0.3 * F.binary_cross_entropy_with_logits(logits[1], torch.ones_like(logits[1])).item()
     assert learned.player == STUDENT
     raw = {"feature_mse": mse / 0.7, "generator_loss": fooled / 0.3}  # 0.3: thrice alpha, a third as often
-    assert values(learned) == pytest.approx({"task": 2.0, "ktan_mse": mse, "ktan_generator": fooled, **raw})
-    assert learned.total.item() == pytest.approx(2.0 + mse + fooled)
+    assert values(learned) == pytest.approx({"ktan_mse": mse, "ktan_generator": fooled, **raw})
+    assert learned.total.item() == pytest.approx(mse + fooled)
 
     for step in (1, 2, 4, 5):
         (between,) = method.step(stage_of(method, "adversarial").turn(step), student, teacher, ToyHeads())
-        terms = {"task": 2.0, "ktan_mse": mse, "ktan_generator": 0.0, "feature_mse": mse / 0.7}
+        terms = {"ktan_mse": mse, "ktan_generator": 0.0, "feature_mse": mse / 0.7}
         assert values(between) == pytest.approx(terms)
     assert stage_of(method, "adversarial").turn(3).name == "adversarial"
     (matched,) = method.step(stage_of(method, "warmup"), student, teacher, ToyHeads())
-    assert values(matched) == pytest.approx({"task": 2.0, "ktan_mse": mse, "feature_mse": mse / 0.7})
+    assert values(matched) == pytest.approx({"ktan_mse": mse, "feature_mse": mse / 0.7})
 
 
 def test_dln_is_ktan_without_its_adversary():

@@ -110,15 +110,15 @@ def test_the_memory_measure_sees_temporaries(tmp_path):
     assert peak_megabytes(lambda: torch.ones(1000, 1000).exp().sum(), tmp_path) == pytest.approx(8, rel=0.01)
 
 
-def test_step_adds_half_the_weighted_mean_over_layers():
+@pytest.mark.parametrize(("settings", "factor"), [({}, 25), ({"preset": "official"}, 50), ({"weight": 8.0}, 4)])
+def test_step_adds_half_the_weighted_mean_over_layers(settings, factor):
     names, losses = ("output.0", "output.1"), task_losses()
     student = {name: random_map(2, 3, 4, 6, seed=i) for i, name in enumerate(names)}
     teacher = {name: random_map(2, 5, 7, 6, seed=7 + i) for i, name in enumerate(names)}
     shapes = [{"output_0": shape, "output_1": shape} for shape in ((3, 4, 6), (5, 7, 6))]
-    method = make("nst", spec(**shapes[0]), spec(**shapes[1]))
-    assert method.config.weight == 50
+    method = make("nst", spec(**shapes[0]), spec(**shapes[1]), **settings)
     update = one_update(method, Knowledge(student, losses=losses), Knowledge(teacher))
-    expected = 25 * np.mean([nst_loss(student[name], teacher[name]).item() for name in names])
+    expected = factor * np.mean([nst_loss(student[name], teacher[name]).item() for name in names])
     assert added(update, losses, "nst").item() == pytest.approx(expected, rel=1e-9)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from detkt.methods.reductions import masked_mean, mean_square, root_mean_square
+from detkt.methods.reductions import masked_mean, mean_square, root_mean_square, squared_error
 
 
 def test_masked_mean_counts_the_cells_of_every_channel():
@@ -39,3 +39,12 @@ def test_mean_square_is_formed_in_full_precision():
 
 def test_root_mean_square_of_an_empty_map_can_be_divided_by():
     assert root_mean_square(torch.zeros(1, 2, 3, 3)).item() == pytest.approx(1e-6)
+
+
+def test_squared_error_sums_each_picture():
+    first, second = torch.arange(12.0).reshape(2, 1, 2, 3), torch.ones(2, 1, 2, 3)
+    assert squared_error(first, second).tolist() == [1 + 0 + 1 + 4 + 9 + 16, 25 + 36 + 49 + 64 + 81 + 100]
+    mask = torch.tensor([[1.0, 1, 0], [0, 0, 0], [0, 0, 0], [0, 0, 1]]).reshape(2, 1, 2, 3)
+    assert squared_error(first, second, mask).tolist() == [1, 100]
+    with pytest.raises(ValueError, match=r"got \(2, 1, 2, 3\) and \(1, 1, 2, 3\)"):
+        squared_error(first, second[:1])

@@ -9,14 +9,14 @@ from torch import nn
 from detkt import methods
 from detkt.base.errors import InputError
 from detkt.knowledge import FeatureSpec, Knowledge, Spec
-from detkt.methods.base import STUDENT, Method, MethodConfig, Player, Stage, Update
+from detkt.methods.base import STUDENT, Method, MethodConfig, Needs, Player, Stage, Update
 from detkt.methods.sum import Sum
 
 SPEC = Spec({"output": FeatureSpec(8, 4, 6, True)}, 4)
 
 
 class Rescaling(Method):
-    """Scales a task loss (as KD does), drops another, adds a term; its net learns beforehand, for 4 steps."""
+    """Scales a task loss (as KD does), drops others, adds a term; its net learns beforehand, for 4 steps."""
 
     name = "rescaling"
     warmup = 3
@@ -27,9 +27,9 @@ class Rescaling(Method):
 
     def stages(self):
         return [
-            Stage("fit", frozenset({"teacher.features"}), ("regressor",), 4),
-            Stage("warmup", frozenset({"student"}), steps=self.warmup),
-            Stage("main", frozenset({"student", "student.logits", "teacher.logits"})),
+            Stage("fit", Needs.TEACHER_FEATURES, ("regressor",), 4),
+            Stage("warmup", Needs.STUDENT, steps=self.warmup),
+            Stage("main", Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS),
         ]
 
     def players(self):
@@ -39,10 +39,10 @@ class Rescaling(Method):
         if stage.name == "fit":
             yield Update("regressor", {"rescaling_fit": self.net(torch.ones(1)).sum()})
         elif stage.name == "warmup":
-            yield Update(STUDENT, {**student.losses, "hint": torch.tensor(4.0)})
+            yield Update(STUDENT, {"hint": torch.tensor(4.0)})
         else:
-            losses = {"classifier": 0.1 * student.losses["classifier"], "hint": torch.tensor(2.0)}
-            yield Update(STUDENT, losses, {"temperature": torch.tensor(4.0)})
+            weights = {"classifier": 0.1, "box": 0.0, "rpn": 0.0}
+            yield Update(STUDENT, {"hint": torch.tensor(2.0)}, {"temperature": torch.tensor(4.0)}, weights)
 
 
 class Adversary(Method):
@@ -56,9 +56,9 @@ class Adversary(Method):
 
     def stages(self):
         return [
-            Stage("prepare", frozenset({"teacher.features"}), ("judge",), 2),
-            Stage("warmup", frozenset({"student", "teacher.features"}), steps=5),
-            Stage("fight", frozenset({"student", "teacher.features"}), (STUDENT, "judge")),
+            Stage("prepare", Needs.TEACHER_FEATURES, ("judge",), 2),
+            Stage("warmup", Needs.STUDENT | Needs.TEACHER_FEATURES, steps=5),
+            Stage("fight", Needs.STUDENT | Needs.TEACHER_FEATURES, (STUDENT, "judge")),
         ]
 
     def players(self):
@@ -67,7 +67,7 @@ class Adversary(Method):
     def step(self, stage, student, teacher, heads):
         if stage.name == "fight":
             yield Update("judge", {"judge": self.judge(torch.ones(1)).sum()})
-        yield Update(STUDENT, {**student.losses, "hint": torch.tensor(1.0), "fooled": torch.tensor(0.5)})
+        yield Update(STUDENT, {"hint": torch.tensor(1.0), "fooled": torch.tensor(0.5)})
 
 
 def summed(*classes: type[Method]) -> Sum:
@@ -96,9 +96,9 @@ def test_stages_are_cut_where_a_part_changes_its_own():
         (STUDENT,),
         (STUDENT, "judge"),
     ]
-    assert stages[0].needs == {"teacher.features"}
-    assert stages[2].needs == {"student", "teacher.features"}
-    assert stages[3].needs == {"student", "student.logits", "teacher.logits", "teacher.features"}
+    assert stages[0].needs == Needs.TEACHER_FEATURES
+    assert stages[2].needs == Needs.STUDENT | Needs.TEACHER_FEATURES
+    assert stages[3].needs == Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS | Needs.TEACHER_FEATURES
 
 
 class Seldom(Method):
@@ -108,11 +108,11 @@ class Seldom(Method):
     every = 3
 
     def stages(self):
-        needs = frozenset({"student"})
+        needs = Needs.STUDENT
         return [Stage("whole", needs, (STUDENT, "own"), every=self.every, between=Stage("little", needs))]
 
     def step(self, stage, student, teacher, heads):
-        yield Update(STUDENT, {**student.losses, "seldom": torch.tensor(8.0 if stage.name == "whole" else 1.0)})
+        yield Update(STUDENT, {"seldom": torch.tensor(8.0 if stage.name == "whole" else 1.0)})
 
 
 def test_a_part_keeps_its_rhythm(student):
@@ -128,7 +128,7 @@ def test_a_part_keeps_its_rhythm(student):
 
 
 def test_the_stage_between_may_have_the_same_name(student, monkeypatch):
-    needs = frozenset({"student"})
+    needs = Needs.STUDENT
     stage = Stage("whole", needs, (STUDENT, "own"), every=2, between=Stage("whole", needs))
     monkeypatch.setattr(Seldom, "stages", lambda self: [stage])
     monkeypatch.setattr(
@@ -162,9 +162,11 @@ def test_the_loss_is_the_task_loss_and_what_each_part_adds_to_it(student):
     total = summed(Rescaling, Adversary)
     updates = list(total.step(total.stages()[-1], student, None, None))
     assert [update.player for update in updates] == ["judge", STUDENT]
-    losses = {name: loss.item() for name, loss in updates[-1].losses.items()}
-    assert losses == pytest.approx({"classifier": 0.3, "box": 0.0, "rpn": 0.0, "hint": 3.0, "fooled": 0.5})
-    assert updates[-1].total.item() == pytest.approx(15 + (2.3 - 15) + (16.5 - 15))
+    whole = updates[-1].with_task(student.losses)
+    losses = {name: loss.item() for name, loss in whole.losses.items()}
+    expected = {"classifier": 0.3, "box": 0.0, "rpn": 0.0, "hint": 3.0, "fooled": 0.5}
+    assert losses == pytest.approx(expected)
+    assert whole.total.item() == pytest.approx(15 + (2.3 - 15) + (16.5 - 15))
     assert updates[-1].metrics == {"temperature": torch.tensor(4.0)}
 
 
@@ -174,9 +176,9 @@ def test_each_stage_runs_its_own_parts(student):
     only = list(total.step(preparing, None, Knowledge(), None))
     assert [(update.player, list(update.losses)) for update in only] == [("regressor", ["rescaling_fit"])]
     (update,) = total.step(warmup, student, None, None)
-    assert update.total.item() == pytest.approx(15 + 4 + 1.5)
+    assert update.with_task(student.losses).total.item() == pytest.approx(15 + 4 + 1.5)
     (update,) = total.step(mixed, student, None, None)
-    assert update.total.item() == pytest.approx(15 + (2.3 - 15) + 1.5)
+    assert update.with_task(student.losses).total.item() == pytest.approx(15 + (2.3 - 15) + 1.5)
 
 
 def test_losses_keep_their_graph(student):
@@ -184,8 +186,17 @@ def test_losses_keep_their_graph(student):
     student.losses = {name: loss * weight for name, loss in student.losses.items()}
     total = summed(Rescaling, Adversary)
     *_, update = total.step(total.stages()[-1], student, None, None)
-    update.total.backward()
+    update.with_task(student.losses).total.backward()
     assert weight.grad.item() == pytest.approx(0.3)
+
+
+def test_what_two_parts_take_from_one_task_loss_is_taken_together():
+    first = Update(STUDENT, {"a": torch.tensor(1.0)}, task_weights={"classifier": 0.6})
+    second = Update(STUDENT, {"b": torch.tensor(2.0)}, task_weights={"classifier": 0.9, "box": 2.0})
+    whole = (first + second).with_task({name: torch.tensor(10.0) for name in ("classifier", "box", "rpn")})
+    losses = {name: loss.item() for name, loss in whole.losses.items()}
+    assert losses == pytest.approx({"classifier": 5.0, "box": 20.0, "rpn": 10.0, "a": 1.0, "b": 2.0})
+    assert whole.task_weights == {}
 
 
 def test_players_are_those_of_all_parts():

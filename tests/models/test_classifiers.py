@@ -189,7 +189,7 @@ def test_timms_other_nets_are_refused(name, message):
 
 def test_timm_is_optional(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(InputError, match="'timm:resnet18' needs the timm package: pip install timm"):
+    with pytest.raises(InputError, match="'timm:resnet18' needs the timm package: pip install detkt"):
         build_classifier("timm:resnet18", 5)
 
 

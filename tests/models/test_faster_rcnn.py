@@ -8,6 +8,7 @@ import pytest
 import torch
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import fastrcnn_loss
 
 from detkt.base.errors import InputError
 from detkt.models import available_detectors, build_detector, default_options
@@ -31,6 +32,18 @@ def test_images_are_resized_and_normalised_as_in_the_table(single_level):
     assert transform.max_size == 1000
     assert list(transform.image_mean) == [0.485, 0.456, 0.406]
     assert list(transform.image_std) == [0.229, 0.224, 0.225]
+
+
+@pytest.mark.parametrize(("error", "original"), [(0.05, 0.05**2 / 2), (0.5, 0.5**2 / 2), (3.0, 3.0 - 0.5)])
+def test_the_box_loss_is_steeper_than_the_original(error, original):
+    """docs/fidelity.md: smooth L1 is quadratic up to 1/9 here, up to 1 in the original. One RoI of two counts."""
+    boxes = torch.zeros(2, 8)
+    boxes[0, 4] = error
+    labels, targets = [torch.tensor([1, 0])], [torch.zeros(2, 4)]
+    _, loss = fastrcnn_loss(torch.zeros(2, 2), boxes, labels, targets)
+    ours = 9 * error**2 / 2 if error < 1 / 9 else error - 1 / 18
+    assert loss.item() == pytest.approx(ours / 2)
+    assert ours > original
 
 
 def test_anchors_are_three_sizes_by_three_ratios_at_stride_16(single_level):

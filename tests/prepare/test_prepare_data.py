@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from range_server import RangeServer, answer
 
-from detkt.cli import run_tool
+from detkt.cli.shared import run_tool
 from detkt.data.raw_files import read_mnist
 from detkt.data.voc import VOCDetection
 from detkt.prepare import download, preparing

@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from run_comparison import OF_OBJECTS
 from torch import nn
 
 import detkt
 from detkt.base.errors import InputError
 from detkt.methods import available
+from detkt.methods.base import Needs
 from detkt.models import Classifier, build_classifier, build_detector
 from detkt.tasks import ClassificationTask, build_task
 
-EVERYTHING = frozenset({"student", "student.logits", "teacher.features", "teacher.logits"})
+EVERYTHING = Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_FEATURES | Needs.TEACHER_LOGITS
 
 
 def nets(classes: int = 10):
@@ -36,14 +38,14 @@ def cifar_batch():
 
 def watched(student, teacher, *layers):
     task = ClassificationTask(student, teacher)
-    task.specs = task.watch(layers, layers)
+    task.specs = task.reveal(layers, layers)
     return task
 
 
 def test_knowledge_is_what_the_networks_say(cifar_batch):
     images, targets = cifar_batch
     student, teacher = nets()
-    reference = copy.deepcopy(student).to(memory_format=torch.channels_last)  # the task's own layout
+    reference = copy.deepcopy(student)
     ours, theirs, _ = watched(student, teacher, "layer2").run(images, targets, EVERYTHING)
     logits = reference(images)
     assert torch.equal(ours.logits, logits)
@@ -65,7 +67,7 @@ def test_maps_are_probed(cifar_batch):
     assert (output.channels, output.height, output.width, output.nonnegative) == (32, 8, 8, True)
     assert student_spec.features["layer1"].channels == 4
     task = ClassificationTask(*nets(), image_size=(48, 64))
-    assert [(m.height, m.width) for m in task.watch([], [])[0].features.values()] == [(12, 16)]
+    assert [(m.height, m.width) for m in task.reveal([], [])[0].features.values()] == [(12, 16)]
 
 
 def test_only_what_is_asked_for_is_run(cifar_batch):
@@ -77,7 +79,7 @@ def test_only_what_is_asked_for_is_run(cifar_batch):
 
     student.backbone.register_forward_pre_hook(forbid)
     teacher.head.register_forward_pre_hook(forbid)
-    ours, theirs, _ = task.run(*cifar_batch, frozenset({"teacher.features"}))
+    ours, theirs, _ = task.run(*cifar_batch, Needs.TEACHER_FEATURES)
     assert ours is None
     assert theirs.logits is None
 
@@ -85,7 +87,7 @@ def test_only_what_is_asked_for_is_run(cifar_batch):
 def test_a_head_reads_any_map_and_learns_nothing(cifar_batch):
     images, targets = cifar_batch
     student, teacher = nets()
-    _, theirs, heads = watched(student, teacher).run(images, targets, frozenset({"teacher.features"}))
+    _, theirs, heads = watched(student, teacher).run(images, targets, Needs.TEACHER_FEATURES)
     feature = theirs.features["output"].clone().requires_grad_()
     loss = heads.task_losses({"output": feature}, "teacher")["cross_entropy"]
     torch.testing.assert_close(loss, F.cross_entropy(teacher(images), targets["labels"]))
@@ -97,7 +99,7 @@ def test_a_head_reads_any_map_and_learns_nothing(cifar_batch):
 def test_labels_alone_are_targets_too(cifar_batch):
     images, targets = cifar_batch
     task = watched(*nets())
-    with_dict, alone = (task.run(images, t, frozenset({"student"}))[0] for t in (targets, targets["labels"]))
+    with_dict, alone = (task.run(images, t, Needs.STUDENT)[0] for t in (targets, targets["labels"]))
     torch.testing.assert_close(with_dict.losses["cross_entropy"], alone.losses["cross_entropy"])
     assert task.pictures(targets) == [0, 1, 2, 3, 4, 5]
 
@@ -119,9 +121,9 @@ def test_what_does_not_fit_is_refused(cifar_batch):
     with pytest.raises(InputError, match="the same object"):
         ClassificationTask(student, student)
     with pytest.raises(InputError, match="student_classes has 2 names, but the student has 10"):
-        ClassificationTask(student, teacher, ["a", "b"]).watch([], [])
+        ClassificationTask(student, teacher, ["a", "b"]).reveal([], [])
     with pytest.raises(InputError, match=r"the student cannot take pictures of 2 x 2 \("):
-        ClassificationTask(build_classifier("cifar_vgg13", 10), image_size=2).watch([], [])
+        ClassificationTask(build_classifier("cifar_vgg13", 10), image_size=2).reveal([], [])
     with pytest.raises(InputError, match="pictures of 3 channels and the teacher of 1"):
         ClassificationTask(student, build_classifier("cifar_resnet8", 10, in_channels=1))
     with pytest.raises(InputError, match="the teacher is a FasterRCNN"):
@@ -151,7 +153,10 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("method", [*available(), "ktan+kd", "ft+kd", "at+kd", "kr+kdgan"])
+OF_PICTURES = [method for method in available() if method not in OF_OBJECTS]
+
+
+@pytest.mark.parametrize("method", [*OF_PICTURES, "ktan+kd", "ft+kd", "at+kd", "kr+kdgan", "pkd+dist"])
 def test_every_method_distils_a_classifier(method, cifar_batch):
     """Each class is detection's own: a few steps lower the method's term or the cross entropy, all values finite."""
     torch.manual_seed(1)
@@ -177,7 +182,16 @@ def test_every_method_distils_a_classifier(method, cifar_batch):
         assert set(losses) - {"cross_entropy"}, "the method adds a term"
 
 
+@pytest.mark.parametrize(("method", "named"), [("fgd", "fgd"), ("fgfi", "fgfi"), ("fgd+dkd", r"fgd\+dkd")])
+def test_methods_that_look_at_objects_are_refused_before_training(method, named):
+    with pytest.raises(InputError, match=f"^method '{named}' needs the boxes of objects, .*; choose a method") as error:
+        detkt.Distiller(*nets(), method)
+    assert "\n" not in str(error.value)
+
+
 def test_methods_know_no_task():
     for path in (Path(detkt.__file__).parent / "methods").glob("*.py"):
-        code = re.sub(r'""".*?"""|#.*', "", path.read_text(), flags=re.DOTALL)
-        assert not re.search(r"detect|classif(y|ication_task)|roi|torchvision", code.lower().replace("detkt", "")), path
+        code = re.sub(r'""".*?"""|#.*|citation = \(?\s*"[^"]*"', "", path.read_text(), flags=re.DOTALL)
+        assert not re.search(
+            r"detect|classif(y|ication_task)|roi|torchvision(?!\.ops)", code.lower().replace("detkt", "")
+        ), path

@@ -11,12 +11,13 @@ import torch
 from detkt.base.errors import InputError
 from detkt.config import load_config
 from detkt.engine.run import train
+from detkt.methods.base import Needs
 from detkt.models import build_classifier
 from detkt.tasks import build_task
 from detkt.tasks.compiling import compile_backbones
 
 CPU = torch.device("cpu")
-PASSES = frozenset({"student", "teacher.features"})
+PASSES = Needs.STUDENT | Needs.TEACHER_FEATURES
 
 
 def loss_and_gradients(task, images, targets):
@@ -39,7 +40,7 @@ def compared(make, images, targets, layers, monkeypatch):
     student, teacher = make(0), make(1).eval().requires_grad_(False)
     plain, compiled = (build_task(copy.deepcopy(student), teacher) for _ in range(2))
     for task in (plain, compiled):
-        task.watch(layers, layers)
+        task.reveal(layers, layers)
     compile_backbones(compiled, CPU)
     for expected, found in zip(
         loss_and_gradients(plain, images, targets), loss_and_gradients(compiled, images, targets), strict=True

@@ -10,16 +10,17 @@ import torch
 from torch import nn
 
 from detkt.base.errors import InputError
+from detkt.methods.base import Needs
 from detkt.tasks.detection import DetectionTask, as_pyramid, named_outputs
 
-EVERYTHING = frozenset({"student", "student.logits", "teacher.features", "teacher.logits"})
+EVERYTHING = Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_FEATURES | Needs.TEACHER_LOGITS
 
 
 def make_task(student, teacher=None, student_layers=(), teacher_layers=(), **classes) -> DetectionTask:
     if teacher is not None:
         teacher.eval().requires_grad_(False)
     task = DetectionTask(student, teacher, **classes)
-    task.specs = task.watch(student_layers, teacher_layers)
+    task.specs = task.reveal(student_layers, teacher_layers)
     return task
 
 
@@ -52,7 +53,6 @@ def test_student_losses_are_torchvisions_own(detector, batch, name):
     student = detector(name)
     student.transform.min_size = (48, 64, 80)  # drawn anew for every picture: the transform uses the seed, too
     reference = copy.deepcopy(student)
-    reference.backbone.to(memory_format=torch.channels_last)  # the task's own layout
     task = make_task(student, detector(name, seed=1), ["layer2" if name.endswith("c4") else "body.layer2"])
     torch.manual_seed(3)
     expected = reference(*batch)
@@ -73,15 +73,15 @@ def test_only_the_passes_in_need_run(detector, batch, monkeypatch):
     monkeypatch.setattr(task.teacher.rpn, "forward", forbid)
     task.run(*batch, EVERYTHING)
     monkeypatch.setattr(task.teacher.roi_heads.box_head, "forward", forbid)
-    student, teacher, _ = task.run(*batch, frozenset({"student", "student.logits", "teacher.features"}))
+    student, teacher, _ = task.run(*batch, Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_FEATURES)
     assert student.logits is not None
     assert teacher.logits is None
     monkeypatch.setattr(task.teacher.backbone, "forward", forbid)
-    student, teacher, _ = task.run(*batch, frozenset({"student"}))
+    student, teacher, _ = task.run(*batch, Needs.STUDENT)
     assert (teacher, student.logits, student.labels) == (None, None, None)
     monkeypatch.undo()
     monkeypatch.setattr(task.student.backbone, "forward", forbid)
-    student, teacher, _ = task.run(*batch, frozenset({"teacher.features"}))
+    student, teacher, _ = task.run(*batch, Needs.TEACHER_FEATURES)
     assert student is None
     assert not teacher.losses
 
@@ -133,7 +133,7 @@ def test_boxes_stay_in_single_precision_under_autocast(detector, batch, monkeypa
     decoded = spy(student.rpn.box_coder, "decode", monkeypatch)
     sampled = spy(student.roi_heads, "select_training_samples", monkeypatch)
     with torch.no_grad():
-        task.run(*batch, frozenset({"student"}))
+        task.run(*batch, Needs.STUDENT)
         with torch.autocast("cpu", torch.bfloat16):
             knowledge, teacher, _ = task.run(*batch, EVERYTHING)
     assert knowledge.features["output"].dtype == torch.bfloat16  # the backbone ran in it
@@ -168,7 +168,7 @@ def test_outputs_of_a_pyramid_are_named_by_level(detector, batch):
     task = make_task(detector("fasterrcnn_resnet10x0.125_fpn"), None, ["body.layer3"])
     levels = ["output.0", "output.1", "output.2", "output.3", "output.pool"]
     assert list(task.specs[0].features) == [*levels, "body.layer3"]
-    student, _, _ = task.run(*batch, frozenset({"student"}))
+    student, _, _ = task.run(*batch, Needs.STUDENT)
     sizes = [student.features[name].shape[-2:] for name in levels]
     assert sizes == [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
     assert not task.specs[0].features["output.0"].nonnegative
@@ -193,12 +193,12 @@ def test_the_probe_leaves_no_trace(detector):
 
 def test_padding_is_told_by_picture(detector, batch):
     task = make_task(detector(), None)
-    student, _, _ = task.run(*batch, frozenset({"student"}))
+    student, _, _ = task.run(*batch, Needs.STUDENT)
     assert student.valid == [(1.0, 80 / 96), (53 / 64, 1.0)]
     assert student.mask(student.features["output"]).sum(dim=(1, 2, 3)).tolist() == [4 * 5, 3 * 6]
     images, targets = batch
     whole = [nn.functional.interpolate(image[None], (64, 96))[0] for image in images]
-    student, _, _ = task.run(whole, targets, frozenset({"student"}))
+    student, _, _ = task.run(whole, targets, Needs.STUDENT)
     assert student.valid is None
 
 
@@ -223,7 +223,7 @@ def test_heads_score_a_map_without_changing(detector, batch):
 def test_the_students_head_scores_as_in_training(detector, batch):
     task, random = make_task(detector(norm="frozen")), []
     task.student.rpn.register_forward_pre_hook(lambda module, inputs: random.append(torch.get_rng_state()))
-    knowledge, _, heads = task.run(*batch, frozenset({"student"}))
+    knowledge, _, heads = task.run(*batch, Needs.STUDENT)
     torch.set_rng_state(random[0])
     losses = heads.task_losses(knowledge.features, "student")
     assert {k: v.item() for k, v in losses.items()} == {k: v.item() for k, v in knowledge.losses.items()}
@@ -245,6 +245,21 @@ def test_nothing_outlives_the_step(detector, batch):
     assert logits[0]() is None
 
 
+def test_the_teacher_sees_pictures_in_its_own_normalisation(detector, batch):
+    """What it would see of the same picture alone, and zeros as padding."""
+    student, teacher = detector(), detector(seed=1, image_mean=[0.5, 0.4, 0.3], image_std=[0.5, 0.25, 0.2])
+    seen = []
+    teacher.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    task = make_task(student, teacher)
+    seen.clear()
+    task.run(*batch, EVERYTHING)
+    expected = teacher.transform([image.clone() for image in batch[0]])[0].tensors
+    torch.testing.assert_close(seen[0], expected, rtol=1e-5, atol=1e-5)
+    assert (seen[0][1, :, 53:] == 0).all()
+    rounded = detector(seed=1, image_mean=[0.4850001, 0.456, 0.406])
+    assert DetectionTask(student, rounded)._to_teacher is None
+
+
 def test_inputs_follow_the_student_to_its_device(detector, batch):
     moved = []
 
@@ -256,7 +271,7 @@ def test_inputs_follow_the_student_to_its_device(detector, batch):
     images, targets = batch
     target = {key: value.as_subclass(Elsewhere) for key, value in targets[0].items()}
     images = [images[0].as_subclass(Elsewhere)]
-    make_task(detector()).run(images, [{**target, "image_id": 7}], frozenset({"student"}))
+    make_task(detector()).run(images, [{**target, "image_id": 7}], Needs.STUDENT)
     assert moved == [torch.device("cpu")] * 3
 
 
@@ -271,25 +286,25 @@ def test_wrong_layers_are_named(detector):
 
 
 def test_unfit_networks_are_refused(detector, batch):
-    with pytest.raises(InputError, match="image_mean differ.*0.5"):
-        DetectionTask(detector(), detector(image_mean=[0.5, 0.5, 0.5]))
-    with pytest.raises(InputError, match="image_std differ"):
-        DetectionTask(detector(), detector(image_std=[0.5, 0.5, 0.5]))
-    with pytest.raises(InputError, match="the student is a Linear, not a torchvision R-CNN"):
+    with pytest.raises(InputError, match="the student is a Linear, not a torchvision detector"):
         DetectionTask(nn.Linear(1, 1))
     with pytest.raises(InputError, match="the teacher is a Linear"):
         DetectionTask(detector(), nn.Linear(1, 1))
     student = detector()
     with pytest.raises(InputError, match="same object"):
         DetectionTask(student, student)
+    shared = detector()
+    shared.backbone = student.backbone
+    with pytest.raises(InputError, match=r"share a parameter \('backbone\..*' and 'backbone\."):
+        DetectionTask(student, shared)
     with pytest.raises(InputError, match="teacher_classes has 2 names, but the teacher has 4 classes"):
-        DetectionTask(student, detector(), ["a", "b", "c"], ["a", "b"])
+        make_task(student, detector(), student_classes=["a", "b", "c"], teacher_classes=["a", "b"])
     task = make_task(student, detector(), student_classes=["a", "b", "c"])
     assert [spec.classes for spec in task.specs] == [("a", "b", "c"), ()]
     student.eval()
     with pytest.raises(InputError, match="the student is in evaluation mode"):
         task.run(*batch, EVERYTHING)
-    task.run(*batch, frozenset({"teacher.features"}))
+    task.run(*batch, Needs.TEACHER_FEATURES)
 
 
 def test_large_pictures_pass_the_teacher_one_by_one(detector, batch, monkeypatch):
@@ -305,3 +320,64 @@ def test_large_pictures_pass_the_teacher_one_by_one(detector, batch, monkeypatch
     assert list(parts) == list(whole)
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-6)
+
+
+OBJECTS = Needs.STUDENT | Needs.BOXES | Needs.ANCHORS
+
+
+def test_boxes_are_shares_of_the_padded_batch(detector, batch):
+    images, targets = batch
+    targets[1] |= {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    student, _, _ = make_task(detector()).run(images, targets, OBJECTS)
+    first, second = student.boxes
+    # The picture of 64 x 80 stays as it is, in a batch of 64 x 96.
+    torch.testing.assert_close(first, torch.tensor([[5 / 96, 5 / 64, 35 / 96, 40 / 64]]))
+    assert second.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "strides", "each"),
+    [
+        ("fasterrcnn_resnet10x0.125_c4", {"output": 16}, 6),
+        (
+            "fasterrcnn_resnet10x0.125_fpn",
+            {"output.0": 4, "output.1": 8, "output.2": 16, "output.3": 32, "output.pool": 64},
+            3,
+        ),
+    ],
+)
+def test_anchors_are_the_rpns_own_in_their_cells(detector, batch, monkeypatch, name, strides, each):
+    task = make_task(detector(name))
+    used = spy(task.student.rpn.anchor_generator, "forward", monkeypatch)
+    student, _, _ = task.run(*batch, OBJECTS)
+    assert list(student.anchors) == list(strides)
+    size = torch.tensor([96.0, 64, 96, 64])
+    flat = torch.cat([(anchors * size).reshape(-1, 4) for anchors in student.anchors.values()])
+    torch.testing.assert_close(flat, used[0][0], atol=1e-4, rtol=0)
+    for output, anchors in student.anchors.items():
+        height, width = student.features[output].shape[2:]
+        assert anchors.shape == (height, width, each, 4)
+        centres = (anchors[..., :2] + anchors[..., 2:]) / 2 * size[:2]
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        expected = torch.stack([columns, rows], dim=-1)[:, :, None] * float(strides[output])
+        torch.testing.assert_close(centres, expected.expand_as(centres), atol=1e-3, rtol=0)
+
+
+def test_boxes_and_anchors_are_there_only_where_asked_for(detector, batch, monkeypatch):
+    task = make_task(detector())
+    student, _, _ = task.run(*batch, Needs.STUDENT)
+    assert (student.boxes, student.anchors) == (None, {})
+    used = spy(task.student.rpn.anchor_generator, "forward", monkeypatch)
+    with torch.no_grad():
+        student, _, _ = task.run(*batch, Needs.STUDENT | Needs.BOXES)
+    assert len(student.boxes) == 2
+    assert not student.anchors
+    assert len(used) == 1  # for the student's own losses
+
+
+def test_anchors_are_exact_whatever_the_precision(detector, batch):
+    task = make_task(detector(min_size=160, max_size=240))
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = task.run(*batch, OBJECTS)[0].anchors["output"]
+    assert narrow.dtype == torch.float32
+    torch.testing.assert_close(narrow, task.run(*batch, OBJECTS)[0].anchors["output"])

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from detkt.base.errors import InputError
+from detkt.methods.base import Needs
 from detkt.tasks.detection import DetectionTask, _check_target
 
-NEEDS = frozenset({"student"})
+NEEDS = Needs.STUDENT
 BOX = [5.0, 5.0, 30.0, 40.0]
 
 
@@ -16,6 +17,7 @@ BOX = [5.0, 5.0, 30.0, 40.0]
 def run(detector):
     """``run(boxes, labels)``: a batch of two pictures, the second with these targets."""
     task = DetectionTask(detector().train())
+    task.reveal([], [])
     good = {"boxes": torch.tensor([BOX]), "labels": torch.tensor([1])}
 
     def losses(boxes, labels):

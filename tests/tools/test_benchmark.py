@@ -125,7 +125,7 @@ def test_times_are_those_of_one_step():
 
 
 def test_memory_and_profile_are_of_whole_cycles(tiny_config, tmp_path, monkeypatch):
-    turns, works, original = [], [], Trainer._train_step
+    turns, works, original = [], [], Trainer.train_step
 
     def step(trainer, stage, loader):
         turns.append(stage.name)
@@ -137,7 +137,7 @@ def test_memory_and_profile_are_of_whole_cycles(tiny_config, tmp_path, monkeypat
         works.append(sorted(turns))
         return 1
 
-    monkeypatch.setattr(Trainer, "_train_step", step)
+    monkeypatch.setattr(Trainer, "train_step", step)
     for name in ("peak_rise", "tensor_peak_rise"):
         monkeypatch.setattr(f"benchmarking.measuring.{name}", rise)
     config = tiny_config("train.batch_size=2", "methods.ktan.adversary_every=3")

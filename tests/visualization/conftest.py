@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
-from detkt.cli import run_tool
-
-TOOLS = Path(__file__).resolve().parent.parent.parent / "tools"
+from detkt.cli.shared import run_tool
 
 
 @pytest.fixture
-def run(capsys):
-    """``run(tool, *arguments)``: exit status, standard output and error of a tool."""
+def run(tool, capsys):
+    """``run(name, *arguments)``: exit status, standard output and error of a program of tools/."""
 
-    def call(tool: str, *arguments) -> tuple[int, str, str]:
-        spec = importlib.util.spec_from_file_location(tool, TOOLS / f"{tool}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+    def call(name: str, *arguments) -> tuple[int, str, str]:
         status = 0
         try:
-            run_tool(lambda _: module.main([str(argument) for argument in arguments]))
+            run_tool(lambda _: tool(name).main([str(argument) for argument in arguments]))
         except SystemExit as stop:
             status = stop.code
         return status, *capsys.readouterr()

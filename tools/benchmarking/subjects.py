@@ -24,7 +24,6 @@ from detkt.config import Config, NetConfig
 from detkt.data import DEFAULT_ROOTS
 from detkt.data.loading import EndlessBatches, training_loader
 from detkt.distiller import Distiller
-from detkt.engine.guards import FiniteGuard
 from detkt.engine.jobs import job_of
 from detkt.engine.run import build_net
 from detkt.engine.teacher_cache import open_teacher_cache
@@ -125,7 +124,7 @@ class Subjects:
         """
         trainer = self.trainers[name]
         held = [*trainer.distiller.parameters(), *trainer.distiller.buffers()]
-        for optimizer in trainer.optimizers.values():
+        for optimizer in trainer.players.optimizers.values():
             held += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
         return tensor_bytes(held) + (self.teacher_bytes() if trainer.distiller.teacher is not None else 0)
 
@@ -193,11 +192,10 @@ class Subjects:
         )
         if cached:
             folder = Path(config.train.cache_teacher)
-            distiller.task.teacher_cache = open_teacher_cache(config, distiller, self.dataset, folder, quiet=False)
+            distiller.task._cache = open_teacher_cache(config, distiller, self.dataset, folder, quiet=False)
         if compiled:
             compile_backbones(distiller.task, self.device)
         trainer = self.trainers[name] = Trainer(distiller, self.dataset, config.train, Path("."), quiet=True)
-        trainer.guard = FiniteGuard()
         distiller.train()
         stages = [stage for stage in distiller.stages if stage.steps != 0]
         for stage in stages:
@@ -221,7 +219,7 @@ class Subjects:
 def _steps_of(trainer: Trainer, stage: Stage) -> Work:
     """One step of *stage* after the other, on whichever batch, in its turns."""
     steps = count()
-    return lambda batch: trainer._train_step(stage.turn(next(steps)), iter([(batch.images, batch.targets)]))
+    return lambda batch: trainer.train_step(stage.turn(next(steps)), iter([(batch.images, batch.targets)]))
 
 
 def _constant(config: Config, image_size: int | None) -> Config:

@@ -1,4 +1,4 @@
-"""What the tools share: flags, error lines, exit codes."""
+"""What the commands share: flags, error lines, exit codes."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 from detkt import methods
+from detkt.base.commands import command
 from detkt.base.errors import InputError
-from detkt.base.paths import resolve
-from detkt.config import Config, load_config
+from detkt.config import Config, find_config, load_config
 from detkt.engine.trainer import Interrupted
 
+RESUME = "go on with --resume {folder}"
 
-def run_tool(main: Callable[[list[str] | None], None], to_go_on: str = "go on with --resume {folder}") -> None:
+
+def run_tool(main: Callable[[list[str] | None], None], to_go_on: str = RESUME) -> None:
     """Call *main* and exit: 0 done; 2 bad input, with one line ``error: ...``; 128 + signal when stopped.
 
-    *to_go_on* is what the tool tells after a training that was stopped; "{folder}" in it is the run's.
+    *to_go_on* is what the command tells after a training that was stopped; "{folder}" in it is the run's.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # until now the tools just ended, see there
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # until now the process just ended, see detkt.cli.main
     # What the package tells while it works, such as which of a file's weights were loaded.
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("detkt").setLevel(logging.INFO)
@@ -49,21 +52,27 @@ def run_tool(main: Callable[[list[str] | None], None], to_go_on: str = "go on wi
 
 
 class Parser(argparse.ArgumentParser):
-    """Usage errors in the same form as all others: one line, status 2."""
+    """Usage errors in the same form as all others: one line, status 2. What follows the flags is shown as written."""
 
-    def error(self, message: str) -> None:
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see --help)")
 
 
-def training_parser(description: str, example: str, default_config: str) -> Parser:
-    """The flags that ``train_det.py`` and ``train_cls.py`` share."""
+def training_parser(name: str, description: str, example: str, default_config: str) -> Parser:
+    """The flags that the commands ``train-det`` and ``train-cls`` share; *name* is which."""
     parser = Parser(
+        prog=command(name),
         description=description,
         epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--method", help=f"{', '.join(methods.available())}, or a sum such as ktan+kd")
-    parser.add_argument("--config", help=f"YAML file of data set and teacher/student pair (default: {default_config})")
+    names = ", ".join(methods.available())
+    parser.add_argument("--method", help=f"{names}; path/to/file.py:CLASS for one of yours; a sum such as ktan+kd")
+    parser.add_argument(
+        "--config", help=f"data set and teacher/student pair: a YAML file or its name in configs/ ({default_config})"
+    )
     parser.add_argument("--data-root", help="the data set's folder")
     parser.add_argument("--role", choices=("student", "teacher"), help="which network of the pair to train")
     parser.add_argument("--teacher", metavar="CKPT", help="trained teacher: a run's folder or model.safetensors")
@@ -115,8 +124,7 @@ def training_config(arguments: argparse.Namespace, default_config: str) -> tuple
     """
     if arguments.resume is not None:
         return _resumed(arguments)
-    path = resolve(arguments.config or default_config)
-    config = load_config(path, _overrides(arguments, _FLAGS))
+    config = load_config(find_config(arguments.config or default_config), _overrides(arguments, _FLAGS))
     start = None if arguments.student_init == "none" else arguments.student_init
     if config.role == "teacher":
         if arguments.teacher:
@@ -125,7 +133,7 @@ def training_config(arguments: argparse.Namespace, default_config: str) -> tuple
     elif arguments.student_init:
         config.student.checkpoint = start
     role = "teacher-" if config.role == "teacher" else ""
-    default = f"runs/{config.name}-{role}{config.method}-s{config.train.seed}"
+    default = f"runs/{config.name}-{role}{config.method_name}-s{config.train.seed}"
     return config, Path(arguments.output or default), None
 
 
@@ -141,7 +149,7 @@ def train_and_tell(arguments: argparse.Namespace, default_config: str, task: str
     metrics = train(config, folder, resume=resume, overwrite=arguments.overwrite, quiet=arguments.quiet)
     if Processes().is_main:
         print(
-            f"{config.method} on {config.name}, seed {config.train.seed}: "
+            f"{config.method_name} on {config.name}, seed {config.train.seed}: "
             f"{job_of(config).summary(metrics)} on {metrics['split']}; "
             f"{metrics['updates']} updates in {metrics['seconds']:.0f} s; model in {folder}"
         )

@@ -1,0 +1,87 @@
+"""DIST: the student's class scores correlate with the teacher's, along classes and along rows.
+
+Huang, You, Wang, Qian, Xu: "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022 (arXiv:2205.10536).
+
+    inter * (1 - mean over rows of r(p_t, p_s)) + intra * (1 - mean over classes of r(p_t, p_s))
+
+with softmax scores p (M, K) and Pearson's correlation r, first along the classes of each row, then along the rows of
+each class. Rows are pictures, or the student's own sampled RoIs, read by both RoI heads, with the
+background as a class. Weights 1 and 1 are the authors' for detectors, 2 and 2 those for ImageNet (``preset=imagenet``).
+
+A correlation does not know the scores' scale, so that the loss asks less of the student than KL does. The second term
+compares the rows of a batch with each other: a batch is not the mean of its rows one by one.
+
+What the paper leaves open, and we decided: a row or column that is constant has no correlation. It counts as
+uncorrelated, as with the authors' 10^-8, but its gradient is that of vectors of length 1, where theirs is 10^8 times
+that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from detkt.knowledge import Knowledge, Spec
+from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Stage, Update
+from detkt.methods.reductions import full_precision, require_one_shape
+
+
+def pearson(first: Tensor, second: Tensor, dim: int) -> Tensor:
+    """Pearson's correlation of two tensors of one shape along *dim*; 0 where one of them is constant there."""
+    first, second = (_centred(values, dim) for values in (first, second))
+    product = first.square().sum(dim) * second.square().sum(dim)
+    constant = product == 0
+    return (first * second).sum(dim) / (product.masked_fill(constant, 1).sqrt() + 1e-8)
+
+
+def dist_loss(student_logits: Tensor, teacher_logits: Tensor, inter: float = 1.0, intra: float = 1.0) -> Tensor:
+    """inter (1 - correlation along classes) + intra (1 - correlation along rows), each a mean. Scalar.
+
+    Args:
+        student_logits, teacher_logits: (M, K), before the softmax.
+        inter: weight of the correlation of each row's classes; intra: weight of the correlation of each class's rows.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    require_one_shape(student_logits, teacher_logits)
+    ours, theirs = (full_precision(logits).softmax(dim=1) for logits in (student_logits, teacher_logits))
+    along_classes, along_rows = (pearson(ours, theirs, dim).mean() for dim in (1, 0))
+    return inter * (1 - along_classes) + intra * (1 - along_rows)
+
+
+def _centred(values: Tensor, dim: int) -> Tensor:
+    """*values* at mean 0 along *dim*; exactly 0 where they are constant."""
+    values = values - values.narrow(dim, 0, 1).detach()
+    return values - values.mean(dim, keepdim=True)
+
+
+@dataclass
+class DISTConfig(MethodConfig):
+    """``inter``: weight of the correlation of each row's classes; ``intra``: of that of each class's rows."""
+
+    inter: float = 1.0
+    intra: float = 1.0
+
+
+class DIST(Method):
+    """See the module's docstring. One stage: distill."""
+
+    name = "dist"
+    citation = "Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022 (arXiv:2205.10536)"
+    Config = DISTConfig
+    presets = {"default": {}, "paper": {}, "imagenet": {"inter": 2.0, "intra": 2.0}}
+
+    def __init__(self, config: DISTConfig, student: Spec, teacher: Spec) -> None:
+        super().__init__(config, student, teacher)
+        self.require_same_classes()
+        self.require_no_layers()
+
+    def stages(self) -> Sequence[Stage]:
+        return [Stage("distill", Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS)]
+
+    def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
+        loss = dist_loss(student.logits, teacher.logits, self.config.inter, self.config.intra)
+        yield Update(STUDENT, {self.name: loss})

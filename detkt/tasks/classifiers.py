@@ -1,0 +1,153 @@
+"""One classifier of a pair: a backbone and a head, or any network from pictures to class scores as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detkt.models.classifier import Classifier
+from detkt.tasks.base import Calling, LayerRecorder, evaluating, replaced
+
+
+class SplitNet:
+    """A :class:`~detkt.models.Classifier`: its ``backbone`` gives the last map, its ``head`` reads it."""
+
+    def __init__(self, model: Classifier, role: str) -> None:
+        self.model, self.backbone, self.role = model, model.backbone, role
+        self.recorder = LayerRecorder(model.backbone, [], role)
+
+    def reveal(self, layers: Iterable[str], picture: Tensor) -> None:
+        """Record these inner layers of the backbone from now on."""
+        names = [name for name in dict.fromkeys(layers) if name != "output"]
+        self.recorder.close()
+        self.recorder = LayerRecorder(self.backbone, names, self.role)
+
+    def compile(self) -> None:
+        """Run the backbone through ``torch.compile``."""
+        self.recorder.stay()
+        self.features = torch.compile(self.features)  # type: ignore[method-assign]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Hooks lead from a compiled network to here: with a compiled function it could not be copied or pickled."""
+        return {name: value for name, value in vars(self).items() if name != "features"}
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Backbone alone: ``output`` and the revealed inner layers."""
+        with self.recorder.recording() as inner:
+            output = self.backbone(images)
+        return {"output": output, **inner}
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """:meth:`features`, with the hooks in place."""
+        with self.recorder.watching():
+            return self.features(images)
+
+    def both(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The network's own forward pass: its maps and its class logits (N, K)."""
+        seen: dict[str, Tensor] = {}
+
+        def backbone(batch: Tensor) -> Tensor:
+            seen.update(self.features(batch))
+            return seen["output"]
+
+        with replaced(self.model, backbone=Calling(backbone, self.model.backbone)), self.recorder.watching():
+            logits = _logits(self.model._call_impl(images))
+        return seen, logits
+
+    def scores(self, features: dict[str, Tensor], images: Tensor) -> Tensor:
+        """Class logits (N, K) of the head on ``output``."""
+        return _logits(self.model.head(features["output"]))
+
+    def reading(self) -> Any:
+        """A context in which reading a map changes nothing in the head."""
+        return evaluating(self.model.head)
+
+
+class WholeNet:
+    """Any network from pictures to class logits, taken as it is.
+
+    ``output`` is the last map (N, C, H, W) after which nothing with weights sees more than a vector a picture: that of
+    torchvision's and timm's convolutional nets before their pooling. A transformer has no such map; its scores can be
+    distilled, and inner layers that give maps.
+    """
+
+    def __init__(self, model: nn.Module, role: str) -> None:
+        self.model, self.role = model, role
+        self.recorder = LayerRecorder(model, [], role)
+        self._map = ""
+
+    def reveal(self, layers: Iterable[str], picture: Tensor) -> None:
+        """Find the last map on *picture*, and record it and these inner layers from now on."""
+        with evaluating(self.model), torch.no_grad():
+            self._map = _last_map(self.model, picture)
+        names = [*([self._map] if self._map else []), *(name for name in layers if name != "output")]
+        self.recorder.close()
+        self.recorder = LayerRecorder(self.model, list(dict.fromkeys(names)), self.role)
+
+    def compile(self) -> None:
+        """Nothing: such a network is compiled, if at all, by who made it."""
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """The last map as ``output``, and the revealed inner layers."""
+        return self.both(images)[0]
+
+    def both(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The network's own forward pass: its maps and its class logits (N, K)."""
+        with self.recorder.watching(), self.recorder.recording() as seen:
+            logits = _logits(self.model._call_impl(images))
+        maps = {name: feature for name, feature in seen.items() if name != self._map}
+        return ({"output": seen[self._map]} if self._map else {}) | maps, logits
+
+    def scores(self, features: dict[str, Tensor], images: Tensor) -> Tensor:
+        """Class logits (N, K) of what comes after the last map, on ``output``."""
+        path, _, name = self._map.rpartition(".")
+        parent = self.model.get_submodule(path)
+        with replaced(parent, **{name: Calling(lambda *_: features["output"], getattr(parent, name))}):
+            return _logits(self.model._call_impl(images))
+
+    def reading(self) -> Any:
+        """A context in which reading a map changes nothing in the network."""
+        return evaluating(self.model)
+
+
+def net_of(model: nn.Module, role: str) -> SplitNet | WholeNet:
+    """How *model* is read."""
+    return SplitNet(model, role) if isinstance(model, Classifier) else WholeNet(model, role)
+
+
+def _logits(output: Any) -> Tensor:
+    """Class logits, float32 at least as losses need them: of a tensor, or of an output that has them as ``logits``."""
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", output)
+    if isinstance(logits, dict):
+        logits = logits.get("logits")
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        raise ValueError(f"it gives {type(output).__name__}, not class logits (N, K)")
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _last_map(model: nn.Module, picture: Tensor) -> str:
+    """The name of the module that gives the last map on *picture*; empty where there is none."""
+    found = ""
+
+    def look(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
+            nonlocal found
+            if not isinstance(output, Tensor) or output.dim() < 3:
+                return
+            if output.dim() == 4 and max(output.shape[-2:]) > 1 and not isinstance(module, nn.AdaptiveAvgPool2d):
+                found = name
+            elif output.dim() != 4 and next(module.parameters(), None) is not None:
+                found = ""  # tokens: what was a map before them is no map of what the scores are read from
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if name:
+                stack.callback(module.register_forward_hook(look(name)).remove)
+        model(picture)
+    return found

@@ -1,0 +1,307 @@
+"""One torchvision detector of a pair: its own forward pass with what it reveals, its backbone alone, its heads alone.
+
+Whatever torchvision detector it is, of two stages or one, it has a ``transform`` and a ``backbone``, and its forward
+pass in training returns losses. The parts are watched by standing in for them while a pass runs: a subclass's own
+``forward`` and everybody's hooks are honoured, and between two passes the network is as it came.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+
+from detkt.base.errors import InputError
+from detkt.methods.base import outputs
+from detkt.tasks.base import Calling, LayerRecorder, evaluating, replaced
+
+Targets = list[dict[str, Any]]
+
+
+def named_outputs(backbone_output: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+    """A backbone's output by name: ``output``, or ``output.<level>`` for a feature pyramid."""
+    if isinstance(backbone_output, Tensor):
+        return {"output": backbone_output}
+    return {f"output.{level}": feature for level, feature in backbone_output.items()}
+
+
+def as_pyramid(features: dict[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """The reverse of :func:`named_outputs`, in the form that heads read (a lone map is level 0)."""
+    if "output" in features:
+        return OrderedDict([("0", features["output"])])
+    prefix = "output."
+    return OrderedDict((k.removeprefix(prefix), v) for k, v in features.items() if k.startswith(prefix))
+
+
+def full_precision(value: Any) -> Any:
+    """Every tensor in *value* in float32 at least: under autocast, boxes would be decoded in half precision."""
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    if isinstance(value, dict):
+        return type(value)((name, full_precision(part)) for name, part in value.items())
+    return type(value)(full_precision(part) for part in value) if isinstance(value, list | tuple) else value
+
+
+@dataclass
+class Pass:
+    """What one training pass of a detector revealed.
+
+    Attributes:
+        features: its maps by name.
+        images: the batch as its transform made it, on the device.
+        targets: the targets on that batch.
+        losses: its own losses.
+        proposals: the RoIs that it sampled, boxes (n, 4) a picture; None for a detector of one stage.
+        logits: class scores (M, K) of all of them.
+    """
+
+    features: dict[str, Tensor] = field(default_factory=dict)
+    images: ImageList | None = None
+    targets: Targets = field(default_factory=list)
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    proposals: list[Tensor] | None = None
+    logits: Tensor | None = None
+
+
+class Detector:
+    """A torchvision detector that is read, and never changed.
+
+    Args:
+        model: Faster R-CNN and kin, RetinaNet, FCOS, SSD, or a subclass.
+        role: ``student`` or ``teacher``, for messages.
+
+    Raises:
+        InputError: no such detector.
+    """
+
+    def __init__(self, model: nn.Module, role: str) -> None:
+        parts = dict(model.named_children())
+        if "transform" not in parts or "backbone" not in parts:
+            raise InputError(
+                f"the {role} is a {type(model).__name__}, not a torchvision detector; classifiers are "
+                "detkt.models.build_classifier(NAME, classes) or detkt.models.Classifier(backbone, head)"
+            )
+        self.model, self.backbone, self.role = model, model.backbone, role
+        self.recorder = LayerRecorder(model.backbone, [], role)
+        self._normalisation: tuple[tuple, dict[str, Tensor]] | None = None
+        if _is_compiled(model.backbone):
+            # A graph that torch made of another network of this kind would be taken again, without our hooks.
+            torch._dynamo.reset()
+
+    @property
+    def two_stages(self) -> bool:
+        """Whether it proposes regions and classifies these: only then it has RoI scores."""
+        return hasattr(self.model, "roi_heads") and hasattr(self.model, "rpn")
+
+    def reveal(self, layers: Iterable[str]) -> None:
+        """Record these inner layers of the backbone from now on."""
+        names = [name for name in dict.fromkeys(layers) if name.split(".")[0] != "output"]
+        self.recorder.close()
+        self.recorder = LayerRecorder(self.backbone, names, self.role)
+        if _is_compiled(self.backbone):
+            self.recorder.stay()
+
+    def compile(self) -> None:
+        """Run the backbone through ``torch.compile``."""
+        self.recorder.stay()
+        self.features = torch.compile(self.features)  # type: ignore[method-assign]
+
+    def close(self) -> None:
+        """Leave the network without a trace."""
+        self.recorder.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Hooks lead from a compiled network to here: with a compiled function it could not be copied or pickled."""
+        return {name: value for name, value in vars(self).items() if name != "features"}
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Backbone alone: its outputs by name and the revealed inner layers."""
+        with self.recorder.recording() as inner:
+            outputs = named_outputs(self.backbone(images))
+        return {**outputs, **inner}
+
+    def transform(self, images: list[Tensor], targets: Targets | None = None) -> tuple[ImageList, Targets | None]:
+        """The batch that the backbone sees; targets stay on their device."""
+        with self._normalisation_on(images[0].device):
+            return self.model.transform(images, targets)
+
+    def train_pass(
+        self,
+        images: list[Tensor],
+        targets: Targets,
+        transformed: Callable[[ImageList], None],
+        computed: Callable[[ImageList], None],
+    ) -> Pass:
+        """The network's own forward pass in training.
+
+        *transformed* is called when the batch is made, and *computed* when the backbone has run.
+        """
+        seen, device = Pass(), images[0].device
+        original_transform = self.model.transform
+
+        def transform(given: list[Tensor], wanted: Targets | None = None) -> tuple[ImageList, Targets]:
+            with self._normalisation_on(device):
+                # Targets where they come from: torchvision resizes boxes by factors that it would copy to a GPU one by
+                # one.
+                seen.images, host = original_transform(given, wanted)
+            seen.targets = [{key: moved(value, device) for key, value in target.items()} for target in host]
+            transformed(seen.images)
+            # R-CNNs look at the boxes before they go to the RPN; to look on a GPU is to wait.
+            return seen.images, host if self.two_stages else seen.targets
+
+        def backbone(batch: Tensor) -> dict[str, Tensor]:
+            seen.features = self.features(batch)
+            computed(seen.images)
+            # torchvision makes its anchors in the maps' precision: at half of it they are off by whole pixels.
+            return as_pyramid({name: full_precision(feature) for name, feature in seen.features.items()})
+
+        stand_ins = {
+            "transform": _stand_in(transform, original_transform),
+            "backbone": Calling(backbone, self.model.backbone),
+        }
+        with replaced(self.model, **stand_ins), self._reading_heads(seen), self.recorder.watching():
+            # Not through a compiled forward: it would be translated anew for the stand-ins of every pass.
+            seen.losses = self.model._call_impl(images, targets)
+        return seen
+
+    def read(self, features: dict[str, Tensor], images: ImageList, targets: Targets) -> dict[str, Tensor]:
+        """The losses that the network's heads read from *features*; its layers inside stay in evaluation mode."""
+        pyramid = as_pyramid({name: full_precision(feature) for name, feature in features.items()})
+        stand_ins = {
+            "transform": _stand_in(lambda *_: (images, targets), self.model.transform),
+            "backbone": Calling(lambda _: pyramid, self.model.backbone),
+        }
+        with replaced(self.model, **stand_ins), self._reading_heads(Pass()), self._scoring(targets):
+            return self.model._call_impl(list(images.tensors), targets)
+
+    def proposal_logits(
+        self, features: dict[str, Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]
+    ) -> Tensor:
+        """Class scores (M, K) that the RoI head gives to *proposals*, boxes (n, 4) a picture, on *features*."""
+        heads = self.model.roi_heads
+        pyramid = as_pyramid({name: full_precision(feature) for name, feature in features.items()})
+        pooled = heads.box_roi_pool(pyramid, proposals, sizes)
+        return full_precision(heads.box_predictor(heads.box_head(pooled))[0])
+
+    def anchors(self, features: dict[str, Tensor], images: ImageList) -> dict[str, Tensor]:
+        """Its own anchors (H, W, A, 4) on each output of the backbone, in pixels of the batch."""
+        maps = {name: feature for name, feature in features.items() if name in outputs(features)}
+        generator = self.anchor_generator
+        # They are the same for all pictures, and in the precision of the maps: one map of one channel does.
+        of_one = ImageList(images.tensors, images.image_sizes[:1])
+        (anchors,) = generator(of_one, [full_precision(feature[:1, :1]) for feature in maps.values()])
+        shapes = [
+            (*feature.shape[2:], count, 4)
+            for feature, count in zip(maps.values(), generator.num_anchors_per_location(), strict=True)
+        ]
+        levels = anchors.split([height * width * count for height, width, count, _ in shapes])
+        return {name: level.view(shape) for name, level, shape in zip(maps, levels, shapes, strict=True)}
+
+    @property
+    def anchor_generator(self) -> nn.Module | None:
+        """What makes its anchors, of a detector that has the usual kind."""
+        generator = (
+            self.model.rpn.anchor_generator if self.two_stages else getattr(self.model, "anchor_generator", None)
+        )
+        return generator if isinstance(generator, AnchorGenerator) else None
+
+    def num_classes(self, features: dict[str, Tensor], sizes: list[tuple[int, int]]) -> int:
+        """Classes that it scores, background included; 0 where they cannot be told."""
+        if self.two_stages:
+            box = next(iter(features.values())).new_tensor([[0.0, 0.0, 16.0, 16.0]], dtype=torch.float32)
+            like = next(self.model.roi_heads.parameters())
+            return self.proposal_logits(features, [box.to(like.dtype)], sizes).shape[1]
+        head = getattr(getattr(self.model, "head", None), "classification_head", None)
+        return next((int(getattr(head, key)) for key in ("num_classes", "num_columns") if hasattr(head, key)), 0)
+
+    @contextmanager
+    def _reading_heads(self, seen: Pass) -> Iterator[None]:
+        """Note the RoIs and their scores in *seen*, and let no head return half precision."""
+        model = self.model
+
+        def predicted(module: nn.Module, inputs: tuple, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            output = full_precision(output)
+            seen.logits = output[0]
+            return output
+
+        def pooling(module: nn.Module, inputs: tuple) -> None:
+            seen.proposals = inputs[1]
+
+        def on_device(module: nn.Module, inputs: tuple) -> tuple:
+            return (*inputs[:-1], seen.targets) if seen.targets else inputs
+
+        with ExitStack() as stack:
+
+            def hook(handle: Any) -> None:
+                stack.callback(handle.remove)
+
+            if self.two_stages:
+                hook(model.rpn.head.register_forward_hook(lambda module, inputs, output: full_precision(output)))
+                hook(model.rpn.register_forward_pre_hook(on_device))
+                hook(model.roi_heads.register_forward_pre_hook(on_device))
+                hook(model.roi_heads.box_predictor.register_forward_hook(predicted))
+                hook(model.roi_heads.box_roi_pool.register_forward_pre_hook(pooling))
+            elif isinstance(head := getattr(model, "head", None), nn.Module):
+                hook(head.register_forward_hook(lambda module, inputs, output: full_precision(output)))
+            yield
+
+    @contextmanager
+    def _scoring(self, targets: Targets) -> Iterator[None]:
+        """The network computes losses while the layers inside its heads (batch norm, dropout) do not learn."""
+        with ExitStack() as stack:
+            stack.enter_context(evaluating(self.model))
+            self.model.training = True
+            if self.two_stages:
+                heads = self.model.roi_heads
+                self.model.rpn.training = heads.training = True
+                # On targets without masks or keypoints only the box head has something to say.
+                for key, kind in (("masks", "mask"), ("keypoints", "keypoint")):
+                    if getattr(heads, f"{kind}_roi_pool", None) is not None and not all(key in t for t in targets):
+                        stack.enter_context(replaced(heads, **{f"{kind}_roi_pool": None}))
+            yield
+
+    @contextmanager
+    def _normalisation_on(self, device: torch.device) -> Iterator[None]:
+        """The transform's mean and deviation as tensors of *device*: torchvision copies lists for each picture."""
+        transform = self.model.transform
+        given = normalisation(transform)
+        if given is None:
+            yield
+            return
+        if self._normalisation is None or self._normalisation[0] != (device, given):
+            tensors = {
+                name: torch.as_tensor(value, dtype=torch.float32, device=device) for name, value in given.items()
+            }
+            self._normalisation = (device, given), tensors
+        vars(transform).update(self._normalisation[1])
+        try:
+            yield
+        finally:
+            vars(transform).update(given)
+
+
+def _stand_in(transform: Callable, instead_of: nn.Module) -> Calling:
+    """*transform* in the place of a detector's; in training there are no detections to be scaled back."""
+    return Calling(transform, instead_of, postprocess=lambda detections, *_: detections)
+
+
+def normalisation(transform: nn.Module) -> dict[str, Any] | None:
+    """``image_mean`` and ``image_std`` of a torchvision transform; None of one that has its own ways."""
+    names = ("image_mean", "image_std")
+    return {name: vars(transform)[name] for name in names} if all(name in vars(transform) for name in names) else None
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """*value* on *device*; targets may hold more than tensors (an ``image_id``, say)."""
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+
+def _is_compiled(network: nn.Module) -> bool:
+    return any(getattr(module, "_compiled_call_impl", None) is not None for module in network.modules())
