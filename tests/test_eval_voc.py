@@ -475,3 +475,31 @@ def test_nothing_is_saved_where_names_do_not_fit(evaluate, results, voc_folder, 
     flags[2:4] = ["--detections", tmp_path / "empty"]
     assert "picture 'test 3': a VOC result file needs an id without white space" in evaluate(*flags)[2]
     assert not (tmp_path / "out").exists()
+
+
+def test_neither_sizes_nor_pictures_are_needed_to_score_boxes(evaluate, results, voc_folder, tmp_path):
+    root = tmp_path / "bare"
+    for part in ("Annotations", "ImageSets"):
+        shutil.copytree(voc_folder / part, root / part)
+    for path in (root / "Annotations").glob("*.xml"):
+        text = path.read_text()
+        path.write_text(text[: text.index("<size>")] + text[text.index("</size>") + len("</size>") :])
+    flags = ["--detections", results / "good", "--bootstrap", 0]
+    expected, (status, _, error, numbers) = evaluate(*flags)[3], evaluate(*flags, "--data-root", root)
+    assert (status, error) == (0, "")
+    assert [numbers[key] for key in MEANS] == [expected[key] for key in MEANS]
+
+
+def test_own_classes_are_all_of_the_folder_though_the_split_lacks_some(evaluate, voc_folder, tmp_path):
+    root = tmp_path / "voc"
+    shutil.copytree(voc_folder, root)
+    for path in (root / "Annotations").glob("test_*.xml"):
+        path.write_text(path.read_text().replace("<name>cross<", "<name>star<"))
+    # The third class of the folder, but the second of those in the split.
+    entry = {"image_id": "test_000000", "category_id": 3, "bbox": [1, 1, 9, 9], "score": 0.5}
+    (tmp_path / "found.json").write_text(json.dumps([entry]))
+    flags = ["--data-root", root, "--detections", tmp_path / "found.json", "--bootstrap", 0]
+    status, _, error, numbers = evaluate(*flags)
+    assert (status, error) == (0, "")
+    assert list(numbers["per_class"]) == CLASSES
+    assert numbers["per_class"]["cross"]["voc07"] is None

@@ -123,6 +123,8 @@ def main(argv: list[str] | None = None) -> None:
     else:
         # Detections are scored by the annotations alone, but for a model to compare with, which has to look.
         dataset = test_set(data, arguments.classes, pictures=other is not None and other.model is not None)
+        if not arguments.classes and other is None:
+            dataset.classes = dataset.all_classes()
     check_classes(other, dataset.classes)
     annotations, classes = dataset.annotations(), list(dataset.classes)
     if arguments.save_detections:

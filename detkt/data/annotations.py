@@ -8,8 +8,10 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
+from typing import Any
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 
 import numpy as np
@@ -75,7 +77,7 @@ class Annotation:
 
 
 def parse_annotation(
-    path: str | PathLike[str], boxes: str = "clip", picture_size: Callable[[], tuple[int, int]] | None = None
+    path: str | PathLike[str], boxes: str = "clip", picture_size: Callable[[], tuple[int, int] | None] | None = None
 ) -> Annotation:
     """Read the annotation file *path*.
 
@@ -97,32 +99,37 @@ def parse_annotation(
 
 
 def read_annotation(
-    root: Element, boxes: str = "clip", picture_size: Callable[[], tuple[int, int]] | None = None
+    root: Element, boxes: str = "clip", picture_size: Callable[[], tuple[int, int] | None] | None = None
 ) -> tuple[Annotation, list[tuple[int, str]]]:
     """The objects without flaw of what `parse_xml` gave, and all flaws, with the object's number from 0."""
     stated = _stated_size(root)
     size = stated or (picture_size() if picture_size is not None else None)
-    kept, flaws = [], []
-    for index, element in enumerate(root.findall("object")):
-        values = []
-        for read in (_read_name, _read_given, _read_difficult):
-            try:
-                values.append(read(element))
-            except _Flaw as flaw:
-                flaws.append((index, str(flaw)))
+    kept: list[tuple[int, str, list[float], list[float], bool]] = []
+    flaws: list[tuple[int, str]] = []
+
+    def tried(index: int, read: Callable[[], Any]) -> Any:
         try:
-            kept.append((index, *values, _inside(values[1], size, boxes == "clip")) if len(values) == 3 else None)
+            return read()
         except _Flaw as flaw:
             flaws.append((index, str(flaw)))
-    rows, names, given, difficult, inside = zip(*filter(None, kept), strict=True) if any(kept) else [()] * 5
+
+    for index, element in enumerate(root.findall("object")):
+        known = len(flaws)
+        name = tried(index, partial(_read_name, element))
+        box = tried(index, partial(_read_given, element))
+        inside = box and tried(index, partial(_inside, box, size, boxes == "clip"))
+        difficult = tried(index, partial(_read_difficult, element))
+        if len(flaws) == known:
+            kept.append((index, name, box, inside, difficult))
+    rows, names, given, boxed, flagged = zip(*kept, strict=True) if kept else [()] * 5
     shape = (-1, 4)
     return Annotation(
         size=size,
         stated=stated is not None,
-        boxes=np.array(inside, dtype=np.float64).reshape(shape),
+        boxes=np.array(boxed, dtype=np.float64).reshape(shape),
         given=np.array(given, dtype=np.float64).reshape(shape),
         names=names,
-        difficult=np.array(difficult, dtype=bool),
+        difficult=np.array(flagged, dtype=bool),
         rows=rows,
     ), flaws
 
@@ -145,7 +152,7 @@ class _LineBuilder(TreeBuilder):
     def __init__(self) -> None:
         super().__init__()
         self.lines: dict[Element, int] = {}
-        self.expat = None
+        self.expat: Any = None
 
     def start(self, tag: str, attributes: dict[str, str]) -> Element:
         element = super().start(tag, attributes)

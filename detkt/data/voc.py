@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 from collections import Counter
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detkt.base.errors import InputError, suggestion
-from detkt.data.annotations import TOLERANCE, Annotation, locate_object, parse_annotation
+from detkt.data.annotations import TOLERANCE, Annotation, locate_object, parse_annotation, parse_xml, read_annotation
 from detkt.data.boxes import voc_to_corners
 from detkt.data.images import AS_USUAL, Decoding, check_strip, inspect_image, read_image, read_image_size
 from detkt.data.picture_cache import PictureCache
@@ -135,6 +136,20 @@ class VOCDetection(Dataset):
             sample.id: {"boxes": found.boxes, "labels": list(found.names), "difficult": found.difficult}
             for sample, found in zip(self._samples, self._annotations, strict=True)
         }
+
+    def all_classes(self) -> list[str]:
+        """`classes` of all annotations that lie beside those of the split, whether a list names them or not.
+
+        These are the classes of the data set, of which a split may lack some. A file that cannot be read has none.
+        """
+        names = {name for found in self._annotations for name in found.names}
+        if names <= set(VOC_CLASSES):
+            return self.classes
+        for path in {path for folder in {sample.xml.parent for sample in self._samples} for path in folder.iterdir()}:
+            if path.suffix.lower() == ".xml":
+                with contextlib.suppress(InputError):
+                    names |= {*read_annotation(parse_xml(path))[0].names}
+        return sorted(names)
 
     @property
     def picture_sizes(self) -> list[tuple[int, int]]:

@@ -39,7 +39,8 @@ class NamedFiles:
     """
 
     def __init__(self, folder: Path, suffixes: tuple[str, ...], deep: bool = True) -> None:
-        self.folder, self.others = folder, []
+        self.folder = folder
+        self.others: list[Path] = []
         rank = {suffix: number for number, suffix in enumerate(suffixes)}
         found: dict[str, list[tuple[int, bool, Path]]] = {}
         for inner, name in _files(folder, deep):
@@ -52,11 +53,8 @@ class NamedFiles:
         self._files = {name: [path for *_, path in sorted(found[name])] for name in sorted(found)}
 
     def all(self, name: str) -> list[Path]:
-        """The files of the id *name*, the one that is read first."""
+        """The files of the id *name*, first the one that is read."""
         return self._files.get(name, [])
-
-    def get(self, name: str) -> Path | None:
-        return next(iter(self.all(name)), None)
 
     def rename(self, name: str, other: str) -> None:
         self._files[other] = self._files.pop(name)
@@ -73,12 +71,11 @@ class NamedFiles:
 
 @dataclass
 class AnnotatedFolder:
-    """The XML files and pictures of one folder, paired by name, and the folder of its lists if it has any."""
+    """The XML files and pictures of one folder, paired by name; its lists are where VOC has them, if it has any."""
 
     folder: Path
     xml: NamedFiles
     pictures: NamedFiles
-    lists: Path | None = None
 
     def __post_init__(self) -> None:
         for name in list(self.xml):  # some programs call the annotation of a.jpg a.jpg.xml
@@ -86,11 +83,15 @@ class AnnotatedFolder:
             if name not in self.pictures and stem in self.pictures and stem not in self.xml:
                 self.xml.rename(name, stem)
 
+    @property
+    def lists(self) -> Path:
+        return self.folder / PARTS[1]
+
     def knows(self, name: str) -> bool:
         return name in self.xml or name in self.pictures
 
     def list_names(self) -> list[str]:
-        return [] if self.lists is None else sorted(path.stem for path in self.lists.glob("*.txt") if path.is_file())
+        return sorted(path.stem for path in self.lists.glob("*.txt") if path.is_file())
 
     def splits(self) -> list[str]:
         """Names of its lists, those of one class, of which VOC has twenty a split, only if there are no others."""
@@ -108,7 +109,6 @@ def voc_folder(folder: Path) -> AnnotatedFolder:
         folder,
         NamedFiles(folder / "Annotations", (".xml",)),
         NamedFiles(folder / "JPEGImages", picture_suffixes()),
-        folder / "ImageSets" / "Main",
     )
 
 
@@ -140,7 +140,7 @@ def _plain_folder(folder: Path) -> AnnotatedFolder | None:
             for beside in (folder, *inner):
                 if any(_holds(beside, name) for name in names):
                     return AnnotatedFolder(folder, xml, NamedFiles(beside, picture_suffixes(), deep=beside != folder))
-            if place == folder and _is_annotation(xml.get(names[0])):
+            if place == folder and _is_annotation(xml.all(names[0])[0]):
                 return AnnotatedFolder(folder, xml, NamedFiles(folder, picture_suffixes(), deep=False))
     return None
 
@@ -275,7 +275,8 @@ def _samples(folder: AnnotatedFolder, lines: dict[str, int], pictures: bool, pat
             f"{len(lines)} {what}s are not there); add them, or take their names away"
             + (f" (all there: {shorten(whole)})" if whole else "")
         )
-    return [Sample(name, folder.pictures.get(name) if pictures else None, folder.xml.get(name)) for name in lines]
+    images, xml = folder.pictures.all, folder.xml.all
+    return [Sample(name, images(name)[0] if pictures else None, xml(name)[0]) for name in lines]
 
 
 def read_list(path: Path, knows: Callable[[str], bool], absent: bool = False) -> tuple[dict[str, int], list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from commands import COMPARE, DETECTION_DATA, EVAL, TRAIN_DET, VISUALIZE
+from commands import COMPARE, DETECTION_DATA, EVAL, EXPORT, TRAIN_DET, VISUALIZE
 from faults import Case, Place, picture, rooted
 
 LIST = "voc/ImageSets/Main/test.txt"
@@ -290,6 +290,14 @@ PICTURES = [
             p.write(JPEG, picture("RGB", (640, 5), "JPEG")),
             p.write(XML, "<annotation><size><width>640</width><height>5</height></size></annotation>"),
         ),
+    ),
+    Case(
+        "picture-strip-exported",
+        "a strip to compare an exported detector on",
+        {"export": f"{EXPORT} --format onnx --image-size 1 128"},
+        "--image-size: the picture is 128 x 1 pixels, a strip flatter than 50 to 1, of which a detector sees nothing; "
+        "cut it into pieces, or leave it out",
+        leaves=("out",),
     ),
     Case(
         "picture-huge",
