@@ -72,7 +72,10 @@ class CWDConfig(MethodConfig):
 
 
 class CWD(PairedMaps):
-    """See the module's docstring. One stage: distill."""
+    """Each channel of the student's map is active where the teacher's is.
+
+    See the module's docstring. One stage: distill.
+    """
 
     name = "cwd"
     citation = "Shu et al., Channel-wise Knowledge Distillation for Dense Prediction, ICCV 2021 (arXiv:2011.13256)"

@@ -67,7 +67,10 @@ class DISTConfig(MethodConfig):
 
 
 class DIST(Method):
-    """See the module's docstring. One stage: distill."""
+    """The student's class scores correlate with the teacher's, along classes and along rows.
+
+    See the module's docstring. One stage: distill.
+    """
 
     name = "dist"
     citation = "Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022 (arXiv:2205.10536)"

@@ -77,7 +77,10 @@ class DKDConfig(MethodConfig):
 
 
 class DKD(Method):
-    """See the module's docstring. One stage: distill."""
+    """The teacher's class scores are targets in two parts: the true class against the rest, and the rest by itself.
+
+    See the module's docstring. One stage: distill.
+    """
 
     name = "dkd"
     citation = "Zhao et al., Decoupled Knowledge Distillation, CVPR 2022 (arXiv:2203.08679)"

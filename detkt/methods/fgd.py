@@ -152,7 +152,10 @@ class FGDConfig(MethodConfig):
 
 
 class FGD(PairedMaps):
-    """See the module's docstring. One stage: distill."""
+    """The student's map is the teacher's where objects are and where the teacher attends, and so are its relations.
+
+    See the module's docstring. One stage: distill.
+    """
 
     name = "fgd"
     citation = "Yang et al., Focal and Global Knowledge Distillation for Detectors, CVPR 2022 (arXiv:2111.11837)"

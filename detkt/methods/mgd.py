@@ -81,7 +81,10 @@ class MGDConfig(MethodConfig):
 
 
 class MGD(PairedMaps):
-    """See the module's docstring. One stage: distill."""
+    """The student's map, with random cells blanked, generates the teacher's whole map.
+
+    See the module's docstring. One stage: distill.
+    """
 
     name = "mgd"
     citation = "Yang et al., Masked Generative Distillation, ECCV 2022 (arXiv:2205.01529)"

@@ -84,7 +84,10 @@ class PKDConfig(MethodConfig):
 
 
 class PKD(PairedMaps):
-    """See the module's docstring. One stage: distill."""
+    """The student's map correlates with the teacher's, channel by channel, whatever the scale of either.
+
+    See the module's docstring. One stage: distill.
+    """
 
     name = "pkd"
     citation = "Cao et al., PKD: General Distillation Framework for Object Detectors, NeurIPS 2022 (arXiv:2207.02039)"
