@@ -77,7 +77,7 @@ class DKDConfig(MethodConfig):
 
 
 class DKD(Method):
-    """Knowledge distillation with the target class apart from the others, each part with a weight of its own.
+    """The teacher's class scores are targets in two parts: the true class against the rest, and the rest by itself.
 
     See the module's docstring. One stage: distill.
     """

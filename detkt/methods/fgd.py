@@ -152,7 +152,7 @@ class FGDConfig(MethodConfig):
 
 
 class FGD(PairedMaps):
-    """The student's map imitates the teacher's at objects and where the teacher attends, and its relations.
+    """The student's map is the teacher's where objects are and where the teacher attends, and so are its relations.
 
     See the module's docstring. One stage: distill.
     """

@@ -1,4 +1,4 @@
-"""FGFI: the student's map equals the teacher's near objects, as the detector's own anchors tell it.
+"""FGFI: the student's map imitates the teacher's near objects, as the student's own anchors tell it.
 
 Wang, Yuan, Zhang, Feng: "Distilling Object Detectors with Fine-grained Feature Imitation", CVPR 2019
 (arXiv:1906.03609).
@@ -93,7 +93,7 @@ class FGFIConfig(MethodConfig):
 
 
 class FGFI(PairedMaps):
-    """The student's map imitates the teacher's near objects, as the detector's own anchors tell it.
+    """The student's map imitates the teacher's near objects, as the student's own anchors tell it.
 
     See the module's docstring. Stages: warmup, distill.
     """

@@ -81,7 +81,7 @@ class MGDConfig(MethodConfig):
 
 
 class MGD(PairedMaps):
-    """The student's map, with a part of its cells blanked, generates the teacher's whole map.
+    """The student's map, with random cells blanked, generates the teacher's whole map.
 
     See the module's docstring. One stage: distill.
     """

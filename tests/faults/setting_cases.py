@@ -77,6 +77,13 @@ SETTINGS = [
         "relu, maxpool, layer1, layer2, layer3",
     ),
     Case(
+        "method-objects",
+        "a method that looks at objects, for pictures that have none",
+        {"train_cls": f"{TRAIN_CLS} --method fgd"},
+        "method 'fgd' needs the boxes of objects, which this student does not have; choose a method that compares maps "
+        "or class scores",
+    ),
+    Case(
         "method-role",
         "a method to train a teacher with",
         {"train_det": f"{TRAIN_DET} --method ktan --role teacher"},

@@ -11,7 +11,7 @@ from torch import nn
 from detkt import methods
 from detkt.base.errors import InputError
 from detkt.knowledge import FeatureSpec, Spec
-from detkt.methods.base import STUDENT, LayerPair, Method, MethodConfig, Needs, Stage, Update, frozen
+from detkt.methods.base import STUDENT, LayerPair, Method, MethodConfig, Needs, Stage, Update, frozen, require_offered
 from detkt.methods.ktan import DLN, KTAN
 from detkt.methods.none import NoDistillation
 
@@ -214,3 +214,18 @@ def test_frozen_lets_gradients_through_and_restores_what_was_on():
     with pytest.raises(ZeroDivisionError), frozen(net):
         raise ZeroDivisionError
     assert [p.requires_grad for p in net.parameters()] == before
+
+
+@pytest.mark.parametrize(
+    ("need", "what"), [(Needs.BOXES, "the boxes of objects"), (Needs.ANCHORS, "the student's anchors")]
+)
+def test_what_networks_do_not_have_is_refused(need, what, monkeypatch):
+    """Also where only a later stage needs it."""
+    method = hint(spec("output"), spec("output"))
+    stages = [Stage("first", Needs.STUDENT, steps=3), Stage("second", Needs.STUDENT | need)]
+    monkeypatch.setattr(Hint, "stages", lambda self: stages)
+    require_offered(method, ~Needs.NOTHING)
+    with pytest.raises(InputError, match=f"^method 'hint' needs {what}, which this student does not have; choose"):
+        require_offered(method, ~need)
+    monkeypatch.setattr(Hint, "stages", lambda self: stages[:1])
+    require_offered(method, ~need)

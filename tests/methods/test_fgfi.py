@@ -200,6 +200,32 @@ def test_a_smaller_teacher_is_near_where_a_cell_that_it_covers_is():
     torch.testing.assert_close(update.losses["fgfi"], expected)
 
 
+@pytest.mark.parametrize("size", [(4, 6), (2, 3)])
+def test_padding_neither_counts_nor_gets_a_gradient(size):
+    """0.45 of the width: the third of six columns, none of the second of three. An object reaches up to the edge."""
+    method = make("fgfi", spec(output=(3, 4, 6)), spec(output=(3, *size)))
+    torch.nn.init.normal_(method.adapters[0].weight)
+    student, teacher = random_map(2, 3, 4, 6, seed=1, grad=True), random_map(2, 3, *size, seed=2)
+    valid, scale = [(1.0, 0.45), (1.0, 1.0)], torch.tensor([6.0, 4, 6, 4])
+    # In the cells' corners: the best anchor of the first object stands on padding, and hides those in the picture.
+    anchors = (grid(4, 6, 1, (1, 4)) - 0.5) / scale
+    boxes = [torch.tensor([corners], dtype=torch.float64) / scale for corners in ([2.4, 0, 2.7, 4], [0.5, 0, 1.5, 4])]
+
+    def loss(ours: Tensor, theirs: Tensor) -> Tensor:
+        knowledge = Knowledge({"output": ours}, boxes=boxes, anchors={"output": anchors}, valid=valid)
+        near = method._near(knowledge)[0][0, 0]
+        assert torch.equal(near[:, :3], imitation_mask(boxes[0], anchors[:, :3]))
+        assert near[:, 2].any() and not near[:, 3:].any()
+        return one_update(method, knowledge, Knowledge({"output": theirs}, valid=valid)).losses["fgfi"]
+
+    whole = loss(student, teacher)
+    whole.backward()
+    paddings = [(Knowledge(valid=valid).mask(feature) == 0).expand_as(feature) for feature in (student, teacher)]
+    assert (student.grad[paddings[0]] == 0).all()
+    assert (student.grad != 0).any()
+    torch.testing.assert_close(loss(student.masked_fill(paddings[0], 9), teacher.masked_fill(paddings[1], -9)), whole)
+
+
 def test_nothing_is_imitated_during_the_warm_up():
     method = make("fgfi", spec(output=(3, 4, 6)), spec(output=(3, 4, 6)), preset="paper")
     warmup, distill = method.stages()

@@ -120,3 +120,15 @@ def test_a_sum_shows_each_map_once_and_tells_equal_titles_apart(networks):
     ]
     hints = method.methods["fitnet"].views(*networks)
     torch.testing.assert_close(found["student, regressed (fitnet)"], hints["student, regressed"])
+
+
+@pytest.mark.parametrize("name", ["pkd", "cwd", "mgd", "fgd", "fgfi"])
+def test_paired_maps_show_the_student_in_the_teachers_channels(name, networks):
+    method, found = views(name, networks)
+    assert list(found) == ["teacher", "student, adapted", "student"]
+    student, _ = networks
+    feature = student.features["output"] * student.mask(student.features["output"])
+    adapted = found["student, adapted"]
+    with torch.no_grad():
+        expected = method.adapters[0](feature)
+    torch.testing.assert_close(adapted * student.mask(adapted), expected * student.mask(adapted))
