@@ -83,6 +83,8 @@ def exported(tmp_path_factory):
         ("fasterrcnn_alexnet", {"head_features": 32}),
         ("fasterrcnn_vgg16", {"head_features": 32, "min_size": 32, "max_size": 48}),
         (C4, {"norm": "frozen", "roi_head_stride": 1, "roi_sampling_ratio": 0}),
+        ("fasterrcnn_timm:test_efficientnet_c4", {"last_layer": "blocks.3", "head_features": 32}),
+        ("fasterrcnn_timm:test_convnext_fpn", {"anchor_sizes": [8, 16, 24, 32, 48], "head_features": 32}),
     ],
 )
 def test_every_kind_of_detector(tmp_path, name, options):
