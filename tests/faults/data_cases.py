@@ -295,8 +295,8 @@ PICTURES = [
         "picture-strip-exported",
         "a strip to compare an exported detector on",
         {"export": f"{EXPORT} --format onnx --image-size 1 128"},
-        "--image-size: the picture is 128 x 1 pixels, a strip flatter than 50 to 1, of which a detector sees nothing; cut "
-        "it into pieces, or leave it out",
+        "--image-size: the picture is 128 x 1 pixels, a strip flatter than 50 to 1, of which a detector sees nothing; "
+        "cut it into pieces, or leave it out",
         leaves=("out",),
     ),
     Case(
