@@ -268,10 +268,11 @@ def _samples(folder: AnnotatedFolder, lines: dict[str, int], pictures: bool, pat
         files, what, end = folder.xml, "annotation", ".xml"
     if lacking:
         first = lacking[0]
+        place = "" if files.folder == folder.folder else f"{files.folder.relative_to(folder.folder)}/"
         line = f", line {lines[first]}" if lines[first] else ""
         whole = [name for name in folder.splits() if what == "picture" and _is_complete(folder, name)]
         raise InputError(
-            f"{path}{line}: no {what} {(files.folder / first).relative_to(folder.folder)}{end} ({len(lacking)} of "
+            f"{path}{line}: no {what} {place}{first}{end} ({len(lacking)} of "
             f"{len(lines)} {what}s are not there); add them, or take their names away"
             + (f" (all there: {shorten(whole)})" if whole else "")
         )
