@@ -185,27 +185,36 @@ class FGD(PairedMaps):
         return [Stage("distill", Needs.STUDENT | Needs.TEACHER_FEATURES | Needs.BOXES)]
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
-        config, levels = self.config, self.matched(student, teacher)
-        per_cell = cell_factor(levels, config.cells)
-        terms = dict.fromkeys(("foreground", "background", "attention", "relation"), 0)
-        for level, ours, theirs in zip(levels, self.student_context, self.teacher_context, strict=True):
-            per_channel = channel_factor(level, config.cells)
-            related = squared_error(ours(level.student, level.mask), theirs(level.teacher, level.mask), level.mask)
-            errors, spatial, channel = self._attended(level, student.boxes_on(level.student))
-            terms["foreground"] += per_channel * errors[0]
-            terms["background"] += per_channel * errors[1]
-            terms["attention"] += per_channel * channel + per_cell * spatial
-            terms["relation"] += per_channel * per_cell * related
-        weighted = {name: getattr(config, name) * values.mean() for name, values in terms.items()}
+        levels = self.matched(student, teacher)
+        per_cell = cell_factor(levels, self.config.cells)
+        terms = [
+            self._terms(number, level, student.boxes_on(level.student), per_cell) for number, level in enumerate(levels)
+        ]
+        weighted = {
+            name: getattr(self.config, name) * torch.stack([of_level[name] for of_level in terms]).sum(dim=0).mean()
+            for name in terms[0]
+        }
         metrics = {f"{self.name}_{name}": loss.detach() for name, loss in weighted.items()}
-        yield Update(STUDENT, {self.name: sum(weighted.values())}, metrics)
+        yield Update(STUDENT, {self.name: torch.stack(list(weighted.values())).sum()}, metrics)
 
-    def _attended(self, level: Matched, boxes: Sequence[Tensor]) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
-        """Of each picture (N,): both focal errors, and how far apart the spatial and the channel attentions are."""
+    def _terms(
+        self, number: int, level: Matched, boxes: Sequence[Tensor], per_cell: Tensor | float
+    ) -> dict[str, Tensor]:
+        """The terms of a level by the setting that is their weight, of each picture (N,); boxes in cells."""
+        per_channel = channel_factor(level, self.config.cells)
         foreground = torch.stack([foreground_mask(found, *level.student.shape[2:]) for found in boxes]).unsqueeze(1)
+        background = background_mask(foreground, level.mask)
         (our_cells, our_channels), (cells, channels) = (
             attention(feature, self.config.temperature, level.mask) for feature in (level.student, level.teacher)
         )
-        background = background_mask(foreground, level.mask)
-        errors = focal_errors(level.student, level.teacher, foreground, background, cells, channels)
-        return errors, *((a - b).abs().sum(dim=(1, 2, 3)) for a, b in ((our_cells, cells), (our_channels, channels)))
+        on_boxes, elsewhere = focal_errors(level.student, level.teacher, foreground, background, cells, channels)
+        apart = per_cell * (our_cells - cells).abs().sum(dim=(1, 2, 3))
+        channels_apart = per_channel * (our_channels - channels).abs().sum(dim=(1, 2, 3))
+        ours = self.student_context[number](level.student, level.mask)
+        theirs = self.teacher_context[number](level.teacher, level.mask)
+        return {
+            "foreground": per_channel * on_boxes,
+            "background": per_channel * elsewhere,
+            "attention": apart + channels_apart,
+            "relation": per_cell * per_channel * squared_error(ours, theirs, level.mask),
+        }

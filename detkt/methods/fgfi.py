@@ -76,7 +76,8 @@ def imitation_loss(levels: Sequence[tuple[Tensor, Tensor, Tensor]], channels: fl
         ValueError: the shapes of the two maps differ.
     """
     errors = [squared_error(*level).sum() * (channels / level[0].shape[1] if channels else 1) for level in levels]
-    return sum(errors) / (2 * sum(near.sum() for _, _, near in levels)).clamp_min(1)
+    count = torch.stack([near.sum() for _, _, near in levels]).sum()
+    return torch.stack(errors).sum() / (2 * count).clamp_min(1)
 
 
 @dataclass

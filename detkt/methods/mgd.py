@@ -103,5 +103,5 @@ class MGD(PairedMaps):
         for level, generator in zip(levels, self.generators, strict=True):
             generated = generator(level.student * random_cells(level.student, self.config.ratio), level.mask)
             errors.append(channel_factor(level, cells) * squared_error(generated, level.teacher, level.mask))
-        loss = (cell_factor(levels, cells) * sum(errors)).mean()
+        loss = (cell_factor(levels, cells) * torch.stack(errors).sum(dim=0)).mean()
         yield Update(STUDENT, {self.name: self.config.weight * loss})

@@ -45,14 +45,14 @@ def standardised(feature: Tensor, mask: Tensor | None = None) -> Tensor:
     feature = full_precision(feature)
     # A constant channel must give exactly 0, which it does only if it is 0 before it is summed.
     feature = feature - feature[:1, :, :1, :1].detach()
-    over = {"dim": (0, 2, 3), "keepdim": True}
+    cells = (0, 2, 3)
     if mask is None:
         count = feature.new_tensor(feature[:, 0].numel())
-        centred = feature - feature.mean(**over)
+        centred = feature - feature.mean(cells, keepdim=True)
     else:
         count = mask.sum()
-        centred = (feature - (feature * mask).sum(**over) / count) * mask
-    variance = (centred * centred).sum(**over) / (count - 1).clamp_min(1)
+        centred = (feature - (feature * mask).sum(cells, keepdim=True) / count) * mask
+    variance = (centred * centred).sum(cells, keepdim=True) / (count - 1).clamp_min(1)
     constant = variance == 0
     deviation = variance.masked_fill(constant, 1).sqrt()
     return centred / (deviation + 1e-6)
