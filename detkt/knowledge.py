@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
+
+
+def known(value: T | None) -> T:
+    """*value*, a part of a network's :class:`Knowledge` that a method has asked for.
+
+    Raises:
+        ValueError: it is None: the stage's ``needs`` do not name it, or the network does not have it.
+    """
+    if value is None:
+        raise ValueError("a method reads what the needs of its stage do not name, or what its networks do not have")
+    return value
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,15 @@ from torch import Tensor, nn
 from detkt.knowledge import FeatureSpec
 from detkt.methods.reductions import full_precision
 
-Pool = Callable[[Tensor, Tensor | None, tuple[int, int]], tuple[Tensor, Tensor | None]]
+Pool = Callable[[Tensor, Tensor | None, tuple[int, ...]], tuple[Tensor, Tensor | None]]
+Convolution = TypeVar("Convolution", nn.Conv2d, nn.ConvTranspose2d)
+
+
+def with_zero_bias(convolution: Convolution) -> Convolution:
+    """*convolution*, whose bias is 0 now."""
+    assert convolution.bias is not None
+    nn.init.zeros_(convolution.bias)
+    return convolution
 
 
 def regressor_geometry(source: int, target: int) -> tuple[int, int, int] | None:
@@ -40,18 +49,17 @@ class Regressor(nn.Module):
 
     def __init__(self, source: FeatureSpec, target: FeatureSpec, padded: bool = True) -> None:
         super().__init__()
-        axes = (
-            regressor_geometry(source.height, target.height),
-            regressor_geometry(source.width, target.width),
-        )
-        self.resize_first = None in axes or (not padded and any(padding for _, _, padding in axes))
-        (kh, sh, ph), (kw, sw, pw) = ((1, 1, 0), (1, 1, 0)) if self.resize_first else axes
-        self.convolution = nn.Conv2d(source.channels, target.channels, (kh, kw), (sh, sw), (ph, pw))
+        rows = regressor_geometry(source.height, target.height)
+        columns = regressor_geometry(source.width, target.width)
+        self.resize_first = rows is None or columns is None or (not padded and bool(rows[2] or columns[2]))
+        if rows is None or columns is None or self.resize_first:
+            rows = columns = (1, 1, 0)
+        (kh, sh, ph), (kw, sw, pw) = rows, columns
+        self.convolution = with_zero_bias(nn.Conv2d(source.channels, target.channels, (kh, kw), (sh, sw), (ph, pw)))
         nn.init.kaiming_normal_(self.convolution.weight, nonlinearity="relu")
-        nn.init.zeros_(self.convolution.bias)
         self.activation = nn.ReLU() if target.nonnegative else nn.Identity()
 
-    def is_pointwise(self, feature: Tensor, size: tuple[int, int]) -> bool:
+    def is_pointwise(self, feature: Tensor, size: tuple[int, ...]) -> bool:
         """Whether every cell of the output is made of one cell of *feature* alone; *size* as in ``forward``."""
         return max(self.convolution.kernel_size) == 1 and tuple(feature.shape[-2:]) == tuple(size)
 
@@ -65,21 +73,22 @@ class Regressor(nn.Module):
         return self.activation(regressed)
 
 
-def average_pool(feature: Tensor, mask: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+def average_pool(feature: Tensor, mask: Tensor | None, size: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
     """Adaptive average pool of *feature* (N, C, H, W) to *size* over the cells where *mask* (N, 1, H, W) is 1.
 
     Returns the pooled map and its mask: the cells that cover at least one unmasked cell.
     """
     if feature.shape[-2:] == size:
         return feature, mask
+    height, width = size
     if mask is None:
-        return F.adaptive_avg_pool2d(feature, size), None
-    share = F.adaptive_avg_pool2d(mask, size)
-    pooled = F.adaptive_avg_pool2d(feature * mask, size) / share.clamp_min(torch.finfo(share.dtype).eps)
+        return F.adaptive_avg_pool2d(feature, (height, width)), None
+    share = F.adaptive_avg_pool2d(mask, (height, width))
+    pooled = F.adaptive_avg_pool2d(feature * mask, (height, width)) / share.clamp_min(torch.finfo(share.dtype).eps)
     return pooled, (share > 0).to(mask.dtype)
 
 
-def max_pool(feature: Tensor, mask: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+def max_pool(feature: Tensor, mask: Tensor | None, size: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
     """:func:`average_pool` with the maximum in place of the mean; cells without picture are 0."""
     if feature.shape[-2:] == size:
         return feature, mask

@@ -103,6 +103,7 @@ class AttentionTransfer(Method):
     name = "at"
     citation = "Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017 (arXiv:1612.03928)"
     Config = AttentionConfig
+    config: AttentionConfig
     presets = {"default": {}, "paper": {"weight": 0.05, "per_cell": False}, "official": {"form": "official"}}
 
     def __init__(self, config: AttentionConfig, student: Spec, teacher: Spec) -> None:
@@ -125,7 +126,7 @@ class AttentionTransfer(Method):
         yield Update(STUDENT, {self.name: torch.stack(terms).sum()})
 
     def views(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
-        views = {}
+        views: dict[str, Tensor] = {}
         for pair in self.pairs():
             ours, theirs = student.features[pair.student], teacher.features[pair.teacher]
             *pooled, mask = to_common_size(ours, theirs, student.mask(ours), teacher.mask(theirs))

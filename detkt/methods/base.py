@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from detkt.base.errors import InputError, suggestion
-from detkt.knowledge import FeatureSpec, Knowledge, Spec
+from detkt.knowledge import FeatureSpec, Knowledge, Spec, known
 
 STUDENT = "student"
 OPTIMIZERS = ("sgd", "adam")
@@ -88,7 +88,7 @@ class Stage:
 
     def turn(self, step: int) -> Stage:
         """What batch number *step* of this stage is run as: this stage, or the one between."""
-        return self if step % self.every == 0 else self.between
+        return self if self.between is None or step % self.every == 0 else self.between
 
 
 @dataclass
@@ -244,7 +244,7 @@ class Method(nn.Module):
                     f"methods.{self.name}.layers names a student's layer twice: {', '.join(self.config.layers)}"
                 )
             return pairs
-        student, teacher = self.student_spec.features, self.teacher_spec.features
+        student, teacher = self.student_spec.features, known(self.teacher_spec).features
         pairs = [LayerPair(*names) for names in match_by_stride(student, teacher)]
         if not pairs:
             raise InputError(
@@ -260,16 +260,14 @@ class Method(nn.Module):
         Raises:
             InputError: a net has no such map.
         """
-        for role, name, spec in (
-            ("student", pair.student, self.student_spec),
-            ("teacher", pair.teacher, self.teacher_spec),
-        ):
+        student, teacher = self.student_spec, known(self.teacher_spec)
+        for role, name, spec in (("student", pair.student, student), ("teacher", pair.teacher, teacher)):
             if name not in spec.features:
                 raise InputError(
                     f"methods.{self.name}.layers: the {role} has no map '{name}'{suggestion(name, spec.features)}; "
                     f"it has: {', '.join(spec.features)}"
                 )
-        return self.student_spec.features[pair.student], self.teacher_spec.features[pair.teacher]
+        return student.features[pair.student], teacher.features[pair.teacher]
 
     def stages(self) -> Sequence[Stage]:
         raise NotImplementedError
@@ -282,10 +280,10 @@ class Method(nn.Module):
         """Signs of trouble in the method's logged losses and metrics; see :class:`Watch`."""
         return []
 
-    def step(
-        self, stage: Stage, student: Knowledge | None, teacher: Knowledge | None, heads: Heads
-    ) -> Iterator[Update]:
+    def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         """Yield what the method adds on one batch, player by player, the student's last.
+
+        *student* and *teacher* have what the stage's ``needs`` name; a net of which they name nothing is None.
 
         Each update is applied before the generator goes on. (A user's own loop applies the student's after the call: a
         later one would change weights in its graph.) Nothing need be yielded for the student: its task losses are
@@ -293,15 +291,15 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def views(self, student: Knowledge, teacher: Knowledge | None) -> dict[str, Tensor]:
+    def views(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
         """Maps (N, C, H, W) to look at, by title: from the teacher's to the student's, what is compared in between.
 
         Here: those of the configured layers, or all backbone outputs. A method that makes other maps of them to
-        compare shows these, too.
+        compare shows these, too. *teacher* is None for a method that needs none.
         """
         pairs = self.layer_pairs(self.config)
         networks = {"teacher": teacher, "student": student} if teacher is not None else {"student": student}
-        views = {}
+        views: dict[str, Tensor] = {}
         for role, knowledge in networks.items():
             names = [getattr(pair, role) for pair in pairs] or outputs(knowledge.features)
             views |= {view_title(role, name): knowledge.features[name] for name in names}
@@ -321,7 +319,7 @@ class Method(nn.Module):
 
     def require_same_classes(self) -> None:
         """Raise InputError unless both nets score the same classes in the same order."""
-        student, teacher = self.student_spec, self.teacher_spec
+        student, teacher = self.student_spec, known(self.teacher_spec)
         for role, spec in (("student", student), ("teacher", teacher)):
             if not spec.has_logits:
                 raise InputError(

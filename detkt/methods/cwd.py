@@ -80,6 +80,7 @@ class CWD(PairedMaps):
     name = "cwd"
     citation = "Shu et al., Channel-wise Knowledge Distillation for Dense Prediction, ICCV 2021 (arXiv:2011.13256)"
     Config = CWDConfig
+    config: CWDConfig
     presets = {"default": {}, "paper": {"weight": 50.0, "temperature": 4.0}}
 
     def __init__(self, config: CWDConfig, student: Spec, teacher: Spec) -> None:

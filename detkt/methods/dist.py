@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from detkt.knowledge import Knowledge, Spec
+from detkt.knowledge import Knowledge, Spec, known
 from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Stage, Update
 from detkt.methods.reductions import full_precision, require_one_shape
 
@@ -75,6 +75,7 @@ class DIST(Method):
     name = "dist"
     citation = "Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022 (arXiv:2205.10536)"
     Config = DISTConfig
+    config: DISTConfig
     presets = {"default": {}, "paper": {}, "imagenet": {"inter": 2.0, "intra": 2.0}}
 
     def __init__(self, config: DISTConfig, student: Spec, teacher: Spec) -> None:
@@ -86,5 +87,5 @@ class DIST(Method):
         return [Stage("distill", Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS)]
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
-        loss = dist_loss(student.logits, teacher.logits, self.config.inter, self.config.intra)
+        loss = dist_loss(known(student.logits), known(teacher.logits), self.config.inter, self.config.intra)
         yield Update(STUDENT, {self.name: loss})

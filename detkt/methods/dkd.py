@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detkt.knowledge import Knowledge, Spec
+from detkt.knowledge import Knowledge, Spec, known
 from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Stage, Update
 from detkt.methods.reductions import full_precision, require_one_shape
 
@@ -85,6 +85,7 @@ class DKD(Method):
     name = "dkd"
     citation = "Zhao et al., Decoupled Knowledge Distillation, CVPR 2022 (arXiv:2203.08679)"
     Config = DKDConfig
+    config: DKDConfig
     presets = {"default": {}, "paper": {}, "cifar": {"beta": 8.0, "temperature": 4.0}}
 
     def __init__(self, config: DKDConfig, student: Spec, teacher: Spec) -> None:
@@ -98,5 +99,5 @@ class DKD(Method):
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         config = self.config
-        weights = config.alpha, config.beta, config.temperature
-        yield Update(STUDENT, {self.name: dkd_loss(student.logits, teacher.logits, student.labels, *weights)})
+        scores = known(student.logits), known(teacher.logits), known(student.labels)
+        yield Update(STUDENT, {self.name: dkd_loss(*scores, config.alpha, config.beta, config.temperature)})

@@ -55,6 +55,7 @@ class ConvolutionalAutoencoder(FactorTransfer):
 
     name = "cae"
     Config = CAEConfig
+    config: CAEConfig
     presets = {"default": {}, "paper": PAPER_CIFAR}
 
     def nets(self, student: FeatureSpec, teacher: FeatureSpec) -> tuple[Paraphraser, Encoder]:
@@ -92,6 +93,7 @@ class RegularizedAutoencoder(FactorTransfer):
 
     name = "rae"
     Config = RAEConfig
+    config: RAEConfig
     presets = {"default": {}, "paper": PAPER_CIFAR}
 
     def penalties(self, factor: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
@@ -117,6 +119,7 @@ class FullActivationTransfer(Method):
     name = "fact"
     citation = FactorTransfer.citation
     Config = FullActivationConfig
+    config: FullActivationConfig
     presets = {"default": {}, "paper": {"reference_elements": 0}}
 
     def __init__(self, config: FullActivationConfig, student: Spec, teacher: Spec) -> None:

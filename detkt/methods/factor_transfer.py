@@ -35,6 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -141,7 +142,8 @@ class FactorTransfer(Method):
 
     name = "ft"
     citation = "Kim et al., Paraphrasing Complex Network: Network Compression via Factor Transfer, NeurIPS 2018"
-    Config = FactorTransferConfig
+    Config: ClassVar[type[ParaphraserConfig]] = FactorTransferConfig
+    config: ParaphraserConfig
     presets = {
         "default": {},
         "paper": {**PAPER_CIFAR, "beta": 1e3, "paraphraser_steps": 5000},
@@ -162,7 +164,7 @@ class FactorTransfer(Method):
 
     def nets(self, student: FeatureSpec, teacher: FeatureSpec) -> tuple[Paraphraser, Encoder]:
         """Paraphraser and translator between two maps."""
-        config = self.config
+        config = cast(FactorTransferConfig, self.config)  # a subclass with other settings has other nets
         require(self.name, "rate", config.rate, config.rate > 0, "greater than 0 (the paper has 0.5 to 4)")
         factors = max(1, round(config.rate * teacher.channels))
         widths = [paraphraser_widths(spec.channels, factors, config.num_layers) for spec in (teacher, student)]
@@ -182,7 +184,7 @@ class FactorTransfer(Method):
             STUDENT: Player((self.translators,)),
         }
 
-    def step(self, stage: Stage, student: Knowledge | None, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
+    def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         # Its batch norm learns in its own stage alone.
         self.paraphrasers.train(stage.name == "paraphraser")
         if stage.name == "paraphraser":
@@ -199,7 +201,7 @@ class FactorTransfer(Method):
         yield Update(STUDENT, {self.name: added})
 
     def views(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
-        views = {}
+        views: dict[str, Tensor] = {}
         for pair in self.pairs():
             student_factor, teacher_factor = self._factors(pair, student, teacher)
             views |= {
@@ -213,7 +215,8 @@ class FactorTransfer(Method):
     def _factors(self, pair: LayerPair, student: Knowledge, teacher: Knowledge) -> tuple[Tensor, Tensor]:
         """The student's factor, and the teacher's, which nothing learns from here."""
         with torch.no_grad():
-            teacher_factor = self.paraphrasers[pair.key].encoder(self._teacher_map(pair, teacher))
+            paraphraser = cast(Paraphraser, self.paraphrasers[pair.key])
+            teacher_factor = paraphraser.encoder(self._teacher_map(pair, teacher))
         ours = student.features[pair.student]
         return self.translators[pair.key](_without_padding(ours, student.mask(ours))), teacher_factor
 

@@ -40,6 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from detkt.knowledge import Knowledge, Spec
+from detkt.methods.adapters import with_zero_bias
 from detkt.methods.base import STUDENT, Heads, MethodConfig, Needs, Stage, Update
 from detkt.methods.paired_maps import Matched, PairedMaps, cell_factor, channel_factor
 from detkt.methods.reductions import full_precision, squared_error
@@ -115,15 +116,12 @@ class ContextBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.where = nn.Conv2d(channels, 1, 1)
+        self.where = with_zero_bias(nn.Conv2d(channels, 1, 1))
         nn.init.kaiming_normal_(self.where.weight, nonlinearity="relu")
-        nn.init.zeros_(self.where.bias)
         hidden = max(1, channels // 2)
-        self.transform = nn.Sequential(
-            nn.Conv2d(channels, hidden, 1), nn.LayerNorm([hidden, 1, 1]), nn.ReLU(), nn.Conv2d(hidden, channels, 1)
-        )
-        nn.init.zeros_(self.transform[-1].weight)
-        nn.init.zeros_(self.transform[-1].bias)
+        first, last = nn.Conv2d(channels, hidden, 1), with_zero_bias(nn.Conv2d(hidden, channels, 1))
+        nn.init.zeros_(last.weight)
+        self.transform = nn.Sequential(first, nn.LayerNorm([hidden, 1, 1]), nn.ReLU(), last)
 
     def forward(self, feature: Tensor, mask: Tensor | None = None) -> Tensor:
         """*mask* (N, 1, H, W): 1 where the map shows picture; the context is of these cells alone."""
@@ -160,6 +158,7 @@ class FGD(PairedMaps):
     name = "fgd"
     citation = "Yang et al., Focal and Global Knowledge Distillation for Detectors, CVPR 2022 (arXiv:2111.11837)"
     Config = FGDConfig
+    config: FGDConfig
     presets = {
         "default": {},
         "paper": {"cells": 0},

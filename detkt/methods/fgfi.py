@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from detkt.base.errors import InputError
-from detkt.knowledge import FeatureSpec, Knowledge, Spec
-from detkt.methods.adapters import max_pool
+from detkt.knowledge import FeatureSpec, Knowledge, Spec, known
+from detkt.methods.adapters import max_pool, with_zero_bias
 from detkt.methods.base import STUDENT, Heads, LayerPair, Method, MethodConfig, Needs, Stage, Update, outputs
 from detkt.methods.paired_maps import PairedMaps
 from detkt.methods.reductions import squared_error
@@ -104,6 +104,7 @@ class FGFI(PairedMaps):
         "Wang et al., Distilling Object Detectors with Fine-grained Feature Imitation, CVPR 2019 (arXiv:1906.03609)"
     )
     Config = FGFIConfig
+    config: FGFIConfig
     presets = {"default": {}, "paper": {"channels": 0, "warmup_steps": 400}}
 
     def __init__(self, config: FGFIConfig, student: Spec, teacher: Spec) -> None:
@@ -120,9 +121,8 @@ class FGFI(PairedMaps):
 
     def adapter(self, source: FeatureSpec, target: FeatureSpec) -> nn.Module:
         """A 3x3 convolution to the target's channels, which ends in a ReLU where the target's layer does."""
-        convolution = nn.Conv2d(source.channels, target.channels, 3, padding=1)
+        convolution = with_zero_bias(nn.Conv2d(source.channels, target.channels, 3, padding=1))
         nn.init.normal_(convolution.weight, std=1e-4)
-        nn.init.zeros_(convolution.bias)
         return nn.Sequential(convolution, nn.ReLU()) if target.nonnegative else convolution
 
     def adapted(self, adapter: nn.Module, feature: Tensor, mask: Tensor | None) -> Tensor:
@@ -151,7 +151,7 @@ class FGFI(PairedMaps):
         names = [pair.student for pair in self.pairs()]
         anchors, shown = [student.anchors[name] for name in names], [student.mask(student.features[n]) for n in names]
         pictures = []
-        for number, boxes in enumerate(student.boxes):
+        for number, boxes in enumerate(known(student.boxes)):
             valid = [None if mask is None else mask[number, 0] for mask in shown]
             pictures.append(imitation_masks(boxes, anchors, self.config.threshold, valid))
         return [torch.stack(level).unsqueeze(1) for level in zip(*pictures, strict=True)]

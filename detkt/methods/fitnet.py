@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,7 @@ class FitNet(Method):
     name = "fitnet"
     citation = "Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015 (arXiv:1412.6550)"
     Config = FitNetConfig
+    config: FitNetConfig
 
     def __init__(self, config: FitNetConfig, student: Spec, teacher: Spec) -> None:
         super().__init__(config, student, teacher)
@@ -87,7 +89,7 @@ class FitNet(Method):
         yield Update(STUDENT, {self.name: added})
 
     def views(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
-        views = {}
+        views: dict[str, Tensor] = {}
         for i, pair in enumerate(self.pairs()):
             target = teacher.features[pair.teacher]
             views |= {
@@ -99,7 +101,8 @@ class FitNet(Method):
 
     def _regressed(self, index: int, pair: LayerPair, student: Knowledge, target: Tensor) -> Tensor:
         """reg(s) of the pair of this *index*, in the *target*'s shape."""
-        source, regressor, size = student.features[pair.student], self.regressors[index], target.shape[-2:]
+        source, size = student.features[pair.student], target.shape[-2:]
+        regressor = cast(Regressor, self.regressors[index])
         mask = student.mask(source)
         if mask is not None and not regressor.is_pointwise(source, size):
             source = source * mask  # else padding would be mixed into the picture's border

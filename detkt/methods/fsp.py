@@ -49,7 +49,7 @@ def flow_matrix(
             the cells that show picture in both, so that one mask does for equal sizes.
     """
     first, second, mask = to_common_size(first, second, mask, second_mask, max_pool)
-    cells = first.shape[-2] * first.shape[-1]
+    cells: Tensor | int = first.shape[-2] * first.shape[-1]
     if mask is not None:
         second = second * mask
         cells = mask.sum(dim=(2, 3)).unsqueeze(2)
@@ -73,6 +73,7 @@ class FSP(Method):
     name = "fsp"
     citation = "Yim et al., A Gift from Knowledge Distillation, CVPR 2017"
     Config = FSPConfig
+    config: FSPConfig
 
     def __init__(self, config: FSPConfig, student: Spec, teacher: Spec) -> None:
         super().__init__(config, student, teacher)

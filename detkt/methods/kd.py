@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from detkt.knowledge import Knowledge, Spec
+from detkt.knowledge import Knowledge, Spec, known
 from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Stage, Update
 from detkt.methods.reductions import full_precision, require_one_shape
 
@@ -55,6 +55,7 @@ class KD(Method):
     name = "kd"
     citation = "Hinton et al., Distilling the Knowledge in a Neural Network, arXiv:1503.02531 (2015)"
     Config = KDConfig
+    config: KDConfig
 
     def __init__(self, config: KDConfig, student: Spec, teacher: Spec) -> None:
         super().__init__(config, student, teacher)
@@ -67,6 +68,6 @@ class KD(Method):
         return [Stage("distill", Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS)]
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
-        softened = distillation_loss(student.logits, teacher.logits, self.config.temperature)
+        softened = distillation_loss(known(student.logits), known(teacher.logits), self.config.temperature)
         rest = {student.classification_loss: 1 - self.config.alpha}
         yield Update(STUDENT, {self.name: self.config.alpha * softened}, task_weights=rest)

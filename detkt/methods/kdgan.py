@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkt.knowledge import Knowledge, Spec
+from detkt.knowledge import Knowledge, Spec, known
 from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Player, Stage, Update, frozen
 from detkt.methods.kd import distillation_loss
 from detkt.methods.reductions import full_precision
@@ -122,6 +122,7 @@ class KDGAN(Method):
     name = "kdgan"
     citation = "Wang et al., KDGAN: Knowledge Distillation with Generative Adversarial Networks, NeurIPS 2018"
     Config = KDGANConfig
+    config: KDGANConfig
     presets = {
         "default": {},
         "paper": {},
@@ -150,8 +151,8 @@ class KDGAN(Method):
         }
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
-        config, context, ours = self.config, teacher.logits, student.logits
-        yield self._discriminator_update(student, context)
+        config, context, ours = self.config, known(teacher.logits), known(student.logits)
+        yield self._discriminator_update(ours, known(student.labels), context)
 
         with frozen(self.discriminator):
             theirs = self.teacher_head(context)
@@ -174,15 +175,15 @@ class KDGAN(Method):
     def _proposal_loss(self, context: Tensor, logits: Tensor) -> Tensor:
         return proposal_loss(self.discriminator(context, propose(logits, self.config.gumbel_temperature)))
 
-    def _discriminator_update(self, student: Knowledge, context: Tensor) -> Update:
+    def _discriminator_update(self, ours: Tensor, labels: Tensor, context: Tensor) -> Update:
         with torch.no_grad():
             theirs = self.teacher_head(context)
-            proposals = [propose(logits, self.config.gumbel_temperature) for logits in (student.logits, theirs)]
-        true = F.one_hot(student.labels, context.shape[1]).to(proposals[0].dtype)
-        logits = [self.discriminator(context, label) for label in (true, *proposals)]
+            proposals = [propose(logits, self.config.gumbel_temperature) for logits in (ours, theirs)]
+        truth = F.one_hot(labels, context.shape[1]).to(proposals[0].dtype)
+        true, student, teacher = (self.discriminator(context, label) for label in (truth, *proposals))
         with torch.no_grad():
-            right = [(logits[0] > 0), (logits[1] < 0), (logits[2] < 0)]
+            right = [true > 0, student < 0, teacher < 0]
             names = ("true", "student", "teacher")
             metrics = {f"kdgan_accuracy_{name}": x.float().mean() for name, x in zip(names, right, strict=True)}
-        loss = discriminator_loss(*logits, self.config.alpha)
+        loss = discriminator_loss(true, student, teacher, self.config.alpha)
         return Update("kdgan_discriminator", {"kdgan_discriminator": loss}, metrics)

@@ -65,6 +65,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -140,6 +141,9 @@ class Threshold(nn.Module):
     statistics.
     """
 
+    value: Tensor
+    started: Tensor
+
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
@@ -174,6 +178,7 @@ class KRDense(Method):
     name = "kr-dense"
     citation = "Liu et al., Knowledge Representing, CVPR Workshops 2019"
     Config = KRDenseConfig
+    config: KRDenseConfig
     presets = {"default": {}, "paper": {}, "paper-imagenet": {"m": 4}}
 
     def __init__(self, config: KRDenseConfig, student: Spec, teacher: Spec) -> None:
@@ -191,7 +196,8 @@ class KRDense(Method):
             self.regressors.append(Regressor(source, target))
 
     @classmethod
-    def layer_pairs(cls, config: KRDenseConfig) -> list[LayerPair]:
+    def layer_pairs(cls, config: MethodConfig) -> list[LayerPair]:
+        assert isinstance(config, KRDenseConfig)
         groups = named_groups(cls.name, config.layers, config.m)
         return [LayerPair(group.student, teacher) for group in groups for teacher in group.teachers]
 
@@ -239,7 +245,7 @@ class KRDense(Method):
         yield Update(STUDENT, {self.name: added}, means)
 
     def views(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
-        views = {}
+        views: dict[str, Tensor] = {}
         for group, aggregate, regress in zip(self.groups, self.aggregators, self.regressors, strict=True):
             ours = student.features[group.student]
             views |= {view_title("teacher", name): teacher.features[name] for name in group.teachers}
@@ -291,6 +297,7 @@ class KR(KRDense):
 
     name = "kr"
     Config = KRConfig
+    config: KRConfig
 
     def __init__(self, config: KRConfig, student: Spec, teacher: Spec) -> None:
         super().__init__(config, student, teacher)
@@ -299,9 +306,10 @@ class KR(KRDense):
         self.thresholds = nn.ModuleList(Threshold(config.threshold_rate) for _ in self.groups)
 
     def penalize(self, group: int, gap: Tensor, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        learnt = cast(Threshold, self.thresholds[group])
         if torch.is_grad_enabled():  # a loss that is only looked at, on held-out pictures, teaches nothing
-            self.thresholds[group].learn(gap, mask)
-        threshold = self.thresholds[group].value.clone()
+            learnt.learn(gap, mask)
+        threshold = learnt.value.clone()
         active = masked_mean((gap.detach().abs() > threshold).to(gap.dtype), mask)
         metrics = {"kr_threshold": threshold, "kr_active": active}
         return sparse_recoding_penalty(gap, threshold, self.config.gain, mask), metrics

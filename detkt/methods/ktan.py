@@ -67,7 +67,8 @@ from detkt.methods.base import (
 )
 from detkt.methods.reductions import full_precision, masked_mean, mean_square, root_mean_square
 
-Maps = dict[LayerPair, Tensor | None]
+Maps = dict[LayerPair, Tensor]
+Masks = dict[LayerPair, Tensor | None]
 
 EXPLOSION = 10
 WIDEST = 64
@@ -201,6 +202,7 @@ class KTAN(Method):
     name = "ktan"
     citation = "Liu et al., KTAN: Knowledge Transfer Adversarial Network, IJCNN 2020 (arXiv:1810.08126)"
     Config = KTANConfig
+    config: KTANConfig
     presets = {
         "default": {},
         "paper": {
@@ -318,7 +320,7 @@ class KTAN(Method):
             ),
         ]
 
-    def step(self, stage: Stage, student: Knowledge | None, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
+    def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         if stage.name == "regressor":
             yield self._regressor_update(teacher, heads)
             return
@@ -353,7 +355,7 @@ class KTAN(Method):
         yield Update(STUDENT, losses, metrics)
 
     def views(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
-        views = {}
+        views: dict[str, Tensor] = {}
         for pair in self.pairs():
             views |= {
                 view_title("teacher", pair.teacher): teacher.features[pair.teacher],
@@ -402,15 +404,15 @@ class KTAN(Method):
     def _logit_mask(self, mask: Tensor | None) -> Tensor | None:
         return mask if self.config.patch else None
 
-    def _discriminator_update(self, maps: Maps, targets: Maps, masks: Maps) -> Iterator[Update]:
+    def _discriminator_update(self, maps: Maps, targets: Maps, masks: Masks) -> Iterator[Update]:
         losses, right_teacher, right_student = [], [], []
         # The logit of a D that cannot tell the maps apart: 0 but for the smoothed label.
         smooth = self.config.label_smoothing
         undecided = math.log((1 - smooth) / (1 + smooth))
-        for pair in maps:
-            mask = self._logit_mask(masks[pair])
+        for pair, shown in masks.items():
+            mask = self._logit_mask(shown)
             both = torch.cat([targets[pair], maps[pair].detach()])
-            twice = None if masks[pair] is None else torch.cat([masks[pair], masks[pair]])
+            twice = None if shown is None else torch.cat([shown, shown])
             teacher_logit, student_logit = self._judge(pair, both, twice).chunk(2)
             losses.append(discriminator_loss(teacher_logit, student_logit, mask, self.config.label_smoothing))
             with torch.no_grad():
@@ -442,4 +444,5 @@ class DLN(KTAN):
 
     name = "dln"
     Config = DLNConfig
+    config: DLNConfig
     adversarial = False

@@ -58,7 +58,7 @@ def _neighbours(method: str, teacher: str, m: int) -> tuple[str, ...]:
         return (teacher,)
     numbered = re.fullmatch(r"(.*\.)?(\d+)", teacher)
     last = int(numbered[2]) if numbered else 0
-    if last < m - 1:
+    if numbered is None or last < m - 1:
         raise InputError(
             f"methods.{method}.layers: '{teacher}' is not the last of {m} numbered teacher layers (m={m}); name one "
             "that is, like layer3.5, or all of them, like layer3.0+layer3.1, or set a smaller m"

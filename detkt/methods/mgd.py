@@ -89,6 +89,7 @@ class MGD(PairedMaps):
     name = "mgd"
     citation = "Yang et al., Masked Generative Distillation, ECCV 2022 (arXiv:2205.01529)"
     Config = MGDConfig
+    config: MGDConfig
     presets = {"default": {}, "paper": {"cells": 0}, "one_stage": {"weight": 2e-5, "ratio": 0.65, "cells": 22_400}}
 
     def __init__(self, config: MGDConfig, student: Spec, teacher: Spec) -> None:

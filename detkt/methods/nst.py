@@ -98,6 +98,7 @@ class NST(Method):
         "Huang and Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, arXiv:1707.01219 (2017)"
     )
     Config = NSTConfig
+    config: NSTConfig
     presets = {"default": {}, "paper": {}, "official": {"weight": 100.0}}
 
     def __init__(self, config: NSTConfig, student: Spec, teacher: Spec) -> None:

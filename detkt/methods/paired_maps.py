@@ -68,7 +68,7 @@ class PairedMaps(Method):
         return levels
 
     def views(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
-        views = {}
+        views: dict[str, Tensor] = {}
         for adapter, pair in zip(self.adapters, self.pairs(), strict=True):
             ours, theirs = student.features[pair.student], teacher.features[pair.teacher]
             views[view_title("teacher", pair.teacher)] = theirs

@@ -11,6 +11,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from detkt.methods.adapters import with_zero_bias
+
 SLOPE = 0.1
 
 
@@ -34,7 +36,7 @@ class Encoder(nn.Module):
         for source, target in pairwise(widths):
             convolution = nn.Conv2d(source, target, stride + 2, stride, padding=1)
             nn.init.kaiming_normal_(convolution.weight, SLOPE, nonlinearity="leaky_relu")
-            layers += [_with_zero_bias(convolution), *_activation(target, batch_norm)]
+            layers += [with_zero_bias(convolution), *_activation(target, batch_norm)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, feature: Tensor) -> Tensor:
@@ -53,7 +55,7 @@ class Paraphraser(nn.Module):
         for source, target in pairwise(reversed(widths)):
             convolution = nn.ConvTranspose2d(source, target, stride + 2, stride, padding=1)
             nn.init.kaiming_normal_(convolution.weight, SLOPE, mode="fan_out", nonlinearity="leaky_relu")
-            self.decoder.append(_with_zero_bias(convolution))
+            self.decoder.append(with_zero_bias(convolution))
             self.activations.append(nn.Sequential(*_activation(target, batch_norm)))
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,11 +66,6 @@ class Paraphraser(nn.Module):
             divisor = self.stride ** (len(self.decoder) - 1 - i)
             hidden = activation(convolution(hidden, output_size=(height // divisor, width // divisor)))
         return factor, hidden
-
-
-def _with_zero_bias(convolution: nn.Module) -> nn.Module:
-    nn.init.zeros_(convolution.bias)
-    return convolution
 
 
 def _activation(channels: int, batch_norm: bool) -> list[nn.Module]:

@@ -92,6 +92,7 @@ class PKD(PairedMaps):
     name = "pkd"
     citation = "Cao et al., PKD: General Distillation Framework for Object Detectors, NeurIPS 2022 (arXiv:2207.02039)"
     Config = PKDConfig
+    config: PKDConfig
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         losses = [pkd_loss(*level) for level in self.matched(student, teacher)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from operator import or_
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -25,9 +26,9 @@ class Sum(Method):
 
     def __init__(self, methods: Sequence[Method]) -> None:
         super().__init__(MethodConfig(), methods[0].student_spec, methods[0].teacher_spec)
-        self.name = "+".join(method.name for method in methods)
+        self.name = "+".join(method.name for method in methods)  # type: ignore[misc]  # a class's, but of this one
         self.reads_student_head = any(method.reads_student_head for method in methods)
-        self.methods = nn.ModuleDict({method.name: method for method in methods})
+        self.methods = cast(dict[str, Method], nn.ModuleDict({method.name: method for method in methods}))
         names = [name for method in methods for name in method.players() if name != STUDENT]
         if len(set(names)) != len(names):
             raise InputError(
@@ -51,7 +52,7 @@ class Sum(Method):
     def watches(self) -> Sequence[Watch]:
         return [watch for method in self.methods.values() for watch in method.watches()]
 
-    def views(self, student: Knowledge, teacher: Knowledge | None) -> dict[str, Tensor]:
+    def views(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
         views: dict[str, Tensor] = {}
         for name, method in self.methods.items():
             for title, feature in method.views(student, teacher).items():
@@ -60,9 +61,7 @@ class Sum(Method):
                     views[f"{title} ({name})"] = feature
         return views
 
-    def step(
-        self, stage: Stage, student: Knowledge | None, teacher: Knowledge | None, heads: Heads
-    ) -> Iterator[Update]:
+    def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         added = Update(STUDENT, {})
         for name, part in self._plan[stage.name].items():
             for update in self.methods[name].step(part, student, teacher, heads):
