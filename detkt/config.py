@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -206,7 +206,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), others: Iterabl
     _merge(config, content, where)
     _apply(config, overrides)
     try:
-        result = OmegaConf.to_object(config)
+        result = cast(Config, OmegaConf.to_object(config))
     except OmegaConfBaseException as error:  # an interpolation ${...} that leads nowhere, a mandatory ???
         raise InputError(f"{where}{first_line(error)}") from None
     result.method = methods.absolute(result.method)
@@ -224,7 +224,7 @@ def data_config(overrides: Sequence[str] = (), **given: Any) -> DataConfig:
             raise InputError(f"'{override}': only settings of the data can be given here, as data.key=value")
     config = OmegaConf.structured(Config(data=DataConfig(**given)))
     _apply(config, overrides)
-    result = OmegaConf.to_object(config)
+    result = cast(Config, OmegaConf.to_object(config))
     _check(result, ())
     return result.data
 

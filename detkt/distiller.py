@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from detkt import methods
 from detkt.base.errors import InputError
 from detkt.base.processes import average_gradients, broadcast
-from detkt.methods.base import STUDENT, Stage, Update, require_offered
+from detkt.knowledge import Knowledge
+from detkt.methods.base import STUDENT, Heads, Stage, Update, require_offered
 from detkt.methods.players import Players, schedule_factor
 from detkt.tasks import build_task
 from detkt.tasks.base import TeacherMaps, evaluating
@@ -149,7 +150,8 @@ class Distiller(nn.Module):
         """The updates of one batch in *stage*, in order; apply each before asking for the next."""
         if not self._close.alive:
             raise InputError("this distiller is closed; make another")
-        student, teacher, heads = self.task.run(images, targets, stage.needs)
+        # A method is given what its stage needs, and reads nothing else.
+        student, teacher, heads = cast(tuple[Knowledge, Knowledge, Heads], self.task.run(images, targets, stage.needs))
         done = False
         for update in self.method.step(stage, student, teacher, heads):
             if update.player == STUDENT:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ import torch
 def random_state() -> dict[str, Any]:
     """The state of every global generator training draws from, as tensors and plain values."""
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    name, keys, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state())
     state = {
         "torch": torch.get_rng_state(),
         "python": [version, list(internal), gauss],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -96,7 +96,7 @@ def collate(samples: list[tuple[Tensor, dict[str, Tensor]]]) -> tuple[list[Tenso
     return list(images), list(targets)
 
 
-def training_loader(dataset: PictureSet, batches: Iterable[list], workers: int, pin_memory: bool) -> DataLoader:
+def training_loader(dataset: PictureSet, batches: Iterable[list], workers: int, pin_memory: bool) -> _OneLineLoader:
     """Endless loader over *batches*."""
     return _OneLineLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory)
 
@@ -130,7 +130,7 @@ class _OneLineLoader(DataLoader):
             **options,
         )
 
-    def __iter__(self) -> Iterator[tuple[list[Tensor], list[dict[str, Tensor]]]]:
+    def __iter__(self) -> Generator[Any, None, None]:  # type: ignore[override]  # torch's has no close()
         return _in_one_line(super().__iter__())
 
 
@@ -155,7 +155,7 @@ def dead_workers_in_one_line() -> Iterator[None]:
     raise InputError(f"a process that loads pictures died: {reason.rstrip('. ')}; free memory or use --workers 0")
 
 
-def _in_one_line(batches: Iterator) -> Iterator:
+def _in_one_line(batches: Iterator) -> Generator[Any, None, None]:
     try:
         yield from batches
     except InputError as error:

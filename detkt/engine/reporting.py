@@ -188,8 +188,8 @@ class Window:
             return {}
         names = list(self._sums)
         means = torch.stack([self._sums[name] / self._counts[name] for name in names])
-        means = (means if processes is None else processes.mean(means)).tolist()
-        entry = {"lr": self._learning_rate} | dict(zip(names, means, strict=True))
+        means = means if processes is None else processes.mean(means)
+        entry = {"lr": self._learning_rate} | dict(zip(names, means.tolist(), strict=True))
         images = self._images * (1 if processes is None else processes.count)
         entry["images_per_second"] = images / (time.perf_counter() - self._since)
         self._reset()

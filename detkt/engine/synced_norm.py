@@ -29,6 +29,12 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
     SyncBatchNorm does the same on GPUs alone, and for DistributedDataParallel.
     """
 
+    # Only one that has them all becomes such a one.
+    momentum: float
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)

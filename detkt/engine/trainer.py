@@ -133,8 +133,8 @@ class Trainer:
         stage, length = self.distiller.stages[progress.stage], self.lengths[progress.stage]
         self.journal.start_stage(stage.name, progress.stage_step, length)
         self.distiller.train()
-        if self._validation_is_due():
-            self._validate(stage)
+        if self.validation is not None and self._validation_is_due():
+            self._validate(self.validation, stage)
         while progress.stage_step < length:
             self.train_step(stage.turn(progress.stage_step), loader)
             progress.stage_step += 1
@@ -142,8 +142,8 @@ class Trainer:
             progress.student_step += stage.trains_student
             self.journal.advance()
             due = progress.step % config.log_every == 0
-            if self._validation_is_due():
-                self._validate(stage)
+            if self.validation is not None and self._validation_is_due():
+                self._validate(self.validation, stage)
             elif due or progress.stage_step == length:
                 self.journal.log(self._line(stage))
             if self.processes.count == 1 or due:
@@ -182,13 +182,13 @@ class Trainer:
         done = self.progress.student_step
         return self.validation is not None and done == (self.validation.epochs + 1) * self.per_epoch
 
-    def _validate(self, stage: Stage) -> None:
+    def _validate(self, validation: Validation, stage: Stage) -> None:
         """Score the student. All is saved before, so that a stop need not wait; random states stay as they are."""
         self.save()
         self._stops.check()
         states, line = random_state(), self._line(stage)
         with self._stops.at_once():
-            scores = self.validation.run(self.progress.step)
+            scores = validation.run(self.progress.step)
         restore_random_state(states)
         self.distiller.train()
         # Scoring counts neither for the run's seconds nor for the next line's speed.
@@ -342,12 +342,12 @@ def _stage_lengths(stages: list[Stage], student_steps: int) -> list[int]:
     Raises:
         InputError: the fixed stages leave nothing of the budget, or one is shorter than nothing.
     """
-    left, lengths = student_steps, []
+    left, lengths = student_steps, list[int]()
     for stage in stages:
         if stage.steps is not None and stage.steps < 0:
             raise InputError(f"stage '{stage.name}' has {stage.steps} steps; it must have 0 or more")
         if not stage.trains_student:
-            lengths.append(stage.steps)
+            lengths.append(stage.steps or 0)
             continue
         steps = left if stage.steps is None else stage.steps
         if steps > left or left == 0:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from detkt.base.device import clock
 from detkt.base.processes import Processes
+from detkt.data.base import PictureSet
 from detkt.data.loading import dead_workers_in_one_line, evaluation_loader, share_of_batches
 from detkt.models.layout import channels_last
 
@@ -31,7 +31,7 @@ def top_k_hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
 @torch.inference_mode()
 def classify(
     model: nn.Module,
-    dataset: Dataset,
+    dataset: PictureSet,
     device: torch.device,
     *,
     batch_size: int = 128,
@@ -62,12 +62,12 @@ def classify(
         shares = processes.gather((labels, first, fifth, seconds))
         labels, first, fifth = ([part for share in shares for part in share[i]] for i in range(3))
         seconds = sum(share[3] for share in shares)
-    labels, first, fifth = torch.cat(labels), torch.cat(first), torch.cat(fifth)
-    counts = torch.bincount(labels, minlength=len(dataset.classes))
-    right = torch.bincount(labels[first], minlength=len(dataset.classes))
+    truth, top1, top5 = torch.cat(labels), torch.cat(first), torch.cat(fifth)
+    counts = torch.bincount(truth, minlength=len(dataset.classes))
+    right = torch.bincount(truth[top1], minlength=len(dataset.classes))
     return {
-        "top1": first.double().mean().item(),
-        "top5": fifth.double().mean().item(),
+        "top1": top1.double().mean().item(),
+        "top5": top5.double().mean().item(),
         "per_class": {
             name: hits / count if count else None
             for name, hits, count in zip(dataset.classes, right.tolist(), counts.tolist(), strict=True)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -117,7 +118,7 @@ def bootstrap_difference(
     """
     classes = None if classes is None else list(classes)
     _check(annotations, resamples, confidence)
-    options = {"iou_threshold": iou_threshold, "classes": classes}
+    options: dict[str, Any] = {"iou_threshold": iou_threshold, "classes": classes}
     matchings = [match(detections, annotations, **options) for detections in (first, second)]
     samples = _resample(matchings, annotations, resamples, seed)
     ours, theirs = (_intervals(matching, maps, confidence) for matching, maps in zip(matchings, samples, strict=True))

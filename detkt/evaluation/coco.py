@@ -18,6 +18,7 @@ import contextlib
 import io
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -77,13 +78,12 @@ def to_coco_json(
     """
     truth = flatten_annotations(annotations)
     numbers = number_labels(truth.labels, classes)
-    images = []
+    images: list[dict[str, Any]] = []
     for number, picture in enumerate(annotations, start=1):
         images.append({"id": number, "file_name": str(picture)})
         if sizes is not None and picture in sizes:
-            width, height = sizes[picture]
-            images[-1] |= {"width": int(width), "height": int(height)}
-    objects = []
+            images[-1] |= {"width": int(sizes[picture][0]), "height": int(sizes[picture][1])}
+    objects: list[dict[str, Any]] = []
     for i in np.flatnonzero(numbers < len(classes)):
         x, y, width, height = box = _xywh(truth.boxes[i])
         objects.append(

@@ -34,7 +34,7 @@ def write_coco_results(path: str | PathLike, detections: Records, ids: CocoIds) 
     Raises InputError: a picture or a class without an id in *ids*; the file cannot be written.
     """
     lines = []
-    for entry in to_coco_results(detections, dict.fromkeys(ids.pictures), ids.classes):
+    for entry in to_coco_results(detections, {picture: {} for picture in ids.pictures}, ids.classes):
         x, y, width, height = entry["bbox"]
         entry["bbox"] = [x, y, max(0.0, width), max(0.0, height)]
         picture, name = ids.pictures[entry["image_id"] - 1], ids.classes[entry["category_id"] - 1]

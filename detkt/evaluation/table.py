@@ -43,8 +43,8 @@ def comparison_table(metrics: dict[str, Any], other: dict[str, Any]) -> str:
     for (name, ours), (_, theirs) in zip(rows, _rows(other), strict=True):
         cells = map(_side_by_side, ours, theirs)
         lines.append(f"{name:<{width}}" + "".join(cells))
-    for (name, ours), (_, theirs) in zip(coco_rows, _coco_rows(other), strict=True):
-        lines.append(f"{name:<{width}}{'':46}" + _side_by_side(ours, theirs))
+    for (name, our), (_, their) in zip(coco_rows, _coco_rows(other), strict=True):
+        lines.append(f"{name:<{width}}{'':46}" + _side_by_side(our, their))
     return "\n".join(lines)
 
 
@@ -89,8 +89,8 @@ def signed(value: float | None) -> str:
 
 def _side_by_side(ours: float | None, theirs: float | None) -> str:
     """Three cells, 23 characters in all."""
-    unknown = ours is None or theirs is None
-    return f"   {percent(ours)}  {percent(theirs)}  {signed(None if unknown else ours - theirs)}"
+    difference = None if ours is None or theirs is None else ours - theirs
+    return f"   {percent(ours)}  {percent(theirs)}  {signed(difference)}"
 
 
 def _rows(metrics: dict[str, Any]) -> list[tuple[str, tuple[float | None, ...]]]:

@@ -89,7 +89,9 @@ class VocResult:
     use_07_metric: bool
 
 
-def average_precision(recall: Sequence[float], precision: Sequence[float], use_07_metric: bool) -> float:
+def average_precision(
+    recall: Sequence[float] | np.ndarray, precision: Sequence[float] | np.ndarray, use_07_metric: bool
+) -> float:
     """Area under a recall-precision curve (n,), both in [0, 1], recall never falling.
 
     ``use_07_metric=True``: the mean over the recalls t = 0, 0.1, ..., 1 of the highest precision at a recall

@@ -122,7 +122,7 @@ def _result_files(folder: Path, classes: list[str] | None, split: str | None, ot
         for path in sorted(folder.glob("*_det_*_*.txt"))
     }
     by_length = sorted(classes or (), key=len, reverse=True)
-    named = {path: next((c for c in by_length if ending.endswith(f"_{c}")), None) for path, ending in endings.items()}
+    named = {path: next((c for c in by_length if ending.endswith(f"_{c}")), "") for path, ending in endings.items()}
     # Files of known classes tell what the split is called, of whatever other class a file is.
     known = {ending[: -len(named[path]) - 1] for path, ending in endings.items() if named[path]}
     for path, ending in endings.items():
@@ -133,7 +133,7 @@ def _result_files(folder: Path, classes: list[str] | None, split: str | None, ot
         elif named[path]:
             found, name = ending[: -len(named[path]) - 1], named[path]
         else:
-            found = next((one for one in sorted(known, key=len, reverse=True) if ending.startswith(f"{one}_")), None)
+            found = next((one for one in sorted(known, key=len, reverse=True) if ending.startswith(f"{one}_")), "")
             found, name = (found, ending[len(found) + 1 :]) if found else ending.partition("_")[::2]
         if classes is not None and name not in classes:
             if others == "refuse":

@@ -153,6 +153,7 @@ class ClassificationTask:
         self._frozen.keep()
         net = self._nets["teacher"]
         if self._cache is not None:
+            assert isinstance(targets, dict), "a cache is asked for pictures that the targets name"
             features = self._cache.read(self.pictures(targets), targets["flipped"].tolist(), images.device)
             return Knowledge(features, net.scores(features, images) if with_logits else None)
         return Knowledge(*net.both(images)) if with_logits else Knowledge(net.maps(images))

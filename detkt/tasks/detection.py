@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from detkt.base.errors import InputError
-from detkt.knowledge import Knowledge, Spec, scaled
+from detkt.knowledge import Knowledge, Spec, known, scaled
 from detkt.methods.base import Needs
 from detkt.tasks.base import FrozenTeacher, TeacherMaps, evaluating, map_specs, require_two_nets
 from detkt.tasks.detectors import Detector, Pass, Targets, as_pyramid, moved, named_outputs, normalisation
@@ -47,7 +47,8 @@ class DetectionTask:
         teacher_classes: Iterable[str] = (),
         teacher_cache: TeacherMaps | None = None,
     ) -> None:
-        self.student, self.teacher, self._cache = student, teacher, teacher_cache
+        self.student: Any = student  # torchvision's parts have no types
+        self.teacher, self._cache = teacher, teacher_cache
         self._student = Detector(student, "student")
         self.offered = ~(Needs.NOTHING if self._student.anchor_generator is not None else Needs.ANCHORS)
         self._classes = {"student": tuple(student_classes), "teacher": tuple(teacher_classes)}
@@ -57,7 +58,7 @@ class DetectionTask:
         if teacher is not None:
             require_two_nets(student, teacher)
             self._teacher = Detector(teacher, "teacher")
-            self._to_teacher = _conversion(student.transform, teacher.transform)
+            self._to_teacher = _conversion(self._student.model.transform, self._teacher.model.transform)
             self._frozen = FrozenTeacher(teacher)
 
     def close(self) -> None:
@@ -173,18 +174,18 @@ class DetectionTask:
         if student is not None and Needs.ANCHORS in needs:
             anchors = self._student.anchors(seen.features, seen.images)
             student.anchors = {name: scaled(found, 1 / width, 1 / height) for name, found in anchors.items()}
-        if Needs.STUDENT in needs:
+        if student is not None and Needs.STUDENT in needs:
             student.losses = seen.losses
             student.classification_loss = "loss_classifier" if self._student.two_stages else ""
             if needs & (Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS):
                 student.logits = seen.logits
                 student.labels = self._roi_labels(seen)
-        if Needs.TEACHER_LOGITS in needs:
+        if teacher is not None and self._teacher is not None and Needs.TEACHER_LOGITS in needs:
             with torch.no_grad():
                 teacher.logits = self._teacher.proposal_logits(
-                    teacher.features, seen.proposals, seen.images.image_sizes
+                    teacher.features, known(seen.proposals), seen.images.image_sizes
                 )
-        detectors = {"student": self._student, "teacher": self._teacher}
+        detectors = {"student": self._student} | ({"teacher": self._teacher} if self._teacher is not None else {})
         return student, teacher, DetectionHeads(detectors, seen.images, seen.targets)
 
     def _maps_alone(self, images: list[Tensor], targets: Targets, with_student: bool) -> Pass:
@@ -199,6 +200,7 @@ class DetectionTask:
 
     def _teacher_pass(self, batch: ImageList) -> dict[str, Tensor]:
         """The teacher's maps of *batch* in its own normalisation; padding stays zero."""
+        assert self._teacher is not None
         self._frozen.keep()
         images = batch.tensors
         if self._to_teacher is not None:
@@ -217,15 +219,16 @@ class DetectionTask:
 
     def _roi_labels(self, seen: Pass) -> Tensor:
         """Classes (M,) of the student's sampled RoIs, as its RoI head assigned them (0 is background)."""
-        boxes = [target["boxes"].to(seen.proposals[0].dtype) for target in seen.targets]
+        proposals = known(seen.proposals)
+        boxes = [target["boxes"].to(proposals[0].dtype) for target in seen.targets]
         labels = [target["labels"] for target in seen.targets]
-        return torch.cat(self.student.roi_heads.assign_targets_to_proposals(seen.proposals, boxes, labels)[1])
+        return torch.cat(self.student.roi_heads.assign_targets_to_proposals(proposals, boxes, labels)[1])
 
 
 class DetectionHeads:
     """The heads of both detectors on the current batch (see :class:`detkt.methods.base.Heads`)."""
 
-    def __init__(self, detectors: dict[str, Detector | None], images: ImageList, targets: Targets) -> None:
+    def __init__(self, detectors: dict[str, Detector], images: ImageList, targets: Targets) -> None:
         self._detectors, self._images, self._targets = detectors, images, targets
 
     def task_losses(self, features: dict[str, Tensor], role: str) -> dict[str, Tensor]:

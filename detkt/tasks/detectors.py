@@ -19,6 +19,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from detkt.base.errors import InputError
+from detkt.knowledge import known
 from detkt.methods.base import outputs
 from detkt.tasks.base import Calling, LayerRecorder, evaluating, replaced
 
@@ -55,7 +56,7 @@ class Pass:
 
     Attributes:
         features: its maps by name.
-        images: the batch as its transform made it, on the device.
+        images: the batch as its transform made it, on the device; None before that.
         targets: the targets on that batch.
         losses: its own losses.
         proposals: the RoIs that it sampled, boxes (n, 4) a picture; None for a detector of one stage.
@@ -63,7 +64,7 @@ class Pass:
     """
 
     features: dict[str, Tensor] = field(default_factory=dict)
-    images: ImageList | None = None
+    images: ImageList = None
     targets: Targets = field(default_factory=list)
     losses: dict[str, Tensor] = field(default_factory=dict)
     proposals: list[Tensor] | None = None
@@ -88,10 +89,12 @@ class Detector:
                 f"the {role} is a {type(model).__name__}, not a torchvision detector; classifiers are "
                 "detkt.models.build_classifier(NAME, classes) or detkt.models.Classifier(backbone, head)"
             )
-        self.model, self.backbone, self.role = model, model.backbone, role
-        self.recorder = LayerRecorder(model.backbone, [], role)
+        self.model: Any = model  # torchvision's parts have no types
+        self.backbone: nn.Module = parts["backbone"]
+        self.role = role
+        self.recorder = LayerRecorder(self.backbone, [], role)
         self._normalisation: tuple[tuple, dict[str, Tensor]] | None = None
-        if _is_compiled(model.backbone):
+        if _is_compiled(self.backbone):
             # A graph that torch made of another network of this kind would be taken again, without our hooks.
             torch._dynamo.reset()
 
@@ -127,7 +130,7 @@ class Detector:
             outputs = named_outputs(self.backbone(images))
         return {**outputs, **inner}
 
-    def transform(self, images: list[Tensor], targets: Targets | None = None) -> tuple[ImageList, Targets | None]:
+    def transform(self, images: list[Tensor], targets: Targets | None = None) -> tuple[ImageList, Any]:
         """The batch that the backbone sees; targets stay on their device."""
         with self._normalisation_on(images[0].device):
             return self.model.transform(images, targets)
@@ -193,7 +196,7 @@ class Detector:
     def anchors(self, features: dict[str, Tensor], images: ImageList) -> dict[str, Tensor]:
         """Its own anchors (H, W, A, 4) on each output of the backbone, in pixels of the batch."""
         maps = {name: feature for name, feature in features.items() if name in outputs(features)}
-        generator = self.anchor_generator
+        generator = known(self.anchor_generator)
         # They are the same for all pictures, and in the precision of the maps: one map of one channel does.
         of_one = ImageList(images.tensors, images.image_sizes[:1])
         (anchors,) = generator(of_one, [full_precision(feature[:1, :1]) for feature in maps.values()])
@@ -205,7 +208,7 @@ class Detector:
         return {name: level.view(shape) for name, level, shape in zip(maps, levels, shapes, strict=True)}
 
     @property
-    def anchor_generator(self) -> nn.Module | None:
+    def anchor_generator(self) -> AnchorGenerator | None:
         """What makes its anchors, of a detector that has the usual kind."""
         generator = (
             self.model.rpn.anchor_generator if self.two_stages else getattr(self.model, "anchor_generator", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from detkt.distiller import Distiller
 from detkt.engine.checkpoint import LAST, load_checkpoint
 from detkt.engine.run import build_net
 from detkt.kinds import kind_of
-from detkt.methods.base import Needs
+from detkt.knowledge import Knowledge
+from detkt.methods.base import Heads, Needs
 from detkt.models import load_model
 from detkt.visualization.feature_maps import PictureMaps
 from detkt.visualization.matching import check_choice
@@ -76,7 +78,7 @@ def picture_maps(distiller: Distiller, dataset: PictureSet, index: int) -> Pictu
     """
     images, targets = next(iter(evaluation_loader(dataset, batch_size=1, workers=0, indices=[index])))
     needs = Needs.STUDENT_FEATURES | (Needs.TEACHER_FEATURES if distiller.teacher is not None else Needs.NOTHING)
-    student, teacher, _ = distiller.task.run(images, targets, needs)
+    student, teacher, _ = cast(tuple[Knowledge, Knowledge, Heads], distiller.task.run(images, targets, needs))
     share = student.valid[0] if student.valid is not None else (1.0, 1.0)
     views = distiller.method.views(student, teacher)
     maps = {title: _valid_part(feature[0], share) for title, feature in views.items()}
