@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from detkt.base.commands import command
 from detkt.base.errors import InputError
@@ -68,7 +69,9 @@ def training_set(
     # Imported here: albumentations takes seconds to load, and scoring needs none of it.
     from detkt.data.transforms import TrainTransforms
 
-    transforms = TrainTransforms(flip=config.flip, color=config.color, scale=tuple(config.scale))
+    transforms = TrainTransforms(
+        flip=config.flip, color=config.color, scale=cast(tuple[float, float], tuple(config.scale))
+    )
     root, cache = data_root(config, progress), None
     if config.cache is not None and input_size is not None:
         cache = PictureCache(Path(config.cache).expanduser(), *input_size)

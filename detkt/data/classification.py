@@ -54,7 +54,7 @@ class _Published:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    read: Callable[[Path, str], tuple[np.ndarray, np.ndarray]]
+    read: Callable[..., tuple[np.ndarray, np.ndarray]]
 
 
 _CIFAR100 = _Published(
@@ -160,6 +160,7 @@ class ClassificationSet(Dataset):
 
     def fingerprint(self) -> str:
         """A hash of the pictures, which must be kept in memory, their names and their normalisation."""
+        assert isinstance(self._pictures, MemoryPictures)
         parts = [self._pictures.fingerprint(), *self.ids, str(self.mean.tolist()), str(self.std.tolist())]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -174,7 +175,8 @@ class MemoryPictures:
 
     def __init__(self, pictures: Tensor, padding: int = 0, flip: float = 0.0) -> None:
         self._pictures, self._padding, self._flip = pictures, padding, flip
-        self.size = tuple(pictures.shape[-2:])
+        height, width = pictures.shape[-2:]
+        self.size = height, width
 
     def batch(self, indices: Sequence[int], seeds: Sequence[int] | None) -> Tensor:
         images = self._pictures[torch.tensor(indices)]
@@ -185,7 +187,7 @@ class MemoryPictures:
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(str((self._pictures.dtype, self._pictures.shape)).encode())
-        digest.update(self._pictures.contiguous().numpy())
+        digest.update(self._pictures.contiguous().numpy().data)
         return digest.hexdigest()
 
 
@@ -235,7 +237,7 @@ def classification_set(
     """
     name, part = parse_part(split)
     _check_settings(data)
-    root = Path(data.root)
+    root = Path(data.root or "")
     if data.format in _PUBLISHED:
         return _published_set(data, root, name, part, train, classes)
     return _folder_set(data, root, name, part, train, classes)
@@ -269,6 +271,7 @@ def _folder_set(
     names = [names[number] for number in kept]
     mean, std = normalisation(data)
     decoding = Decoding(data.exif, data.max_pixels)
+    source: PictureStore
     if data.image_size == 0:
         source = MemoryPictures(read_equal_pictures(root, names, decoding), data.crop_padding, data.flip)
     else:

@@ -20,7 +20,7 @@ _MNIST_PREFIXES = {"train": "train", "test": "t10k"}
 
 _BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 # Format -> (folder, files of each split), the binary version before the Python version.
-_CIFAR_VERSIONS = {
+_CIFAR_VERSIONS: dict[str, tuple[tuple[str, dict[str, tuple[str, ...]]], ...]] = {
     "cifar10": (
         (
             "cifar-10-batches-bin",

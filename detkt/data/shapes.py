@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -268,6 +268,6 @@ def _annotation(name: str, shape: tuple[int, ...], objects: list[ShapeObject]) -
     return ElementTree.tostring(top) + b"\n"
 
 
-def _fill(node: ElementTree.Element, values: dict[str, object]) -> None:
+def _fill(node: ElementTree.Element, values: Mapping[str, object]) -> None:
     for tag, value in values.items():
         ElementTree.SubElement(node, tag).text = str(value)

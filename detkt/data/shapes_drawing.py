@@ -220,7 +220,8 @@ def paint(rng: Generator, image: np.ndarray, sprite: Sprite, contrast: float) ->
     first = _colour(rng)
     while np.linalg.norm(first - ground) < contrast:
         first = _colour(rng)
-    colours = _textured(rng, *weight.shape, first)
+    height, width = weight.shape
+    colours = _textured(rng, height, width, first)
     if rng.random() < 0.6:
         colours = _mix(colours, first * rng.uniform(0.3, 0.8), sprite.rim[part] / np.maximum(weight, 1e-6))
     image[place] = np.rint(_mix(under, colours, weight))
@@ -234,5 +235,5 @@ def develop(rng: Generator, image: np.ndarray, max_blur: float, max_noise: float
     if blur > 0.2:  # narrower than this a kernel of whole pixels changes nothing
         picture = cv2.GaussianBlur(picture, (0, 0), blur)
     noise = rng.uniform(0, max_noise)
-    picture += rng.standard_normal(picture.shape, dtype=np.float32) * np.float32(noise)
+    picture = picture + rng.standard_normal(picture.shape, dtype=np.float32) * np.float32(noise)
     return np.rint(np.clip(picture, 0, 255)).astype(np.uint8)

@@ -63,7 +63,7 @@ class TrainTransforms:
         )
         steps: list[A.BasicTransform] = [A.HorizontalFlip(p=flip)]
         if tuple(scale) != (1, 1):
-            steps.append(RandomZoom(scale=tuple(scale), min_visibility=visible))
+            steps.append(RandomZoom(scale=(scale[0], scale[1]), min_visibility=visible))
         if color > 0:
             steps.append(A.ColorJitter(brightness=color, contrast=color, saturation=color, hue=color / 4, p=1))
         self._pipeline = A.Compose(steps, bbox_params=boxes, save_applied_params=True)
@@ -125,8 +125,10 @@ class RandomZoom(A.DualTransform):
         height, width = img.shape[:2]
         x1, y1, x2, y2 = window
         seen = img[max(y1, 0) : min(y2, height), max(x1, 0) : min(x2, width)]
-        margins = [max(-y1, 0), max(y2 - height, 0), max(-x1, 0), max(x2 - width, 0)]
-        return cv2.copyMakeBorder(seen, *margins, cv2.BORDER_CONSTANT, value=IMAGENET_MEAN) if any(margins) else seen
+        top, bottom, left, right = max(-y1, 0), max(y2 - height, 0), max(-x1, 0), max(x2 - width, 0)
+        if not top + bottom + left + right:
+            return seen
+        return cv2.copyMakeBorder(seen, top, bottom, left, right, cv2.BORDER_CONSTANT, value=IMAGENET_MEAN)
 
     def apply_to_bboxes(self, bboxes: np.ndarray, window: tuple[int, int, int, int], **params: Any) -> np.ndarray:
         # Columns after the fourth are labels; coordinates are parts of the picture's width and height.

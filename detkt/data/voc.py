@@ -87,7 +87,7 @@ class VOCDetection(Dataset):
         self._samples, self.notes = find_samples(Path(root), split, str(year), pictures)
         self._annotations = [self._read(sample, boxes) for sample in self._samples]
         self.ids = [sample.id for sample in self._samples]
-        self.sizes = [annotation.size for annotation in self._annotations]
+        self.sizes: list[Any] = [annotation.size for annotation in self._annotations]
         if classes is None:
             self.classes, slips = choose_classes(Counter(name for found in self._annotations for name in found.names))
             self._reject(slips, VOC_CLASSES)
@@ -106,15 +106,16 @@ class VOCDetection(Dataset):
     def __getitem__(self, index: int | tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]]:
         index, seed = index if isinstance(index, tuple) else (index, None)
         index = range(len(self))[index]  # negative ones count from the end, as in a list
-        sample, annotation = self._samples[index], self._annotations[index]
+        annotation = self._annotations[index]
         kept = np.full(len(annotation.boxes), True) if self.keep_difficult else ~annotation.difficult
         boxes, labels = voc_to_corners(annotation.boxes[kept]), self._labels[index][kept]
         if self.picture_cache is None:
             image = self._decode(index)
         else:
             decode = partial(self._decode, index)
-            image = self.picture_cache.read(sample.image, self.sizes[index], decode, self._decoding.exif)
-            boxes = boxes * (np.array(self.picture_cache.size(*self.sizes[index])) / self.sizes[index])[[0, 1, 0, 1]]
+            image = self.picture_cache.read(self.image_path(index), self.sizes[index], decode, self._decoding.exif)
+            reduced: Any = self.picture_cache.size(*self.sizes[index])
+            boxes = boxes * (np.array(reduced) / self.sizes[index])[[0, 1, 0, 1]]
         flipped = False
         if self.transforms is not None:
             image, boxes, labels, flipped = self.transforms(image, boxes, labels, index if seed is None else seed)
@@ -168,13 +169,14 @@ class VOCDetection(Dataset):
         Raises InputError for a picture that is gone.
         """
         digest = hashlib.sha256()
-        for sample, size in zip(self._samples, self.picture_sizes, strict=True):
+        for index, (name, size) in enumerate(zip(self.ids, self.picture_sizes, strict=True)):
+            path = self.image_path(index)
             try:
-                found = sample.image.stat()
+                found = path.stat()
             except OSError as error:
-                raise InputError(f"{sample.image}: cannot read the picture: {error.strerror}") from None
+                raise InputError(f"{path}: cannot read the picture: {error.strerror}") from None
             turned = () if self._decoding.exif == "apply" else (self._decoding.exif,)
-            digest.update(repr((sample.id, size, found.st_size, found.st_mtime_ns, *turned)).encode())
+            digest.update(repr((name, size, found.st_size, found.st_mtime_ns, *turned)).encode())
         return digest.hexdigest()
 
     @property
@@ -187,15 +189,17 @@ class VOCDetection(Dataset):
         return image
 
     def image_path(self, index: int) -> Path:
-        """The picture's file."""
-        return self._samples[index].image
+        """The picture's file, of a set that was made with its pictures."""
+        path = self._samples[index].image
+        assert path is not None
+        return path
 
     def _read(self, sample: Sample, boxes: str) -> Annotation:
-        size = None if sample.image is None else lambda: read_image_size(sample.image, None, self._decoding)
+        size = None if sample.image is None else partial(read_image_size, sample.image, None, self._decoding)
         return parse_annotation(sample.xml, boxes, size)
 
     def _decode(self, index: int) -> np.ndarray:
-        image = read_image(self._samples[index].image, self.sizes[index], self._decoding)
+        image = read_image(self.image_path(index), self.sizes[index], self._decoding)
         self._check_size(index, image.shape[1::-1])
         return image
 
@@ -215,9 +219,9 @@ class VOCDetection(Dataset):
 
     def _check_picture(self, index: int) -> bool:
         """Whether the settings decide on turning it."""
-        sample, size = self._samples[index], self.sizes[index]
-        found, undecided = inspect_image(sample.image, size, self._decoding)
-        check_strip(sample.image, *found)
+        path = self.image_path(index)
+        found, undecided = inspect_image(path, self.sizes[index], self._decoding)
+        check_strip(path, *found)
         self._check_size(index, found)
         return undecided
 
