@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -73,7 +74,7 @@ def resnet_c4(
     """
     stages, channels = resnet_stages(depth, width, norm, frozen_stages, last_stride=roi_head_stride)
     head = C4Head(stages.pop("layer4"), channels[-1])
-    body = nn.Sequential(stages)
+    body: Any = nn.Sequential(stages)
     body.out_channels = channels[-2]
     return body, head
 
@@ -204,7 +205,7 @@ def alexnet(
 def _plain_net(
     layers: list[nn.Module], out_channels: int, roi_size: int, head_features: int, head_dropout: float
 ) -> tuple[nn.Sequential, FullyConnectedHead]:
-    body = nn.Sequential(*layers)
+    body: Any = nn.Sequential(*layers)
     _initialise_convolutions(body)
     body.out_channels = out_channels
     return body, FullyConnectedHead(out_channels * roi_size**2, head_features, head_dropout)

@@ -84,8 +84,9 @@ def cifar_resnet(depth: int, width: float, shortcut: str, in_channels: int) -> n
 
 
 def _block(in_channels: int, out_channels: int, stride: int, shortcut: str) -> BasicBlock:
+    changed: nn.Module | None = None
     if in_channels == out_channels and stride == 1:
-        changed = None
+        pass
     elif shortcut == "padding":
         changed = PaddingShortcut(in_channels, out_channels, stride)
     else:

@@ -7,6 +7,7 @@ CIFAR versions, instead of VGG's three.
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 from torch import nn
 from torchvision.ops import Conv2dNormActivation
@@ -29,6 +30,6 @@ def cifar_vgg13(in_channels: int) -> nn.Sequential:
             layers.append(Conv2dNormActivation(channels, out_channels, kernel_size=3))
             channels = out_channels
         stages[f"stage{i + 1}"] = nn.Sequential(*layers)
-    backbone = nn.Sequential(stages)
+    backbone: Any = nn.Sequential(stages)
     backbone.out_channels = channels
     return backbone

@@ -51,9 +51,10 @@ class WideRPNHead(RPNHead):
 
     def __init__(self, in_channels: int, channels: int, anchors_per_location: int) -> None:
         super().__init__(channels, anchors_per_location)
-        self.conv = nn.Sequential(Conv2dNormActivation(in_channels, channels, kernel_size=3, norm_layer=None))
-        nn.init.normal_(self.conv[0][0].weight, std=0.01)
-        nn.init.zeros_(self.conv[0][0].bias)
+        block = Conv2dNormActivation(in_channels, channels, kernel_size=3, norm_layer=None)
+        nn.init.normal_(block[0].weight, std=0.01)
+        nn.init.zeros_(block[0].bias)
+        self.conv = nn.Sequential(block)
 
 
 class StridedAnchors(AnchorGenerator):
@@ -106,6 +107,8 @@ def build_detector(name: str, num_classes: int, weights: str | Path | None = Non
 
 
 def _assemble(architecture: Architecture, num_classes: int, options: dict[str, Any]) -> FasterRCNN:
+    body: Any
+    head: Any
     if architecture.kind == "c4":
         body, head = backbones.resnet_c4(
             architecture.depth,

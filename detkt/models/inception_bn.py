@@ -10,6 +10,7 @@ al. count 1,649,402 parameters with biases and without batch norms; with batch n
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,8 +65,8 @@ def cifar_inception_bn(in_channels: int) -> nn.Sequential:
     layers: OrderedDict[str, nn.Module] = OrderedDict(conv1=Conv2dNormActivation(in_channels, 96, kernel_size=3))
     channels = 96
     for name, widths in MODULES.items():
-        layers[name] = (DownsampleModule if len(widths) == 1 else SimpleModule)(channels, *widths)
-        channels = layers[name].out_channels
-    backbone = nn.Sequential(layers)
+        module: Any = (DownsampleModule if len(widths) == 1 else SimpleModule)(channels, *widths)
+        layers[name], channels = module, module.out_channels
+    backbone: Any = nn.Sequential(layers)
     backbone.out_channels = channels
     return backbone

@@ -93,7 +93,7 @@ class Architecture:
     depth: int = 0
     width: float = 1.0
     from_scratch: bool = False
-    timm: str | None = None
+    timm: str = ""
 
     @property
     def has_pyramid(self) -> bool:
@@ -213,7 +213,7 @@ def _checked(key: str, value: Any, default: Any) -> Any:
 def _number(key: str, value: Any, low: float, high: float = math.inf, open_low: bool = False) -> int | float:
     if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
         raise InputError(f"option {key} must be a number, got {value!r}")
-    if value < low or value > high or (open_low and value == low):
+    if float(value) < low or float(value) > high or (open_low and value == low):
         limits = f"above {low:g}" if open_low else f"{low:g} or more"
         raise InputError(f"option {key} must be {limits}{f' and at most {high:g}' * (high < math.inf)}, got {value}")
     return int(value) if isinstance(value, Integral) else float(value)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +89,7 @@ class _StatisticsKept:
     def __enter__(self) -> None:
         self.kept = [(norm.momentum, norm.num_batches_tracked) for norm in self.norms]
         for norm in self.norms:
+            assert norm.num_batches_tracked is not None
             norm.momentum = 0.0
             norm.num_batches_tracked = norm.num_batches_tracked.clone()
 
@@ -120,6 +122,6 @@ def preact_resnet(depth: int, checkpoint_activations: bool, in_channels: int) ->
         layers[f"layer{i + 1}"] = CheckpointedStage(*blocks, checkpoint_activations=checkpoint_activations)
     layers["bn1"] = nn.BatchNorm2d(channels)
     layers["relu"] = nn.ReLU(inplace=True)
-    backbone = nn.Sequential(layers)
+    backbone: Any = nn.Sequential(layers)
     backbone.out_channels = channels
     return backbone

@@ -58,7 +58,7 @@ class FrozenBatchNormAct2d(FrozenBatchNorm2d):
     drop: nn.Module
     act: nn.Module
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
+    def __init__(self, norm: Any) -> None:
         super().__init__(norm.num_features, norm.eps)
         self.drop, self.act = norm.drop, norm.act
 

@@ -8,6 +8,7 @@ convolutions, those of the shortcuts counted.
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models.resnet import conv1x1, conv3x3
@@ -65,6 +66,6 @@ def wide_resnet(depth: int, widening: int, dropout: float, in_channels: int) -> 
         layers[f"layer{i + 1}"] = nn.Sequential(*blocks)
     layers["bn1"] = nn.BatchNorm2d(channels)
     layers["relu"] = nn.ReLU(inplace=True)
-    backbone = nn.Sequential(layers)
+    backbone: Any = nn.Sequential(layers)
     backbone.out_channels = channels
     return backbone
