@@ -119,11 +119,11 @@ def _check_repeats(root: Path, pictures: _Classes, facts: dict[Path, PictureFact
             across[tuple(sorted(splits))].append(group)
         else:
             within.append(group)
-    for splits, groups in across.items():
+    for together, groups in across.items():
         names = [str(group[0].relative_to(root)) for group in groups]
         findings.misleading(
             root,
-            f"{count(len(groups), 'picture')} in {' and '.join(splits)}: what is scored on was learnt: "
+            f"{count(len(groups), 'picture')} in {' and '.join(together)}: what is scored on was learnt: "
             f"{shorten(names, 3)}",
         )
     if within:

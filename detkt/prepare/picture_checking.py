@@ -20,7 +20,8 @@ from detkt.base.errors import InputError
 from detkt.data.images import Decoding, read_image
 from detkt.prepare.findings import Findings
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 _THREADS = 8  # more than processors: on a shared disk most of the time goes by waiting for files
 _SIDE = 16
@@ -61,7 +62,7 @@ def examine_pictures(
     size: what the picture's annotation states, which decides on turning it; decoding: where that cannot (see
     `read_image`).
     """
-    facts = {}
+    facts: dict[Path, PictureFacts] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of what it tolerates
         with in_threads(lambda path: _examine(path, size(path), decoding), paths, "pictures", quiet) as results:
@@ -107,7 +108,7 @@ def _examine(path: Path, size: tuple[int, int] | None, decoding: Decoding) -> tu
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()
         with Image.open(path) as picture:
-            content = "JPEG" if picture.format == "MPO" else picture.format  # a JPEG with more pictures behind it
+            content = "JPEG" if picture.format == "MPO" else picture.format or ""  # a JPEG with more pictures behind it
     except InputError as error:
         return error
     except OSError as error:

@@ -179,7 +179,9 @@ def _check_pictures(
         what = f"{count(undecided, 'picture')} with an EXIF orientation that <size> does not decide"
         findings.note(Path(next(iter(facts))).parent, f"{what}: {done} (data.exif=apply|ignore)")
     for name, checked in annotations.items():
-        path = found.pictures[name][0] if name in found.pictures else None
+        if name not in found.pictures:
+            continue
+        path = found.pictures[name][0]
         if path in facts and checked.found.size not in (None, facts[path].size):
             size, said = (" x ".join(map(str, sides)) for sides in (facts[path].size, checked.found.size))
             what = f"the picture is {size} pixels, but {found.xml[name]} says {said}; its boxes are misplaced"
@@ -321,7 +323,7 @@ def _check_repeats(
             findings.misleading(group[0], f"{what}, and so in {between[0]}: what is scored on was learnt")
         else:
             findings.note(group[0], what)
-    seen = set()
+    seen = set[frozenset[Path]]()
     for one, other in apart:
         sides = ([pictures[name][0] for name in lists[side] if name in pictures] for side in (one, other))
         pairs = [pair for pair in similar_pictures(facts, *sides) if frozenset(pair[:2]) not in seen]
