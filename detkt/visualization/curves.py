@@ -76,9 +76,8 @@ def _free_corner(stairs: Sequence[tuple[np.ndarray, np.ndarray]], width: float, 
 
     def crossed(corner: tuple[float, float]) -> int:
         (left, bottom), (recall, precision) = corner, points
-        return np.count_nonzero(
-            (left <= recall) & (recall <= left + width) & (bottom <= precision) & (precision <= bottom + height)
-        )
+        inside = (left <= recall) & (recall <= left + width) & (bottom <= precision) & (precision <= bottom + height)
+        return int(np.count_nonzero(inside))
 
     return min(corners, key=crossed)
 
@@ -165,7 +164,7 @@ def training_curves_figure(logs: Mapping[str, Log]) -> Figure:
     for axes, key in zip(panels, keys, strict=True):
         for stage, begin, end in stages if len(stages) > 1 else ():
             axes.axvspan(begin, end, color=shades[stage], linewidth=0, zorder=0)
-        everything = []
+        everything: list[Any] = []
         for number, log in enumerate(logs.values()):
             points = [(entry["step"], entry[key]) for entry in log if _drawable(entry.get(key))]
             if not points:

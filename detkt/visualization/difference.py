@@ -56,7 +56,7 @@ def write_difference(
 
     Files of an earlier comparison are replaced, others left.
     """
-    number_of = {picture: number for number, picture in enumerate(dataset.ids)}
+    number_of: dict[Hashable, int] = {picture: number for number, picture in enumerate(dataset.ids)}
 
     def read(picture: Hashable) -> np.ndarray:
         image, _ = dataset[number_of[picture]]

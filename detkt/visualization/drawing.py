@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -139,7 +140,8 @@ def _caption(changes: PictureChanges) -> str:
 
 def _write(figure: Figure, x: float, y: float, text: str, **settings) -> None:
     width, height = figure.bbox.size
-    figure.text(x / width, 1 - y / height, text, **{"ha": "center", "parse_math": False} | settings)
+    options: dict[str, Any] = {"ha": "center", "parse_math": False} | settings
+    figure.text(x / width, 1 - y / height, text, **options)
 
 
 def _draw_legend(figure: Figure) -> None:

@@ -118,7 +118,7 @@ def choose_pictures(
     def counts(changes: PictureChanges) -> tuple[int, int, bool]:
         """(changes, objects among them, whether there is anything to see)."""
 
-        def of_class(labels: Sequence[str], chosen: Sequence[int]) -> int:
+        def of_class(labels: Sequence[str], chosen: Iterable[int]) -> int:
             return sum(class_name in (None, labels[i]) for i in chosen)
 
         before, after = (changes.models[role].labels for role in (STUDENT, DISTILLED))

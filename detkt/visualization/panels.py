@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -133,7 +134,8 @@ class _Text:
 def _fitting_text(figure: Figure, mark: Mark, available: float) -> _Text:
     """The label's text, measured with its padding, in letters small enough for the picture's width."""
     letters = mark.style.letters
-    renderer = figure.canvas.get_renderer()
+    canvas: Any = figure.canvas  # Agg's
+    renderer = canvas.get_renderer()
     while True:
         font = FontProperties(size=letters, weight="bold" if mark.style.required else "normal")
         width, _, _ = renderer.get_text_width_height_descent(mark.text, font, ismath=False)

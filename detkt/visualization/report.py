@@ -17,6 +17,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def write_report(
     texts["data.js"] = f"window.reportData = JSON.parse({script_json(script_json(data))});\n"
     texts["index.html"] = report_page(scored, comparison, data, split, gain)
     for name, text in texts.items():
-        write_atomically(folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+        write_atomically(folder / name, methodcaller("write_text", text, encoding="utf-8"))
     return folder / "index.html"
 
 

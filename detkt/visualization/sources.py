@@ -39,6 +39,12 @@ class Source:
     meta: dict[str, Any] | None
 
     @property
+    def classes(self) -> list[str]:
+        """The model's."""
+        assert self.meta is not None
+        return self.meta["classes"]
+
+    @property
     def folder(self) -> Path:
         """The run's folder, where its log and config are."""
         return self.path if self.path.is_dir() else self.path.parent
@@ -75,7 +81,7 @@ def open_sources(paths: Mapping[str, Path], device: torch.device) -> dict[str, S
     models = [source for source in sources.values() if source.meta is not None]
     for other in models[1:]:
         first = models[0]
-        ours, theirs = first.meta["classes"], other.meta["classes"]
+        ours, theirs = first.classes, other.classes
         if set(ours) != set(theirs):
             raise InputError(
                 f"{first.role} {first.path} knows the classes {', '.join(ours)}, but {other.role} {other.path} "
@@ -111,9 +117,9 @@ def open_dataset(
     The classes are the models'; if there are only files of detections those of the data set, and those that the files
     have besides.
     """
-    known = [source.meta["classes"] for source in sources.values() if source.meta is not None]
+    known = [source.classes for source in sources.values() if source.meta is not None]
     dataset = test_set(data, list(known[0]) if known else None)
-    reading = {"dataset": coco_annotations, "others": "refuse" if known else "keep"}
+    reading: dict[str, Any] = {"dataset": coco_annotations, "others": "refuse" if known else "keep"}
     for source in () if known else sources.values():
         found = read_detections(source.path, coco_ids(dataset.ids, dataset.classes, **reading))
         dataset.classes += other_classes(found, dataset.classes)
@@ -141,7 +147,7 @@ def score_source(
         parameters = sum(parameter.numel() for parameter in source.model.parameters())
         # The same pictures, but labels are numbered in the model's own order of the classes.
         pictures = copy(dataset)
-        pictures.classes = source.meta["classes"]
+        pictures.classes = source.classes
         detections, milliseconds = detect(
             source.model,
             pictures,

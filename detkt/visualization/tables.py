@@ -122,15 +122,27 @@ def _error_record(judged: Judged, i: int) -> Row:
     }
 
 
+def _reader(*keys: str) -> Callable[[Row], int | None]:
+    """What reads the number under *keys*, one below the other, of a row; None where there is none."""
+
+    def read(row: Row) -> int | None:
+        *above, last = keys
+        for key in above:
+            row = row.get(key, {})
+        return row.get(last)
+
+    return read
+
+
 def tables_text(tables: dict[str, Any]) -> str:
     """The tables of `change_tables` as text: classes, sizes and their sum, then the kinds of errors."""
     models = list(tables["total"]["found"])
-    columns: list[tuple[str, Callable[[Row], int | None]]] = [("objects", lambda row: row.get("objects"))]
-    columns += [(model, lambda row, model=model: row.get("found", {}).get(model)) for model in models]
-    columns += [(name, lambda row, name=name: row.get(name)) for name in ("gained", "lost")]
+    columns: list[tuple[str, Callable[[Row], int | None]]] = [("objects", _reader("objects"))]
+    columns += [(model, _reader("found", model)) for model in models]
+    columns += [(name, _reader(name)) for name in ("gained", "lost")]
     n_found = len(columns)
-    columns += [(model, lambda row, model=model: row.get("errors", {}).get(model)) for model in models]
-    columns += [(name, lambda row, name=name: row.get(name)) for name in ("removed", "new")]
+    columns += [(model, _reader("errors", model)) for model in models]
+    columns += [(name, _reader(name)) for name in ("removed", "new")]
     groups = [
         [(name, row) for name, row in tables["per_class"].items()],
         [(f"size: {size}", row) for size, row in tables["per_size"].items()],
