@@ -272,7 +272,7 @@ def test_live_norms_move_but_for_frozen_stages():
         ("fasterrcnn_timm:mobilenetv3_small_050_c4", {"dilated": "yes"}, "must be true or false"),
         ("fasterrcnn_timm:densenet121_c4", {"dilated": True}, "gives no feature maps"),
         ("fasterrcnn_timm:tf_efficientnet_lite0_fpn", {"anchor_sizes": [32]}, "one size for each of 5 levels"),
-        ("fasterrcnn_timm:tf_efficientnet_lite0_c4", {"weights": "imagenet"}, "there are none for this net"),
+        ("fasterrcnn_timm:tf_efficientnet_lite0_c4", {"weights": "imagenet"}, "there are none for fasterrcnn_timm"),
     ],
 )
 def test_what_cannot_be_is_refused(name, options, message):
