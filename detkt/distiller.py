@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -28,7 +30,8 @@ class Distiller(nn.Module):
     """A student, a frozen teacher and a method. The networks stay unmodified.
 
     Args:
-        student: a torchvision detector or a classifier, already trained for methods that read its head (KTAN, DLN).
+        student: a torchvision detector or a classifier, already trained for methods that read its head (KTAN, DLN). Of
+            a whole network that ``torch.compile`` wraps, the network itself runs; compile its backbone instead.
         teacher: trained; moved to the student's device, frozen, and put in evaluation mode, until :meth:`close`.
         method: ``ktan``, ``kd``, a sum ``ktan+kd``, or a :class:`~detkt.methods.Method` of yours.
         settings: the method's settings, e.g. ``{"beta": 5.0}``; for a sum ``{"ktan": {...}, "kd": {...}}``.
@@ -50,9 +53,9 @@ class Distiller(nn.Module):
                 optimizer.step()
 
     The distiller notices the steps of the optimizer that holds the student: they are the updates that a method's stages
-    are counted in, and the rates of players that must not outpace the student follow its learning rate. So this loop
-    learns what detkt's trainer learns. With several processes (``DistributedDataParallel(distiller)``, Accelerate) the
-    players' gradients are averaged too.
+    are counted in, and the rates of players that must not outpace the student follow its learning rate, as a share of
+    its highest so far. So this loop learns what detkt's trainer learns. With several processes
+    (``DistributedDataParallel(distiller)``, Accelerate) the players' gradients are averaged too.
 
     Attributes:
         metrics: what the last call, or ``prepare``, knows beside the returned losses, by name: the losses of the
@@ -75,30 +78,32 @@ class Distiller(nn.Module):
         accumulate: int = 1,
     ) -> None:
         super().__init__()
-        configs = _parse(method, settings)
-        for role, net in (("student", student), ("teacher", teacher)):
-            if not isinstance(net, nn.Module) and (role == "student" or net is not None):
-                raise InputError(f"the {role} must be a network (nn.Module), not {type(net).__name__}")
+        _check(method, settings)
+        with _told_as_arguments(method):
+            configs = _parse(method, settings)
+        student, teacher = _network(student, "student"), None if teacher is None else _network(teacher, "teacher")
         if teacher is None and any(cls.needs_teacher for cls in configs):
             raise InputError(f"method '{'+'.join(cls.name for cls in configs)}' needs a teacher")
-        if accumulate < 1:
-            raise InputError(f"accumulate is {accumulate}: it must be 1 or more")
-        device = next(student.parameters()).device
+        if type(accumulate) is not int or accumulate < 1:
+            raise InputError(f"accumulate is {accumulate!r}: it must be a whole number, 1 or more")
+        our_names = _class_names(student_classes, "student_classes")
+        their_names = _class_names(teacher_classes, "teacher_classes")
+        weight = next(student.parameters())
         self.student = student
         # Not a submodule: the teacher is no part of this module's state, mode or parameters.
         self._teacher = [teacher]
-        self.task = build_task(student, teacher, student_classes, teacher_classes, image_size, teacher_cache)
-        # Also where the method is refused below, and where a distiller is dropped without a word.
-        self._close = weakref.finalize(self, self.task.close)
+        self.task = build_task(student, teacher, our_names, their_names, image_size, teacher_cache)
+        self._closed = False
         try:
             if teacher is not None:
-                teacher.to(device)
-            pairs = methods.required_layers(configs)
-            specs = self.task.reveal([pair.student for pair in pairs], [pair.teacher for pair in pairs])
-            self.method = methods.build(configs, *specs).to(device, next(student.parameters()).dtype)
+                teacher.to(weight.device)
+            with _told_as_arguments(method):
+                pairs = methods.required_layers(configs)
+                specs = self.task.reveal([pair.student for pair in pairs], [pair.teacher for pair in pairs])
+                self.method = methods.build(configs, *specs).to(weight.device, weight.dtype)
             require_offered(self.method, self.task.offered)
         except BaseException:
-            self._close()
+            self.close()
             raise
         self._stages = list(self.method.stages())
         self.metrics: dict[str, Tensor] = {}
@@ -107,8 +112,9 @@ class Distiller(nn.Module):
         self._players_state: dict[str, Any] | None = None
         self._prepared = not any(not stage.trains_student for stage in self._stages)
         self._student_updates, self._called = 0, False
+        # The student's optimizer, which of its groups is followed, that one's highest rate, and its share of it.
         self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
-        self._first_rate = 0.0
+        self._group, self._full_rate, self._factor = 0, 0.0, 1.0
         self._notice_optimizers()
         own = {id(p) for name, group in self.player_parameters().items() if name != STUDENT for p in group}
         # DistributedDataParallel waits for gradients of all parameters: those of the players never come by its way.
@@ -125,8 +131,17 @@ class Distiller(nn.Module):
         return self._stages
 
     def close(self) -> None:
-        """Leave both nets as they came, but for what was learnt: no hook, the teacher's modes and gradients back."""
-        self._close()
+        """Leave both nets as they came, but for what was learnt: no hook, the teacher's modes and gradients back.
+
+        A teacher of several distillers stays frozen until the last of them is closed.
+        """
+        self._closed = True
+        self.task.close()
+
+    def __del__(self) -> None:
+        # Where it is dropped without a word; there is no task where it was refused.
+        if "task" in self.__dict__:
+            self.close()
 
     def __enter__(self) -> Distiller:
         return self
@@ -148,7 +163,7 @@ class Distiller(nn.Module):
 
     def updates(self, stage: Stage, images: Any, targets: Any) -> Iterator[Update]:
         """The updates of one batch in *stage*, in order; apply each before asking for the next."""
-        if not self._close.alive:
+        if self._closed:
             raise InputError("this distiller is closed; make another")
         # A method is given what its stage needs, and reads nothing else.
         student, teacher, heads = cast(tuple[Knowledge, Knowledge, Heads], self.task.run(images, targets, stage.needs))
@@ -180,9 +195,11 @@ class Distiller(nn.Module):
         for stage in self._stages:
             if stage.trains_student:
                 break
-            for step, (images, targets) in enumerate(_cycle(batches, stage.steps or 0)):
+            for step, batch in enumerate(_cycle(batches, stage.steps or 0)):
+                if not isinstance(batch, list | tuple) or len(batch) != 2:
+                    raise InputError(f"prepare() takes batches (images, targets), not {type(batch).__name__}")
                 self.metrics = {}
-                for update in self.updates(stage.turn(step), images, targets):
+                for update in self.updates(stage.turn(step), *batch):
                     self._learn(update)
         self._prepared = True
         return {name: float(value) for name, value in self.metrics.items()}
@@ -190,12 +207,13 @@ class Distiller(nn.Module):
     def forward(self, images: Any, targets: Any, progress: float | None = None) -> dict[str, Tensor]:
         """Task and method losses by name, to be summed and minimised over ``trainable_parameters()``.
 
-        Under ``torch.no_grad()`` nobody learns and nothing is counted: a validation loss.
+        Under ``torch.no_grad()`` nobody learns and nothing is counted: a validation loss, of the student in whichever
+        mode it is.
 
         Args:
             images, targets: as the student takes them in training.
             progress: the share of the training that is done, in [0, 1], for a loop whose optimizer's rate says nothing
-                (Adam, a schedule-free optimizer): the players' rates fall to a tenth at 0.7, as the trainer's do.
+                (a schedule-free optimizer): the players' rates fall to a tenth at 0.7, as the trainer's do.
 
         Raises:
             InputError: ``prepare`` has not been called, the student is in evaluation mode, or the batch is malformed.
@@ -212,7 +230,7 @@ class Distiller(nn.Module):
         for update in self.updates(self._current_stage(), images, targets):
             if update.player == STUDENT:
                 losses.update(update.losses)
-                self.metrics |= update.metrics
+                self.metrics |= {name: value.detach() for name, value in update.metrics.items()}
             else:
                 self._learn(update, last)
         self._part = (self._part + 1) % self._accumulate
@@ -230,10 +248,14 @@ class Distiller(nn.Module):
 
         Needed only where a method's players are to follow a warm-up from the very first batch.
         """
-        group = self._group_of_student(optimizer)
-        if group is None:
+        index = self._group_of_student(optimizer)
+        if index is None:
             raise InputError("this optimizer does not train the student: give it distiller.trainable_parameters()")
-        self._optimizer, self._first_rate = weakref.ref(optimizer), float(group.get("initial_lr", group["lr"]))
+        # Where a state was loaded, its rates are those of an optimizer that this one goes on for.
+        if self._optimizer is not None or not self._full_rate:
+            group = optimizer.param_groups[index]
+            self._full_rate = float(group.get("max_lr", group.get("initial_lr", group["lr"])))
+        self._optimizer, self._group = weakref.ref(optimizer), index
 
     def _current_stage(self) -> Stage:
         """The student's stage of the next update, in its turn."""
@@ -257,29 +279,41 @@ class Distiller(nn.Module):
         weakref.finalize(self, handle.remove)
 
     def _stepped(self, optimizer: torch.optim.Optimizer) -> None:
-        followed = self._optimizer() if self._optimizer is not None else None
-        if followed is None and self._group_of_student(optimizer) is not None:
+        """The first step after a call is an update: of several optimizers, the first one's."""
+        if not self._called:
+            return
+        if optimizer is not self._followed():
+            if self._group_of_student(optimizer) is None:
+                return
             self.follow(optimizer)
-            followed = optimizer
-        if followed is optimizer:
-            self._student_updates, self._called = self._student_updates + 1, False
+        self._student_updates, self._called = self._student_updates + 1, False
+
+    def _followed(self) -> torch.optim.Optimizer | None:
+        return self._optimizer() if self._optimizer is not None else None
 
     def _count_call(self) -> None:
         """Count the last call as an update where no optimizer has been seen and no gradient waits for more parts."""
         if self._optimizer is None and self._called and all(p.grad is None for p in self.student.parameters()):
             self._student_updates, self._called = self._student_updates + 1, False
 
-    def _group_of_student(self, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-        first = next((p for p in self.student.parameters() if p.requires_grad), None)
-        return next((group for group in optimizer.param_groups if any(p is first for p in group["params"])), None)
+    def _group_of_student(self, optimizer: torch.optim.Optimizer) -> int | None:
+        """The first of its parameter groups that holds any of the student's."""
+        own = {id(p) for p in self.student.parameters()}
+        groups = enumerate(optimizer.param_groups)
+        return next((index for index, group in groups if any(id(p) in own for p in group["params"])), None)
 
     def _rate_factor(self, progress: float | None) -> float:
-        """What the rates of players that follow the student are to be multiplied by."""
+        """What the rates of players that follow the student are to be multiplied by: 1 at most."""
         if progress is not None:
+            if isinstance(progress, str) or not 0 <= progress <= 1:
+                raise InputError(f"progress is {progress!r}: it must be the share of the training that is done, 0 to 1")
             return schedule_factor(progress, 1.0, MILESTONES, GAMMA, 0)
-        optimizer = self._optimizer() if self._optimizer is not None else None
-        group = self._group_of_student(optimizer) if optimizer is not None else None
-        return float(group["lr"]) / self._first_rate if group is not None and self._first_rate else 1.0
+        if (optimizer := self._followed()) is not None:
+            rate = float(optimizer.param_groups[self._group]["lr"])
+            # A warm-up by hand begins below the rate that it leads to.
+            self._full_rate = max(self._full_rate, rate)
+            self._factor = rate / self._full_rate if self._full_rate else 1.0
+        return self._factor
 
     def _own_players(self) -> Players:
         """The method's players, made when they are first needed: on the device and in the precision of then."""
@@ -304,6 +338,14 @@ class Distiller(nn.Module):
 
     # State
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: they follow no optimizer of this one's."""
+        return {**self.__dict__, "_optimizer": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._notice_optimizers()
+
     def _apply(self, fn, recurse: bool = True) -> Distiller:
         """``to``, ``cuda`` and the like take the teacher along."""
         if self.teacher is not None:
@@ -317,7 +359,8 @@ class Distiller(nn.Module):
         """
         self._count_call()
         players = self._players.state_dict() if self._players is not None else self._players_state
-        state = {"prepared": self._prepared, "updates": self._student_updates, "players": players}
+        rates = [self._full_rate, self._rate_factor(None)]
+        state = {"prepared": self._prepared, "updates": self._student_updates, "players": players, "rates": rates}
         buffer = io.BytesIO()
         torch.save(state, buffer)
         return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
@@ -326,27 +369,89 @@ class Distiller(nn.Module):
         """The reverse of :meth:`get_extra_state`."""
         kept = torch.load(io.BytesIO(state.cpu().numpy().tobytes()), map_location="cpu", weights_only=True)
         self._prepared, self._student_updates, self._players_state = kept["prepared"], kept["updates"], kept["players"]
+        self._full_rate, self._factor = kept.get("rates", (self._full_rate, self._factor))
         if self._players is not None and self._players_state is not None:
             self._players.load_state_dict(self._players_state)
             self._players_state = None
+
+
+def _check(method: Any, settings: Any) -> None:
+    """InputError for arguments of other types than a method's and its settings'."""
+    own = isinstance(method, type) and issubclass(method, methods.Method) and bool(method.name)
+    if not isinstance(method, str) and not own:
+        raise InputError(f"method must be a name such as 'ktan', or a subclass of detkt.Method, not {method!r}")
+    if settings is not None and not isinstance(settings, Mapping):
+        raise InputError(f"settings must be a dict of the method's settings, not {settings!r}")
 
 
 def _parse(
     method: str | type[methods.Method], settings: Mapping[str, Any] | None
 ) -> dict[type[methods.Method], methods.MethodConfig]:
     """The configs of what the caller asked for."""
-    if not isinstance(method, str) and not (isinstance(method, type) and issubclass(method, methods.Method)):
-        raise InputError(f"method must be a name such as 'ktan', or a subclass of detkt.Method, not {method!r}")
-    if settings is not None and not isinstance(settings, Mapping):
-        raise InputError(f"settings must be a dict of the method's settings, not {settings!r}")
     if isinstance(method, type) or "+" not in method:
         method = methods.method_class(method)
         settings = {method.name: settings}
     return methods.parse(method, settings)
 
 
+def _network(net: Any, role: str) -> nn.Module:
+    """*net* without what ``torch.compile`` or data parallelism wraps around it."""
+    if not isinstance(net, nn.Module):
+        raise InputError(f"the {role} must be a network (nn.Module), not {type(net).__name__}")
+    net = net._modules.get("_orig_mod") or net
+    if isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        if role == "student":
+            raise InputError(
+                f"the student is wrapped in {type(net).__name__}: give the network itself, and wrap the distiller in "
+                "DistributedDataParallel"
+            )
+        net = net.module
+    if next(net.parameters(), None) is None:
+        raise InputError(f"the {role} is a {type(net).__name__} without parameters; give a network that has some")
+    return net
+
+
+def _class_names(given: Any, argument: str) -> tuple[str, ...]:
+    """Class names as a tuple; none where None is given."""
+    names = () if given is None else given
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise InputError(f"{argument} must be a list of class names, not {given!r}")
+    return tuple(names)
+
+
+@contextmanager
+def _told_as_arguments(method: str | type[methods.Method]) -> Iterator[None]:
+    """Errors inside the block name a setting as the call has it, ``settings['beta']``; their cause, as its key."""
+    several = isinstance(method, str) and "+" in method
+
+    def argument(found: re.Match[str]) -> str:
+        name, key = found.groups()
+        if name is None:
+            return "image_size"
+        return "settings" + (f"['{name}']" if several else "") + (f"['{key}']" if key else "")
+
+    try:
+        yield
+    except InputError as error:
+        # Of an unknown method there are no settings to be told of: that error comes again.
+        known = "|".join(re.escape(cls.name) for cls in methods.classes(method))
+        key = rf"\bmethods\.({known})(?![\w-])(?:\.(\w+))?|\bdata\.image_size\b"
+        raise InputError(re.sub(key, argument, error.args[0])) from error
+
+
+@contextmanager
+def settings_told_as_keys() -> Iterator[None]:
+    """For a distiller that a config describes: errors name the config's keys, not the call's arguments."""
+    try:
+        yield
+    except InputError as error:
+        raise error.__cause__ if isinstance(error.__cause__, InputError) else error from None
+
+
 def _cycle(batches: Iterable, steps: int) -> Iterator:
     """*steps* batches, starting over at the end."""
+    if not isinstance(batches, Iterable):
+        raise InputError(f"prepare() takes a DataLoader or a list of batches, not {type(batches).__name__}")
     done = 0
     while done < steps:
         before = done

@@ -25,7 +25,7 @@ from detkt.base.seeds import seed_everything
 from detkt.config import Config, DataConfig, NetConfig, save_config
 from detkt.data import data_root
 from detkt.data.base import PictureSet
-from detkt.distiller import Distiller
+from detkt.distiller import Distiller, settings_told_as_keys
 from detkt.engine.run_folder import BEST, check_run_folder, open_folder, versions, write_metrics
 from detkt.engine.synced_norm import sync_batch_norms
 from detkt.engine.teacher_cache import TeacherCache
@@ -233,16 +233,17 @@ def _prepare_training(job: _Job, data: _Data, student: nn.Module, teacher: nn.Mo
     seed_everything(config.train.seed)
     folder = config.train.cache_teacher if teacher is not None else None
     cache = TeacherCache(folder) if folder is not None else None
-    distiller = Distiller(
-        student,
-        teacher,
-        config.method,
-        config.method_settings(),
-        classes,
-        classes,
-        job.kind.image_size(data.training),
-        cache,
-    )
+    with settings_told_as_keys():
+        distiller = Distiller(
+            student,
+            teacher,
+            config.method,
+            config.method_settings(),
+            classes,
+            classes,
+            job.kind.image_size(data.training),
+            cache,
+        )
     if distiller.method.reads_student_head and config.trained_net.checkpoint is None:
         log.warning(
             "method '%s' reads the student's head before it trains the student, and this one is untrained: "

@@ -15,6 +15,10 @@ from detkt.base.errors import InputError
 from detkt.methods.base import OPTIMIZERS, STUDENT, Player, Update
 
 
+def _nothing(*_: Any) -> None:
+    """What is done where nothing is asked for. A function has a name, and so can be pickled."""
+
+
 class Players:
     """The method's own players, each with its optimizer, and the student where its optimizer is given.
 
@@ -37,8 +41,8 @@ class Players:
         clip_norm: float = 0.0,
         accumulate: int = 1,
         half: bool = False,
-        average: Callable[[Iterable[nn.Parameter]], None] = lambda parameters: None,
-        look: Callable[[str, Tensor], None] = lambda player, norm: None,
+        average: Callable[[Iterable[nn.Parameter]], None] = _nothing,
+        look: Callable[[str, Tensor], None] = _nothing,
     ) -> None:
         self.parameters, self.accumulate, self.half = parameters, accumulate, half
         self._average, self._look = average, look

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -75,14 +77,18 @@ class LayerRecorder:
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str], role: str) -> None:
-        modules = dict(network.named_modules())
+        # torch.compile(module) is the module under another name.
+        modules: dict[str, nn.Module] = {}
+        for name, module in network.named_modules():
+            modules.setdefault(".".join(part for part in name.split(".") if part != "_orig_mod"), module)
+        del modules[""]
         self._modules: list[tuple[str, nn.Module]] = []
         self._recorded: dict[str, Tensor] | None = None
         self._handles: list[RemovableHandle] = []
         self._stays = False
         for name in names:
-            if name not in modules or not name:
-                top = [key for key in modules if key and key.count(".") == 0]
+            if name not in modules:
+                top = [key for key in modules if key.count(".") == 0]
                 raise InputError(
                     f"the {role}'s backbone has no layer '{name}'{suggestion(name, modules)}; "
                     f"its stages are: {', '.join(top)}"
@@ -129,14 +135,38 @@ class LayerRecorder:
             self._recorded = None
 
 
+@dataclass
+class _AsItCame:
+    """How a network was before it was frozen, by names of its parts, and how many hold it frozen."""
+
+    gradients: dict[str, bool]
+    modes: dict[str, bool]
+    holders: int = 0
+
+
+_FROZEN: WeakKeyDictionary[nn.Module, _AsItCame] = WeakKeyDictionary()
+
+
 class FrozenTeacher:
-    """A teacher in evaluation mode and without gradients, until it is let go."""
+    """A teacher in evaluation mode and without gradients, until the last of those that hold it lets it go."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        self._modes = [(module, module.training) for module in model.modules()]
+        self._hold(
+            {name: parameter.requires_grad for name, parameter in model.named_parameters()},
+            {name: module.training for name, module in model.named_modules()},
+        )
         model.eval().requires_grad_(False)
+
+    def _hold(self, gradients: dict[str, bool], modes: dict[str, bool]) -> None:
+        self._came: _AsItCame | None = _FROZEN.setdefault(self.model, _AsItCame(gradients, modes))
+        self._came.holders += 1
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy holds the copied network."""
+        self.model, self._came = state["model"], None
+        if (came := state["_came"]) is not None:
+            self._hold(came.gradients, came.modes)
 
     def keep(self) -> None:
         """See that it is still in evaluation mode: a module that holds it may have been put into training."""
@@ -144,12 +174,18 @@ class FrozenTeacher:
             self.model.eval()
 
     def close(self) -> None:
-        """Give it its own modes and ``requires_grad`` back."""
-        for parameter, required in self._gradients:
-            parameter.requires_grad_(required)
-        for module, mode in self._modes:
-            module.training = mode
-        self._gradients, self._modes = [], []
+        """Give it its own modes and ``requires_grad`` back, where nobody else needs it frozen."""
+        came, self._came = self._came, None
+        if came is None:
+            return
+        came.holders -= 1
+        if came.holders:
+            return
+        _FROZEN.pop(self.model, None)  # gone already where a cycle is collected
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(came.gradients.get(name, True))
+        for name, module in self.model.named_modules():
+            module.training = came.modes.get(name, module.training)
 
 
 def require_two_nets(student: nn.Module, teacher: nn.Module) -> None:
@@ -163,6 +199,24 @@ def require_two_nets(student: nn.Module, teacher: nn.Module) -> None:
                 f"student and teacher share a parameter ('{ours[id(parameter)]}' and '{name}'): what freezes the "
                 "teacher would freeze the student; give the teacher a copy (copy.deepcopy)"
             )
+
+
+def require_training(student: nn.Module) -> None:
+    """Raise InputError where the student is to learn in evaluation mode."""
+    if not student.training and torch.is_grad_enabled():
+        raise InputError(
+            "the student is in evaluation mode: call train() on it, or on the distiller, before training; a validation "
+            "loss in this mode needs torch.no_grad()"
+        )
+
+
+def require_one_precision(student: nn.Module, teacher: nn.Module) -> None:
+    """Raise InputError where two nets that see one batch compute in different precisions."""
+    ours, theirs = (next((p.dtype for p in net.parameters()), None) for net in (student, teacher))
+    if theirs is not None and ours != theirs:
+        raise InputError(
+            f"the student is in {ours} and the teacher in {theirs}: convert one, as with teacher.to({ours})"
+        )
 
 
 def map_specs(maps: dict[str, Tensor], role: str) -> dict[str, FeatureSpec]:

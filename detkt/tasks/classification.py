@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,15 @@ from detkt.base.errors import InputError, first_line
 from detkt.knowledge import Knowledge, Spec
 from detkt.methods.base import Needs
 from detkt.models.card import find_card
-from detkt.tasks.base import FrozenTeacher, TeacherMaps, evaluating, map_specs, require_two_nets
+from detkt.tasks.base import (
+    FrozenTeacher,
+    TeacherMaps,
+    evaluating,
+    map_specs,
+    require_one_precision,
+    require_training,
+    require_two_nets,
+)
 from detkt.tasks.classifiers import SplitNet, WholeNet, net_of
 
 CIFAR_SIZE, IMAGENET_SIZE = 32, 224
@@ -50,11 +59,13 @@ class ClassificationTask:
         self._nets: dict[str, SplitNet | WholeNet] = {"student": net_of(student, "student")}
         self._classes = {"student": tuple(student_classes), "teacher": tuple(teacher_classes)}
         self._num_classes: dict[str, int] = {}  # known once the networks were probed
+        self._channels = _channels(student)
         if teacher is None:
             return
         require_two_nets(student, teacher)
         self._nets["teacher"] = net_of(teacher, "teacher")
-        ours, theirs = _channels(student), _channels(teacher)
+        require_one_precision(student, teacher)
+        ours, theirs = self._channels, _channels(teacher)
         if ours != theirs:
             raise InputError(f"the student takes pictures of {ours} channels and the teacher of {theirs}")
         self._frozen = FrozenTeacher(teacher)
@@ -83,7 +94,7 @@ class ClassificationTask:
         if size is None:
             card = find_card(self.student)
             size = CIFAR_SIZE if card and card.architecture.startswith("cifar_") else IMAGENET_SIZE
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = _checked_size(size)
         noise = torch.randn(2, _channels(net.model), height, width, generator=torch.Generator().manual_seed(0))
         weight = next(net.model.parameters())
         noise = noise.to(weight.device, weight.dtype)
@@ -93,10 +104,10 @@ class ClassificationTask:
                 maps, logits = net.both(noise)
         except InputError:
             raise
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
             raise InputError(
                 f"the {role} cannot take pictures of {height} x {width} ({first_line(error)}); choose another "
-                "net or size (data.image_size, in your own loop image_size)"
+                "net or size (data.image_size)"
             ) from None
         classes = self._num_classes[role] = logits.shape[1]
         names = self._classes[role]
@@ -126,16 +137,16 @@ class ClassificationTask:
         They may be on another device than the networks.
 
         Raises:
-            InputError: the student is to learn while it is in evaluation mode, or a label is not one of its classes.
+            InputError: the student is to learn while it is in evaluation mode, the pictures are no such batch, or a
+                label is not one of its classes.
         """
-        if Needs.STUDENT in needs and not self.student.training:
-            raise InputError(
-                "the student is in evaluation mode: call train() on it, or on the distiller, before training"
-            )
-        device = next(self.student.parameters()).device
+        if Needs.STUDENT in needs:
+            require_training(self.student)
+        weight = next(self.student.parameters())
+        images = _checked_pictures(images, self._channels)
         labels = _checked_labels(targets, len(images), self._num_classes["student"])
-        images = torch.stack(images) if isinstance(images, list) else images
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        images = images.to(weight.device, weight.dtype, non_blocking=True)
+        labels = labels.to(weight.device, torch.int64, non_blocking=True)
         student = teacher = None
         if Needs.STUDENT in needs:
             features, logits = self._nets["student"].both(images)
@@ -172,13 +183,34 @@ class ClassificationHeads:
             return {"cross_entropy": F.cross_entropy(net.scores(features, self._images), self._labels)}
 
 
-def _checked_labels(targets: Labels, pictures: int, classes: int) -> Tensor:
-    labels = targets.get("labels") if isinstance(targets, dict) else targets
-    if not isinstance(labels, Tensor) or labels.dim() != 1 or len(labels) != pictures or labels.is_floating_point():
+def _checked_pictures(images: Any, channels: int) -> Tensor:
+    if isinstance(images, list | tuple) and all(isinstance(image, Tensor) for image in images):
+        if len({image.shape for image in images}) != 1:
+            raise InputError("the pictures of a batch must be of one size: resize or crop them")
+        images = torch.stack(tuple(images))
+    if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
+        given = f"{tuple(images.shape)} of {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
+        raise InputError(f"images must be a floating-point batch (N, {channels}, H, W), normalised, not {given}")
+    if images.shape[1] != channels or not len(images):
+        raise InputError(f"images must be (N, {channels}, H, W) with one picture or more, not {tuple(images.shape)}")
+    return images
+
+
+def _checked_labels(targets: Any, pictures: int, classes: int) -> Tensor:
+    labels: Any = targets.get("labels") if isinstance(targets, dict) else targets
+    fits = isinstance(labels, Tensor) and labels.dim() == 1 and len(labels) == pictures
+    if not fits or labels.is_floating_point() or labels.dtype == torch.bool:
         raise InputError("targets must be whole-number labels (N,), one a picture, or a dict that has them as 'labels'")
     if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise InputError(f"labels must be 0 to {classes - 1}, found {int(labels.min())} to {int(labels.max())}")
     return labels
+
+
+def _checked_size(size: Any) -> tuple[int, int]:
+    sides = [size, size] if isinstance(size, int) else size
+    if not isinstance(sides, list | tuple) or len(sides) != 2 or not all(type(s) is int and s > 0 for s in sides):
+        raise InputError(f"data.image_size is {size!r}: it must be a side in pixels, or height and width")
+    return sides[0], sides[1]
 
 
 def _channels(model: nn.Module) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detkt.base.errors import InputError
 from detkt.models.classifier import Classifier
 from detkt.tasks.base import Calling, LayerRecorder, evaluating, replaced
 
@@ -55,12 +56,12 @@ class SplitNet:
             return seen["output"]
 
         with replaced(self.model, backbone=Calling(backbone, self.model.backbone)), self.recorder.watching():
-            logits = _logits(self.model._call_impl(images))
+            logits = _logits(self.model._call_impl(images), self.role)
         return seen, logits
 
     def scores(self, features: dict[str, Tensor], images: Tensor) -> Tensor:
         """Class logits (N, K) of the head on ``output``."""
-        return _logits(self.model.head(features["output"]))
+        return _logits(self.model.head(features["output"].clone()), self.role)  # which may write into it
 
     def reading(self) -> Any:
         """A context in which reading a map changes nothing in the head."""
@@ -98,7 +99,7 @@ class WholeNet:
     def both(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The network's own forward pass: its maps and its class logits (N, K)."""
         with self.recorder.watching(), self.recorder.recording() as seen:
-            logits = _logits(self.model._call_impl(images))
+            logits = _logits(self.model._call_impl(images), self.role)
         maps = {name: feature for name, feature in seen.items() if name != self._map}
         return ({"output": seen[self._map]} if self._map else {}) | maps, logits
 
@@ -106,8 +107,9 @@ class WholeNet:
         """Class logits (N, K) of what comes after the last map, on ``output``."""
         path, _, name = self._map.rpartition(".")
         parent = self.model.get_submodule(path)
-        with replaced(parent, **{name: Calling(lambda *_: features["output"], getattr(parent, name))}):
-            return _logits(self.model._call_impl(images))
+        feature = features["output"].clone()  # DenseNet's ReLU would write into it
+        with replaced(parent, **{name: Calling(lambda *_: feature, getattr(parent, name))}):
+            return _logits(self.model._call_impl(images), self.role)
 
     def reading(self) -> Any:
         """A context in which reading a map changes nothing in the network."""
@@ -119,14 +121,24 @@ def net_of(model: nn.Module, role: str) -> SplitNet | WholeNet:
     return SplitNet(model, role) if isinstance(model, Classifier) else WholeNet(model, role)
 
 
-def _logits(output: Any) -> Tensor:
-    """Class logits, float32 at least as losses need them: of a tensor, or of an output that has them as ``logits``."""
+def _logits(output: Any, role: str) -> Tensor:
+    """Class logits, float32 at least as losses need them: of a tensor, or of an output that has them as ``logits``.
+
+    Raises:
+        InputError: they are none.
+    """
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", output)
     if isinstance(logits, dict):
         logits = logits.get("logits")
     if not isinstance(logits, Tensor) or logits.dim() != 2:
-        raise ValueError(f"it gives {type(output).__name__}, not class logits (N, K)")
+        raise InputError(f"the {role} gives {type(output).__name__}, not class logits (N, K)")
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _is_channels_last(module: nn.Module, output: Tensor) -> bool:
+    """Whether *output* is (N, H, W, C), as Swin's norms give it."""
+    channels = module.normalized_shape[-1] if isinstance(module, nn.LayerNorm) else 0
+    return channels == output.shape[-1] != output.shape[1]
 
 
 def _last_map(model: nn.Module, picture: Tensor) -> str:
@@ -138,10 +150,12 @@ def _last_map(model: nn.Module, picture: Tensor) -> str:
             nonlocal found
             if not isinstance(output, Tensor) or output.dim() < 3:
                 return
-            if output.dim() == 4 and max(output.shape[-2:]) > 1 and not isinstance(module, nn.AdaptiveAvgPool2d):
+            learns = next(module.parameters(), None) is not None
+            if output.dim() != 4 or _is_channels_last(module, output):
+                # Tokens: what was a map before them is no map of what the scores are read from.
+                found = "" if learns else found
+            elif max(output.shape[-2:]) > 1 and not isinstance(module, nn.AdaptiveAvgPool2d):
                 found = name
-            elif output.dim() != 4 and next(module.parameters(), None) is not None:
-                found = ""  # tokens: what was a map before them is no map of what the scores are read from
 
         return hook
 

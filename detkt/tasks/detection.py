@@ -16,7 +16,15 @@ from torchvision.models.detection.image_list import ImageList
 from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge, Spec, known, scaled
 from detkt.methods.base import Needs
-from detkt.tasks.base import FrozenTeacher, TeacherMaps, evaluating, map_specs, require_two_nets
+from detkt.tasks.base import (
+    FrozenTeacher,
+    TeacherMaps,
+    evaluating,
+    map_specs,
+    require_one_precision,
+    require_training,
+    require_two_nets,
+)
 from detkt.tasks.detectors import Detector, Pass, Targets, as_pyramid, moved, named_outputs, normalisation
 
 PIXELS_AT_ONCE = 2**18
@@ -52,11 +60,15 @@ class DetectionTask:
         self._student = Detector(student, "student")
         self.offered = ~(Needs.NOTHING if self._student.anchor_generator is not None else Needs.ANCHORS)
         self._classes = {"student": tuple(student_classes), "teacher": tuple(teacher_classes)}
+        transform: Any = student.transform
+        given = normalisation(transform)
+        self._channels = len(given["image_mean"]) if given is not None else 0
         self._num_classes = 0
         self._teacher: Detector | None = None
         self._to_teacher: tuple[Tensor, Tensor] | None = None
         if teacher is not None:
             require_two_nets(student, teacher)
+            require_one_precision(student, teacher)
             self._teacher = Detector(teacher, "teacher")
             self._to_teacher = _conversion(self._student.model.transform, self._teacher.model.transform)
             self._frozen = FrozenTeacher(teacher)
@@ -133,17 +145,19 @@ class DetectionTask:
         They may be on another device than the networks.
 
         Raises:
-            InputError: the student's losses are asked for while it is in evaluation mode, where it has none; targets
-                are missing or malformed, or hold (on the CPU) boxes that are inverted, empty or not finite, or labels
-                that are none of its classes.
+            InputError: the student is to learn while it is in evaluation mode; pictures or targets are missing or
+                malformed, or hold (on the CPU) boxes that are inverted, empty or not finite, or labels that are none
+                of its classes.
         """
-        if Needs.STUDENT in needs and not self.student.training:
-            raise InputError(
-                "the student is in evaluation mode: call train() on it, or on the distiller, before training"
-            )
+        if Needs.STUDENT in needs:
+            require_training(self.student)
+        _check_pictures(images, self._channels)
         _check_targets(images, targets, self._num_classes)
-        device = next(self.student.parameters()).device
-        images = [image.to(device, non_blocking=True) for image in images]
+        if Needs.STUDENT in needs:
+            self._student.require_targets_of_heads(targets)
+        weight = next(self.student.parameters())
+        device = weight.device
+        images = [image.to(device, non_blocking=True).to(weight.dtype) for image in images]
         from_teacher = bool(needs & (Needs.TEACHER_FEATURES | Needs.TEACHER_LOGITS))
         teacher_features: dict[str, Tensor] = {}
 
@@ -251,6 +265,18 @@ def _conversion(student: nn.Module, teacher: nn.Module) -> tuple[Tensor, Tensor]
     return std / to_std, (mean - to_mean) / to_std
 
 
+def _check_pictures(images: Any, channels: int) -> None:
+    """InputError unless *images* are (C, H, W) of *channels* or one; 0: any, of a transform that has its own ways."""
+    if not isinstance(images, list | tuple | Tensor) or not len(images):
+        raise InputError("images must be a list of tensors (3, H, W) in [0, 1], one or more")
+    for number, image in enumerate(images):
+        if not isinstance(image, Tensor) or image.dim() != 3 or not image.is_floating_point():
+            given = f"{tuple(image.shape)} of {image.dtype}" if isinstance(image, Tensor) else type(image).__name__
+            raise InputError(f"picture {number} of the batch is {given}; give floating-point (3, H, W) in [0, 1]")
+        if channels and image.shape[0] not in (1, channels):
+            raise InputError(f"picture {number} of the batch is {tuple(image.shape)}; give ({channels}, H, W)")
+
+
 def _check_targets(images: Any, targets: Any, num_classes: int) -> None:
     if not isinstance(targets, list | tuple) or not all(isinstance(target, dict) for target in targets):
         raise InputError(
@@ -271,6 +297,8 @@ def _check_target(target: dict[str, Tensor], where: str, num_classes: int) -> No
     if boxes.dim() != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
         shapes = f"boxes of shape {tuple(boxes.shape)} and labels of shape {tuple(labels.shape)}"
         raise InputError(f"{where}: {shapes}; they must be (n, 4) and (n,)")
+    if labels.dtype != torch.int64:
+        raise InputError(f"{where}: labels are {labels.dtype}; they must be torch.int64")
     if boxes.is_cpu and not (right := (boxes[:, 2:] > boxes[:, :2]).all(1) & boxes.isfinite().all(1)).all():
         raise InputError(
             f"{where}: box {boxes[~right][0].tolist()} is inverted, empty or not finite; give x1 < x2 and y1 < y2"

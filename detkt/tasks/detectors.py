@@ -89,6 +89,11 @@ class Detector:
                 f"the {role} is a {type(model).__name__}, not a torchvision detector; classifiers are "
                 "detkt.models.build_classifier(NAME, classes) or detkt.models.Classifier(backbone, head)"
             )
+        if (dtype := next((p.dtype for p in model.parameters()), None)) in (torch.float16, torch.bfloat16):
+            raise InputError(
+                f"the {role} is in {dtype}, in which torchvision's detectors find no boxes: call float() on it and run "
+                "the distiller under torch.autocast"
+            )
         self.model: Any = model  # torchvision's parts have no types
         self.backbone: nn.Module = parts["backbone"]
         self.role = role
@@ -142,7 +147,7 @@ class Detector:
         transformed: Callable[[ImageList], None],
         computed: Callable[[ImageList], None],
     ) -> Pass:
-        """The network's own forward pass in training.
+        """The network's own forward pass in training; the losses of a network in evaluation mode, which stays in it.
 
         *transformed* is called when the batch is made, and *computed* when the backbone has run.
         """
@@ -169,7 +174,12 @@ class Detector:
             "transform": _stand_in(transform, original_transform),
             "backbone": Calling(backbone, self.model.backbone),
         }
-        with replaced(self.model, **stand_ins), self._reading_heads(seen), self.recorder.watching():
+        with ExitStack() as stack:
+            stack.enter_context(replaced(self.model, **stand_ins))
+            stack.enter_context(self._reading_heads(seen))
+            stack.enter_context(self.recorder.watching())
+            if not self.model.training:
+                stack.enter_context(self._scoring(targets))
             # Not through a compiled forward: it would be translated anew for the stand-ins of every pass.
             seen.losses = self.model._call_impl(images, targets)
         return seen
@@ -265,10 +275,26 @@ class Detector:
                 heads = self.model.roi_heads
                 self.model.rpn.training = heads.training = True
                 # On targets without masks or keypoints only the box head has something to say.
-                for key, kind in (("masks", "mask"), ("keypoints", "keypoint")):
-                    if getattr(heads, f"{kind}_roi_pool", None) is not None and not all(key in t for t in targets):
-                        stack.enter_context(replaced(heads, **{f"{kind}_roi_pool": None}))
+                for kind in self._heads_without(targets):
+                    stack.enter_context(replaced(heads, **{f"{kind}_roi_pool": None}))
             yield
+
+    def _heads_without(self, targets: Targets) -> list[str]:
+        """``mask`` and ``keypoint``, where there is such a head and not every target has something for it."""
+        heads = getattr(self.model, "roi_heads", None)
+        return [
+            kind
+            for kind in ("mask", "keypoint")
+            if getattr(heads, f"{kind}_roi_pool", None) is not None and not all(f"{kind}s" in t for t in targets)
+        ]
+
+    def require_targets_of_heads(self, targets: Targets) -> None:
+        """Raise InputError where a head of the network's has nothing to learn from."""
+        if missing := self._heads_without(targets):
+            raise InputError(
+                f"the {self.role} has a {missing[0]} head, but not every target has '{missing[0]}s'; give them, or "
+                f"take the head away: {self.role}.roi_heads.{missing[0]}_roi_pool = None"
+            )
 
     @contextmanager
     def _normalisation_on(self, device: torch.device) -> Iterator[None]:
@@ -307,4 +333,7 @@ def moved(value: Any, device: torch.device) -> Any:
 
 
 def _is_compiled(network: nn.Module) -> bool:
-    return any(getattr(module, "_compiled_call_impl", None) is not None for module in network.modules())
+    return any(
+        "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
+        for module in network.modules()
+    )

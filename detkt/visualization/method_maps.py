@@ -14,7 +14,7 @@ from detkt.base.errors import InputError
 from detkt.config import load_config
 from detkt.data.base import PictureSet
 from detkt.data.loading import evaluation_loader
-from detkt.distiller import Distiller
+from detkt.distiller import Distiller, settings_told_as_keys
 from detkt.engine.checkpoint import LAST, load_checkpoint
 from detkt.engine.run import build_net
 from detkt.kinds import kind_of
@@ -61,7 +61,8 @@ def restore(
     Raises InputError: ``last.pt`` or ``config.yaml`` cannot be read, or do not fit one another or the two networks.
     """
     config = load_config(run / CONFIG)
-    distiller = Distiller(student, teacher, config.method, config.method_settings(), image_size=image_size)
+    with settings_told_as_keys():
+        distiller = Distiller(student, teacher, config.method, config.method_settings(), image_size=image_size)
     state = load_checkpoint(run / LAST).get("distiller", {})
     try:
         distiller.load_state_dict(state)
