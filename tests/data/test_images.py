@@ -218,7 +218,7 @@ def test_a_decompression_bomb_is_refused(tmp_path):
     data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
     (tmp_path / "a.png").write_bytes(data)
     assert "has 3,600,000,000 pixels, and 178,956,970 are the most" in refusal(tmp_path / "a.png")
-    assert "raise data.max_pixels" in refusal(tmp_path / "a.png")
+    assert "raise that limit (data.max_pixels" in refusal(tmp_path / "a.png")
 
 
 def test_the_most_pixels_are_a_setting(tmp_path):
