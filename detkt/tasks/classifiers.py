@@ -73,7 +73,8 @@ class WholeNet:
 
     ``output`` is the last map (N, C, H, W) after which nothing with weights sees more than a vector a picture: that of
     torchvision's and timm's convolutional nets before their pooling. A transformer has no such map; its scores can be
-    distilled, and inner layers that give maps.
+    distilled, and inner layers that give maps. What it gives beside its scores in training (GoogLeNet's auxiliary ones)
+    gets no loss.
     """
 
     def __init__(self, model: nn.Module, role: str) -> None:
