@@ -1,0 +1,125 @@
+"""Weights of a method's terms as shares of the task's gradient.
+
+A fixed weight does not carry from one pair of networks to the next: the gradient of one and the same term is a
+thirtieth of the task's on one pair and seventy times it on another, where it drowns the task. A share holds the norm
+of a term's gradient to so many times that of the task losses, both taken at the student's maps, which costs a backward
+pass through the heads alone. So VQGAN holds its adversary (Esser et al., CVPR 2021).
+
+What that leaves open, and we decided: the norm is that of all the student's maps together, over the cells that show
+picture; it is measured in one batch of :data:`EVERY`, and the ratio is a geometric mean over the measurements with a
+memory of some ten of them, so that one odd batch moves no weight; several processes use the mean of theirs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from detkt.methods.base import Update
+
+EVERY = 20
+MEMORY = 0.9
+LARGEST = 1e4
+"""No factor goes above it, nor below its inverse: a term without a gradient would get an endless weight."""
+
+
+class Balance(nn.Module):
+    """Factors on the terms of a method, measured while the student learns; its state goes with a checkpoint.
+
+    Args:
+        shares: by term, the norm of its gradient in norms of the task's.
+        mean: of a tensor over all processes.
+    """
+
+    def __init__(self, shares: Mapping[str, float], mean: Callable[[Tensor], Tensor] = lambda values: values) -> None:
+        super().__init__()
+        self.shares, self._mean = dict(shares), mean
+        self._names = list(self.shares)
+        self._measured: set[str] = set()  # so that no step has to ask a GPU
+        self.register_buffer("ratios", torch.full((len(self._names),), math.nan))  # logarithms, task : term
+
+    def forward(
+        self,
+        update: Update,
+        task: Mapping[str, Tensor],
+        maps: Sequence[Tensor],
+        masks: Sequence[Tensor | None],
+        measure: bool,
+    ) -> Update:
+        """*update* with every term that has a share times its factor.
+
+        Args:
+            update: what the method adds for the student.
+            task: the student's task losses.
+            maps: the student's maps (N, C, H, W) that both hang on.
+            masks: of each map (N, 1, H, W), 1 where it shows picture; None: everywhere.
+            measure: look at the gradients of this batch, and tell of them in the update's metrics: ``NAME_share`` (what
+                the term pulls now, in units of the task) and ``NAME_cosine`` (of the two gradients).
+        """
+        terms = [name for name in self._names if name in update.losses]
+        if not terms:
+            return update
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        if measure or any(not self._known(name) for name in terms):
+            found = self._measure(update, task, maps, masks, terms)
+        losses, metrics = dict(update.losses), dict(update.metrics)
+        for name in terms:
+            factor = self._factor(name)
+            losses[name] = factor * losses[name]
+            if name in found:
+                ratio, cosine = found[name]
+                metrics[f"{name}_share"] = factor / ratio
+                metrics[f"{name}_cosine"] = cosine
+        return replace(update, losses=losses, metrics=metrics)
+
+    def _known(self, name: str) -> bool:
+        if name not in self._measured and self.ratios[self._names.index(name)].isfinite():
+            self._measured.add(name)
+        return name in self._measured
+
+    def _factor(self, name: str) -> Tensor:
+        ratio = self.ratios[self._names.index(name)].exp()
+        # A term that has had no gradient so far keeps the weight it came with.
+        return torch.where(ratio.isfinite(), self.shares[name] * ratio, torch.ones_like(ratio))
+
+    def _measure(
+        self,
+        update: Update,
+        task: Mapping[str, Tensor],
+        maps: Sequence[Tensor],
+        masks: Sequence[Tensor | None],
+        terms: Sequence[str],
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Ratio of norms (task : term) and cosine of each term, by name; the running ratios move on."""
+        ours = _gradient(torch.stack([loss.float() for loss in task.values()]).sum(), maps, masks)
+        norm = ours.norm()
+        found = {}
+        for name in terms:
+            theirs = _gradient(update.losses[name].float(), maps, masks)
+            measured = torch.stack([norm, theirs.norm(), ours @ theirs])
+            task_norm, term_norm, product = self._mean(measured)
+            ratio = (task_norm / term_norm).clamp(1 / LARGEST, LARGEST)
+            found[name] = ratio, product / (task_norm * term_norm).clamp_min(1e-20)
+            if not (term_norm > 0 and task_norm > 0):
+                continue
+            index = self._names.index(name)
+            new = ratio.log()
+            old = self.ratios[index]
+            self.ratios[index] = torch.where(old.isfinite(), MEMORY * old + (1 - MEMORY) * new, new)
+        return found
+
+
+def _gradient(loss: Tensor, maps: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Tensor:
+    """The gradient of *loss* at *maps* as one vector, over the cells of *masks*; the graph stays."""
+    if not loss.requires_grad:
+        return torch.cat([feature.new_zeros(feature.numel(), dtype=torch.float32) for feature in maps])
+    gradients = torch.autograd.grad(loss, list(maps), retain_graph=True, allow_unused=True)
+    parts = []
+    for feature, gradient, mask in zip(maps, gradients, masks, strict=True):
+        part = torch.zeros_like(feature) if gradient is None else gradient
+        parts.append((part.float() if mask is None else part.float() * mask).flatten())
+    return torch.cat(parts)

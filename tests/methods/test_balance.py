@@ -1,0 +1,115 @@
+"""Shares of the task's gradient: exact norms on one batch, steady ones over many, nothing of the padding."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from detkt.methods.balance import LARGEST, MEMORY, Balance
+from detkt.methods.base import STUDENT, Update
+
+
+def batch(seed: int = 0):
+    """Two maps, a task loss and two terms of known gradients at them."""
+    torch.manual_seed(seed)
+    maps = [torch.randn(2, 3, 4, 5, requires_grad=True), torch.randn(2, 3, 2, 3, requires_grad=True)]
+    directions = {name: [torch.randn_like(feature) for feature in maps] for name in ("task", "hint", "adversary")}
+    losses = {
+        name: sum((feature * part).sum() for feature, part in zip(maps, parts, strict=True))
+        for name, parts in directions.items()
+    }
+    vectors = {name: torch.cat([part.flatten() for part in parts]) for name, parts in directions.items()}
+    task = {"classification": 0.25 * losses["task"], "box": 0.75 * losses["task"]}
+    terms = {"hint": 30 * losses["hint"], "adversary": 0.01 * losses["adversary"], "free": 2 * losses["hint"]}
+    return maps, task, terms, vectors
+
+
+def gradient(loss, maps) -> torch.Tensor:
+    return torch.cat([part.flatten() for part in torch.autograd.grad(loss, maps, retain_graph=True)])
+
+
+def test_terms_pull_with_their_share_of_the_task():
+    maps, task, terms, vectors = batch()
+    balance = Balance({"hint": 0.5, "adversary": 0.1})
+    update = balance(Update(STUDENT, terms), task, maps, [None, None], measure=True)
+    whole = vectors["task"].norm()
+    for name, share in (("hint", 0.5), ("adversary", 0.1)):
+        pulled = gradient(update.losses[name], maps)
+        assert pulled.norm().item() == pytest.approx(share * whole.item(), rel=1e-5)
+        assert update.metrics[f"{name}_share"].item() == pytest.approx(share, rel=1e-5)
+        cosine = torch.cosine_similarity(vectors[name], vectors["task"], dim=0)
+        assert update.metrics[f"{name}_cosine"].item() == pytest.approx(cosine.item(), abs=1e-5)
+    assert update.losses["free"] is terms["free"]
+    assert set(update.metrics) == {"hint_share", "hint_cosine", "adversary_share", "adversary_cosine"}
+
+
+def test_padding_counts_neither_for_the_task_nor_for_the_term():
+    maps, task, terms, vectors = batch()
+    masks = [torch.zeros(2, 1, 4, 5), torch.ones(2, 1, 2, 3)]
+    masks[0][:, :, :2] = 1
+    cells = torch.cat([mask.expand_as(feature).flatten() for mask, feature in zip(masks, maps, strict=True)])
+    update = Balance({"hint": 0.5})(Update(STUDENT, terms), task, maps, masks, measure=True)
+    pulled = gradient(update.losses["hint"], maps) * cells
+    assert pulled.norm().item() == pytest.approx(0.5 * (vectors["task"] * cells).norm().item(), rel=1e-5)
+
+
+def test_between_two_measurements_the_factor_stays_and_nothing_is_computed():
+    balance = Balance({"hint": 0.5})
+    maps, task, terms, _ = batch()
+    first = balance(Update(STUDENT, terms), task, maps, [None, None], measure=False)  # nothing known yet: it looks
+    factor = (first.losses["hint"] / terms["hint"]).item()
+    maps, task, terms, _ = batch(1)
+    later = balance(Update(STUDENT, {"hint": 7 * terms["hint"]}), task, maps, [None, None], measure=False)
+    assert (later.losses["hint"] / (7 * terms["hint"])).item() == pytest.approx(factor)
+    assert later.metrics == {}
+
+
+def test_the_ratio_is_a_running_geometric_mean_and_goes_with_the_state():
+    balance = Balance({"hint": 1.0})
+    ratios = []
+    for seed in range(3):
+        maps, task, terms, _ = batch(seed)
+        scaled = {"hint": 10**seed * terms["hint"]}
+        balance(Update(STUDENT, scaled), task, maps, [None, None], measure=True)
+        ratios.append(
+            math.log((gradient(sum(task.values()), maps).norm() / gradient(scaled["hint"], maps).norm()).item())
+        )
+    expected = ratios[0]
+    for ratio in ratios[1:]:
+        expected = MEMORY * expected + (1 - MEMORY) * ratio
+    assert balance.ratios.item() == pytest.approx(expected, abs=1e-4)
+    other = Balance({"hint": 1.0})
+    other.load_state_dict(balance.state_dict())
+    maps, task, terms, _ = batch(5)
+    losses = [
+        b(Update(STUDENT, terms), task, maps, [None, None], measure=False).losses["hint"] for b in (balance, other)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_term_without_a_gradient_keeps_its_weight_and_spoils_nothing():
+    maps, task, terms, _ = batch()
+    balance = Balance({"hint": 0.5, "absent": 1.0})
+    update = balance(Update(STUDENT, {"hint": torch.zeros(())}), task, maps, [None, None], measure=True)
+    assert update.losses["hint"] == 0
+    assert balance.ratios.isnan().all()
+    tiny = balance(Update(STUDENT, {"hint": 1e-9 * terms["hint"]}), task, maps, [None, None], measure=True)
+    assert (tiny.losses["hint"] / (1e-9 * terms["hint"])).item() == pytest.approx(0.5 * LARGEST, rel=1e-4)
+
+
+def test_processes_share_one_factor():
+    maps, task, terms, _ = batch()
+    alone = Balance({"hint": 1.0})
+    doubled = Balance({"hint": 1.0}, mean=lambda values: values * torch.tensor([2.0, 1.0, 1.0]))
+    for balance in (alone, doubled):
+        balance(Update(STUDENT, terms), task, maps, [None, None], measure=True)
+    assert doubled.ratios.item() - alone.ratios.item() == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_gradients_still_reach_the_student():
+    maps, task, terms, _ = batch()
+    update = Balance({"hint": 0.5})(Update(STUDENT, terms), task, maps, [None, None], measure=True)
+    update.with_task(task).total.backward()
+    assert all(feature.grad.abs().sum() > 0 for feature in maps)
