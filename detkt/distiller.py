@@ -15,8 +15,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from detkt import methods
 from detkt.base.errors import InputError
-from detkt.base.processes import average_gradients, broadcast
+from detkt.base.processes import average_gradients, broadcast, mean_over_processes
 from detkt.knowledge import Knowledge
+from detkt.methods.balance import Balance
 from detkt.methods.base import STUDENT, Heads, Stage, Update, require_offered
 from detkt.methods.players import Players, schedule_factor
 from detkt.tasks import build_task
@@ -102,9 +103,12 @@ class Distiller(nn.Module):
                 specs = self.task.reveal([pair.student for pair in pairs], [pair.teacher for pair in pairs])
                 self.method = methods.build(configs, *specs).to(weight.device, weight.dtype)
             require_offered(self.method, self.task.offered)
+            with _told_as_arguments(method):
+                shares = self.method.shares()
         except BaseException:
             self.close()
             raise
+        self.balance = Balance(shares, mean_over_processes).to(weight.device) if shares else None
         self._stages = list(self.method.stages())
         self.metrics: dict[str, Tensor] = {}
         self._accumulate, self._part = accumulate, 0
@@ -170,6 +174,8 @@ class Distiller(nn.Module):
         done = False
         for update in self.method.step(stage, student, teacher, heads):
             if update.player == STUDENT:
+                if self.balance is not None:
+                    update = self.balance.balance(update, student)
                 update, done = update.with_task(student.losses), True
             yield update
         if stage.trains_student and not done:

@@ -19,6 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from detkt.knowledge import Knowledge
 from detkt.methods.base import Update
 
 EVERY = 20
@@ -35,10 +36,13 @@ class Balance(nn.Module):
         mean: of a tensor over all processes.
     """
 
+    ratios: Tensor
+
     def __init__(self, shares: Mapping[str, float], mean: Callable[[Tensor], Tensor] = lambda values: values) -> None:
         super().__init__()
         self.shares, self._mean = dict(shares), mean
         self._names = list(self.shares)
+        self._batches = 0
         self._measured: set[str] = set()  # so that no step has to ask a GPU
         self.register_buffer("ratios", torch.full((len(self._names),), math.nan))  # logarithms, task : term
 
@@ -64,7 +68,7 @@ class Balance(nn.Module):
         if not terms:
             return update
         found: dict[str, tuple[Tensor, Tensor]] = {}
-        if measure or any(not self._known(name) for name in terms):
+        if measure or (torch.is_grad_enabled() and not all(self._known(name) for name in terms)):
             found = self._measure(update, task, maps, masks, terms)
         losses, metrics = dict(update.losses), dict(update.metrics)
         for name in terms:
@@ -75,6 +79,22 @@ class Balance(nn.Module):
                 metrics[f"{name}_share"] = factor / ratio
                 metrics[f"{name}_cosine"] = cosine
         return replace(update, losses=losses, metrics=metrics)
+
+    def balance(self, update: Update, student: Knowledge) -> Update:
+        """*update* of the next batch with its terms at their shares; looked at in one batch of :data:`EVERY`."""
+        learning = torch.is_grad_enabled()
+        measure = learning and self._batches % EVERY == 0
+        self._batches += learning
+        maps = list(student.features.values())
+        return self(update, student.losses, maps, [student.mask(feature) for feature in maps], measure)
+
+    def get_extra_state(self) -> Tensor:
+        """How many batches there were, so that a resumed run looks at the same ones."""
+        return torch.tensor(self._batches)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """The reverse of :meth:`get_extra_state`."""
+        self._batches = int(state)
 
     def _known(self, name: str) -> bool:
         if name not in self._measured and self.ratios[self._names.index(name)].isfinite():

@@ -204,10 +204,13 @@ class MethodConfig:
     method has, as ``official`` (those of the authors' code, where they differ from the text).
     ``layers``: names of the layers to transfer, each ``NAME`` or ``STUDENT=TEACHER``; empty: the backbone's
     outputs.
+    ``balance``: the share of the task's gradient that the method's term is held to, measured at the student's maps
+    (:mod:`detkt.methods.balance`); 0: the weight as it is.
     """
 
     preset: str = "default"
     layers: list[str] = field(default_factory=list)
+    balance: float = 0.0
 
 
 class Method(nn.Module):
@@ -275,6 +278,20 @@ class Method(nn.Module):
     def players(self) -> dict[str, Player]:
         """The method's own nets by player; see :class:`Player`."""
         return {}
+
+    def shares(self) -> dict[str, float]:
+        """The student's terms, by name, that are held to a share of the task's gradient, and to which.
+
+        Raises:
+            InputError: a share is no number of at least 0.
+        """
+        return self.balanced({self.name: "balance"})
+
+    def balanced(self, keys: Mapping[str, str]) -> dict[str, float]:
+        """The shares, above 0, that the settings *keys* give to the terms."""
+        for key in keys.values():
+            self.require(key, 0 <= getattr(self.config, key) < math.inf, "a number of at least 0")
+        return {term: share for term, key in keys.items() if (share := getattr(self.config, key))}
 
     def watches(self) -> Sequence[Watch]:
         """Signs of trouble in the method's logged losses and metrics; see :class:`Watch`."""

@@ -142,7 +142,9 @@ class Discriminator(nn.Module):
 class KTANConfig(MethodConfig):
     """alpha, beta: weights of the adversary and the MSE. ``regressor_*``: stage 1, the teacher-to-student layer.
 
-    ``warmup_steps``: k, student updates with the MSE alone. ``normalize``: bring both maps to one scale.
+    ``balance``: the MSE's share of the task's gradient, in place of beta; ``adversary_balance``: the adversary's, in
+    place of alpha, in the steps in which it plays. ``warmup_steps``: k, student updates with the MSE alone.
+    ``normalize``: bring both maps to one scale.
     ``instance_noise``: standard deviation of the noise on D's inputs, as these are (in root mean squares of R(t) with
     ``normalize``). ``discriminator_width``: channels of D's convolutions; 0 takes half of the map's, at most 64,
     so that D stays cheap beside the student. ``adversary_every``: D and the student's term from it have their turn once
@@ -155,6 +157,7 @@ class KTANConfig(MethodConfig):
     section: ClassVar[str] = "ktan"
 
     alpha: float = 0.6
+    adversary_balance: float = 0.0
     beta: float = 20.0
     normalize: bool = True
     regressor_steps: int = 600
@@ -288,6 +291,10 @@ class KTAN(Method):
                 scheduled=config.discriminator_scheduled,
             )
         return players
+
+    def shares(self) -> dict[str, float]:
+        adversary = {f"{self.name}_generator": "adversary_balance"} if self.adversarial else {}
+        return self.balanced({f"{self.name}_mse": "balance", **adversary})
 
     def watches(self) -> Sequence[Watch]:
         if not self.adversarial:

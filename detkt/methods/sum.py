@@ -49,6 +49,9 @@ class Sum(Method):
                 merged[name] = Player(**{**vars(player), "modules": (*previous, *player.modules)})
         return merged
 
+    def shares(self) -> dict[str, float]:
+        return {term: share for method in self.methods.values() for term, share in method.shares().items()}
+
     def watches(self) -> Sequence[Watch]:
         return [watch for method in self.methods.values() for watch in method.watches()]
 

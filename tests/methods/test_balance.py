@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 
-from detkt.methods.balance import LARGEST, MEMORY, Balance
+import detkt
+from detkt.base.errors import InputError
+from detkt.methods.balance import EVERY, LARGEST, MEMORY, Balance
 from detkt.methods.base import STUDENT, Update
 
 
@@ -113,3 +115,82 @@ def test_gradients_still_reach_the_student():
     update = Balance({"hint": 0.5})(Update(STUDENT, terms), task, maps, [None, None], measure=True)
     update.with_task(task).total.backward()
     assert all(feature.grad.abs().sum() > 0 for feature in maps)
+
+
+# In a distiller
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "shares"),
+    [
+        ("fitnet", {"balance": 0.5}, {"fitnet": 0.5}),
+        ("kd", {"balance": 0.25}, {"kd": 0.25}),
+        (
+            "ktan",
+            {"balance": 0.5, "adversary_balance": 0.1, "regressor_steps": 1, "warmup_steps": 0},
+            {"ktan_mse": 0.5, "ktan_generator": 0.1},
+        ),
+        ("at+kd", {"at": {"balance": 0.5}, "kd": {"balance": 0.25}}, {"at": 0.5, "kd": 0.25}),
+    ],
+)
+def test_a_distiller_holds_its_terms_to_their_shares(detector, batch, monkeypatch, method, settings, shares):
+    seen = []
+    distiller = detkt.Distiller(detector(), detector(seed=1), method, settings).train()
+    distiller.prepare([batch])
+    original = distiller.task.run
+    monkeypatch.setattr(distiller.task, "run", lambda *args: seen.append(original(*args)) or seen[-1])
+    losses = distiller(*batch)
+    student = seen[0][0]
+    feature = student.features["output"]
+    mask = student.mask(feature)
+
+    def pull(loss):
+        return (torch.autograd.grad(loss, feature, retain_graph=True)[0] * mask).norm().item()
+
+    task = pull(sum(student.losses.values()))
+    for name, share in shares.items():
+        assert pull(losses[name]) == pytest.approx(share * task, rel=1e-3)
+        assert distiller.metrics[f"{name}_share"].item() == pytest.approx(share, rel=1e-3)
+        assert -1 <= distiller.metrics[f"{name}_cosine"].item() <= 1
+
+
+def test_factors_and_rhythm_go_with_the_distillers_state(detector, batch):
+    def new() -> detkt.Distiller:
+        torch.manual_seed(0)
+        return detkt.Distiller(detector(), detector(seed=1), "fitnet", {"balance": 0.5}).train()
+
+    first, second = new(), new()
+    for _ in range(3):
+        first(*batch)
+    second.load_state_dict(first.state_dict())
+    told = []
+    for distiller in (first, second):
+        torch.manual_seed(4)
+        losses, measured = [], []
+        for _ in range(EVERY - 1):
+            losses.append(distiller(*batch)["fitnet"].item())
+            measured.append("fitnet_share" in distiller.metrics)
+        told.append((losses, measured))
+    assert told[0] == told[1]
+    assert told[0][1].index(True) == EVERY - 3
+    assert sum(told[0][1]) == 1
+
+
+def test_without_a_share_nothing_changes(detector, batch):
+    distiller = detkt.Distiller(detector(), detector(seed=1), "fitnet").train()
+    assert distiller.balance is None
+    distiller(*batch)
+    assert distiller.metrics == {}
+
+
+def test_a_validation_loss_is_weighed_and_not_looked_at(detector, batch):
+    distiller = detkt.Distiller(detector(), detector(seed=1), "fitnet", {"balance": 0.5}).train()
+    with torch.no_grad():
+        assert distiller(*batch)["fitnet"].isfinite()
+    assert distiller.balance.ratios.isnan().all()
+
+
+@pytest.mark.parametrize("share", [-0.5, math.inf])
+def test_a_share_is_a_number_of_at_least_0(detector, share):
+    with pytest.raises(InputError, match="balance.* is .*: it must be a number of at least 0"):
+        detkt.Distiller(detector(), detector(seed=1), "fitnet", {"balance": share})
