@@ -12,7 +12,6 @@ memory of some ten of them, so that one odd batch moves no weight; several proce
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -37,6 +36,7 @@ class Balance(nn.Module):
     """
 
     ratios: Tensor
+    known: Tensor
 
     def __init__(self, shares: Mapping[str, float], mean: Callable[[Tensor], Tensor] = lambda values: values) -> None:
         super().__init__()
@@ -44,7 +44,8 @@ class Balance(nn.Module):
         self._names = list(self.shares)
         self._batches = 0
         self._measured: set[str] = set()  # so that no step has to ask a GPU
-        self.register_buffer("ratios", torch.full((len(self._names),), math.nan))  # logarithms, task : term
+        self.register_buffer("ratios", torch.zeros(len(self._names)))  # logarithms, task : term
+        self.register_buffer("known", torch.zeros(len(self._names), dtype=torch.bool))
 
     def forward(
         self,
@@ -97,14 +98,15 @@ class Balance(nn.Module):
         self._batches = int(state)
 
     def _known(self, name: str) -> bool:
-        if name not in self._measured and self.ratios[self._names.index(name)].isfinite():
+        if name not in self._measured and self.known[self._names.index(name)]:
             self._measured.add(name)
         return name in self._measured
 
     def _factor(self, name: str) -> Tensor:
-        ratio = self.ratios[self._names.index(name)].exp()
+        index = self._names.index(name)
+        ratio = self.ratios[index].exp()
         # A term that has had no gradient so far keeps the weight it came with.
-        return torch.where(ratio.isfinite(), self.shares[name] * ratio, torch.ones_like(ratio))
+        return torch.where(self.known[index], self.shares[name] * ratio, torch.ones_like(ratio))
 
     def _measure(
         self,
@@ -128,8 +130,9 @@ class Balance(nn.Module):
                 continue
             index = self._names.index(name)
             new = ratio.log()
-            old = self.ratios[index]
-            self.ratios[index] = torch.where(old.isfinite(), MEMORY * old + (1 - MEMORY) * new, new)
+            old = self.ratios[index].clone()
+            self.ratios[index] = torch.where(self.known[index], MEMORY * old + (1 - MEMORY) * new, new)
+            self.known[index] = True
         return found
 
 

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from run_comparison import CLASSIFICATION_SETTINGS, DETECTION_SETTINGS, OF_OBJECTS, assert_same_run
+from run_comparison import CLASSIFICATION_SETTINGS, DETECTION_SETTINGS, OF_OBJECTS, assert_same_run, read_log
 
 from detkt import methods
 from detkt.base.errors import InputError
@@ -15,6 +15,7 @@ from detkt.config import load_config
 from detkt.engine.checkpoint import load_checkpoint
 from detkt.engine.run import train
 from detkt.engine.trainer import Interrupted
+from detkt.methods import balance
 
 METHODS = [*methods.available(), "ktan+kd", "kr+kdgan"]
 OF_PICTURES = [method for method in METHODS if method not in OF_OBJECTS]
@@ -98,6 +99,19 @@ def test_workers_change_nothing_and_resume_alike(task, configured, uninterrupted
     """Stopped within an epoch and at the end of one, while the workers have loaded more than was used."""
     stop_and_go_on(configured(task, "method=ktan", "train.workers=2"), tmp_path / "run", [6, 8])
     assert_same_run(tmp_path / "run", uninterrupted(task, "method=ktan"))
+
+
+def test_a_balanced_run_resumes_alike(configured, uninterrupted, tmp_path, stop_and_go_on, monkeypatch):
+    """Shares are measured in the same batches, and their means go on; a term that has not played yet has none."""
+    monkeypatch.setattr(balance, "EVERY", 3)
+    settings = ["methods.ktan.balance=0.5", "methods.ktan.adversary_balance=0.1", "methods.kd.balance=0.25"]
+    arguments = (CLASSIFICATION, "method=ktan+kd", *settings, "train.log_every=1")
+    expected = uninterrupted(*arguments)
+    stop_and_go_on(configured(*arguments), tmp_path / "run", range(2, step_of(expected) + 1, 2))
+    assert_same_run(tmp_path / "run", expected)
+    told = [line["kd_share"] for line in read_log(tmp_path / "run") if "kd_share" in line]
+    assert 2 <= len(told) < 8
+    assert told[0] == pytest.approx(0.25, rel=1e-3)
 
 
 class Killed(BaseException):
