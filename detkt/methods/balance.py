@@ -87,7 +87,10 @@ class Balance(nn.Module):
         measure = learning and self._batches % EVERY == 0
         self._batches += learning
         maps = list(student.features.values())
-        return self(update, student.losses, maps, [student.mask(feature) for feature in maps], measure)
+        # Masks are made where they are looked through: most batches pass with the factors of before.
+        looks = measure or (learning and not all(self._known(name) for name in self._names if name in update.losses))
+        masks = [student.mask(feature) if looks else None for feature in maps]
+        return self(update, student.losses, maps, masks, measure)
 
     def get_extra_state(self) -> Tensor:
         """How many batches there were, so that a resumed run looks at the same ones."""

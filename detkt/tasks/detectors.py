@@ -168,7 +168,7 @@ class Detector:
             seen.features = self.features(batch)
             computed(seen.images)
             # torchvision makes its anchors in the maps' precision: at half of it they are off by whole pixels.
-            return as_pyramid({name: full_precision(feature) for name, feature in seen.features.items()})
+            return full_precision(as_pyramid(seen.features))
 
         stand_ins = {
             "transform": _stand_in(transform, original_transform),
@@ -186,7 +186,7 @@ class Detector:
 
     def read(self, features: dict[str, Tensor], images: ImageList, targets: Targets) -> dict[str, Tensor]:
         """The losses that the network's heads read from *features*; its layers inside stay in evaluation mode."""
-        pyramid = as_pyramid({name: full_precision(feature) for name, feature in features.items()})
+        pyramid = full_precision(as_pyramid(features))
         stand_ins = {
             "transform": _stand_in(lambda *_: (images, targets), self.model.transform),
             "backbone": Calling(lambda _: pyramid, self.model.backbone),
@@ -199,7 +199,7 @@ class Detector:
     ) -> Tensor:
         """Class scores (M, K) that the RoI head gives to *proposals*, boxes (n, 4) a picture, on *features*."""
         heads = self.model.roi_heads
-        pyramid = as_pyramid({name: full_precision(feature) for name, feature in features.items()})
+        pyramid = full_precision(as_pyramid(features))
         pooled = heads.box_roi_pool(pyramid, proposals, sizes)
         return full_precision(heads.box_predictor(heads.box_head(pooled))[0])
 
