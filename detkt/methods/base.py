@@ -210,7 +210,7 @@ class MethodConfig:
 
     preset: str = "default"
     layers: list[str] = field(default_factory=list)
-    balance: float = 0.0
+    balance: float = field(default=0.0, kw_only=True)
 
 
 class Method(nn.Module):
