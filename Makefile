@@ -24,7 +24,7 @@ demo: install
 	    --teacher data/models/shapes-teacher --output runs/demo/diff --html
 
 test: $(VENV)/.installed-test
-	$(RUN) -m pytest -q
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist worksteal
 
 lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
