@@ -10,7 +10,15 @@ from detkt.base.files import check_folder, make_folder
 from detkt.base.paths import resolve
 from detkt.cli.shared import Parser
 from detkt.visualization.difference import write_difference
-from detkt.visualization.matching import DISTILLED, STUDENT, TEACHER, check_choice, choose_pictures, compare
+from detkt.visualization.matching import (
+    DISTILLED,
+    STUDENT,
+    TEACHER,
+    check_choice,
+    choice_text,
+    choose_pictures,
+    compare,
+)
 from detkt.visualization.report import write_report
 from detkt.visualization.sources import (
     comparison_data,
@@ -34,8 +42,8 @@ a model is a run's folder, its model.safetensors, a folder of VOC result files (
 file (*.json; detkt eval --help says what its ids mean)
 
 written to the output folder, over those of an earlier comparison:
-  diff.png              rows student, distilled, teacher; yellow: correct boxes gained, red: false boxes of the student,
-                        blue: correct boxes lost, pink: new false boxes
+  diff.png              rows truth, student, distilled, teacher; yellow: correct boxes gained, red: false boxes of the
+                        student, blue: correct boxes lost, pink: new false boxes
   per_class_ap.png      AP of every class
   precision_recall.png  precision over recall of every class
   training_curves.png   of the runs that have a log.jsonl
@@ -66,9 +74,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     chosen = parser.add_argument_group("which pictures are drawn")
     chosen.add_argument(
-        "--pictures", metavar="N", type=int, default=6, help="how many, those that changed most (default: 6)"
+        "--pictures",
+        metavar="N",
+        type=int,
+        default=6,
+        help="how many (default: 6): a fair sample of those that changed, from gain to loss",
     )
-    chosen.add_argument("--class", metavar="NAME", dest="class_name", help="those in which this class changed most")
+    chosen.add_argument("--most", action="store_true", help="those that changed most, for the better or the worse")
+    chosen.add_argument("--class", metavar="NAME", dest="class_name", help="only changes of this class count")
     chosen.add_argument("--images", metavar="ID,ID", help="these")
     arguments = parser.parse_args(argv)
     images = None if arguments.images is None else [name for name in arguments.images.split(",") if name]
@@ -95,13 +108,16 @@ def main(argv: list[str] | None = None) -> None:
         score_threshold=arguments.score,
         classes=dataset.classes,
     )
-    shown = choose_pictures(comparison, arguments.pictures, **choice)
+    sample = not arguments.most
+    shown = choose_pictures(comparison, arguments.pictures, **choice, sample=sample)
+    how = choice_text(comparison, shown, **choice, sample=sample)
     gain = student_gain(scored, dataset)
     make_folder(folder)
-    written = write_difference(folder, scored, comparison, dataset, shown, gain)
+    written = write_difference(folder, scored, comparison, dataset, shown, gain, how)
     print(f"{len(dataset)} pictures of {data.test}, detections with a score of at least {arguments.score:g}:")
     print(tables_text(change_tables(comparison)))
-    print(f"\nwritten to {folder}: {', '.join(path.name for path in written)}")
+    print(f"\ndiff.png: {how}")
+    print(f"written to {folder}: {', '.join(path.name for path in written)}")
     if arguments.html:
         page = write_report(folder / "report", scored, comparison, dataset, data.test, gain, quiet=arguments.quiet)
         print(f"open {page} in a browser")

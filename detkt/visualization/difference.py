@@ -48,11 +48,13 @@ def write_difference(
     dataset: VOCDetection,
     shown: Sequence[Hashable],
     gain: Mapping[str, PairedIntervals],
+    how: str = "",
 ) -> list[Path]:
     """Write diff.png with the pictures *shown*, per_class_ap.png, precision_recall.png, changes.json, and where they
     apply training_curves.png (a run has a log) and feature_maps.png (a model is a detector). Returns their paths.
 
     gain: of the distilled model over the student, see `detkt.visualization.sources.student_gain`.
+    how: the pictures *shown* were chosen, for diff.png and changes.json.
 
     Files of an earlier comparison are replaced, others left.
     """
@@ -66,7 +68,7 @@ def write_difference(
     results = {titles[role]: one.result for role, one in scored.items()}
     logs = read_logs(scored)
     figures = {
-        "diff.png": difference_figure([comparison.pictures[picture] for picture in shown], read, titles),
+        "diff.png": difference_figure([comparison.pictures[one] for one in shown], read, titles, truth=True, note=how),
         "per_class_ap.png": per_class_ap_figure(results),
         "precision_recall.png": precision_recall_figure(results),
     }
@@ -79,7 +81,10 @@ def write_difference(
         (folder / name).unlink(missing_ok=True)
     for name, figure in figures.items():
         save_figure(figure, folder / name)
-    content = json.dumps(difference_json(scored, comparison, shown, gain), indent=1, allow_nan=False) + "\n"
+    content = (
+        json.dumps({**difference_json(scored, comparison, shown, gain), "shown_how": how}, indent=1, allow_nan=False)
+        + "\n"
+    )
     write_atomically(folder / "changes.json", lambda path: path.write_text(content, encoding="utf-8"))
     return [folder / name for name in (*figures, "changes.json")]
 

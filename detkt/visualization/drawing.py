@@ -21,24 +21,29 @@ from detkt.data.boxes import voc_to_corners
 from detkt.visualization.matching import DISTILLED, STUDENT, PictureChanges
 from detkt.visualization.panels import Mark, Style, draw_panel, pixel_figure
 
-YELLOW, RED, BLUE, PINK, QUIET = "#ffd500", "#ff2a2a", "#4fc3ff", "#ff7be0", "#d5dde6"
+YELLOW, RED, BLUE, PINK, GREEN, QUIET = "#ffd500", "#ff2a2a", "#4fc3ff", "#ff7be0", "#7df58d", "#d5dde6"
 GAINED = Style(YELLOW)
 LOST = Style(BLUE)
 FALSE = Style(RED, "white")
 NEW = Style(PINK)
 OTHER = Style(QUIET, "white", "#20262e", label_alpha=0.65, width=1.0, letters=6.5, required=False)
 OTHER_FALSE = replace(OTHER, dashed=True)
+TRUTH = Style(GREEN, letters=7.0)
+TRUTH_DIFFICULT = replace(TRUTH, dashed=True)
 
 COLUMNS = 6
+_TRUTH_ROW = "truth"
 PANEL_HEIGHT = 448
 _WIDEST, _NARROWEST, _LEGEND_WIDTH = 800, 300, 1040
-_LEFT, _GAP, _CAPTION, _LEGEND = 56, 8, 76, 92
+_LEFT, _GAP, _CAPTION, _LEGEND, _NOTE = 56, 8, 76, 92, 46
 
 
 def difference_figure(
     pictures: Sequence[PictureChanges],
     read: Callable[[Hashable], np.ndarray],
     titles: Mapping[str, str] | None = None,
+    truth: bool = False,
+    note: str = "",
 ) -> Figure:
     """KTAN's Fig. 2: a column a picture, a row a model: a) student, b) distilled, c) teacher where there is one.
 
@@ -51,31 +56,47 @@ def difference_figure(
         pictures: one or more, all with the same models.
         read: picture id -> (H, W, 3) uint8.
         titles: model -> name of its row.
+        truth: a row with the objects that are to be found above the others, difficult ones dashed.
+        note: a line below all: which pictures these are.
     """
-    models = list(pictures[0].models)
-    names = {role: f"{'abc'[i]}) {(titles or {}).get(role, role)}" for i, role in enumerate(models)}
+    rows = [*([_TRUTH_ROW] if truth else []), *pictures[0].models]
+    names = {role: f"{'abc'[i]}) {(titles or {}).get(role, role)}" for i, role in enumerate(pictures[0].models)}
     images = [read(changes.picture) for changes in pictures]
     panels = [_panel_size(image) for image in images]
     cells = [max(width, _NARROWEST) for width, _ in panels]
     blocks = np.array_split(np.arange(len(pictures)), -(-len(pictures) // COLUMNS))
-    block_height = _CAPTION + len(models) * (PANEL_HEIGHT + _GAP)
+    block_height = _CAPTION + len(rows) * (PANEL_HEIGHT + _GAP)
+    bottom = _LEGEND + (_NOTE if note else 0)
     width = max(_LEGEND_WIDTH, *(_LEFT + sum(cells[i] + _GAP for i in block) for block in blocks))
-    figure = pixel_figure(width, len(blocks) * block_height + _LEGEND)
+    figure = pixel_figure(width, len(blocks) * block_height + bottom)
     for number, block in enumerate(blocks):
         top = number * block_height + _CAPTION
-        for row, role in enumerate(models):
+        for row, role in enumerate(rows):
             middle = top + row * (PANEL_HEIGHT + _GAP) + PANEL_HEIGHT / 2
-            _write(figure, _LEFT / 2, middle, names[role], rotation=90, va="center", size=10, weight="bold")
+            name = names.get(role, "ground truth")
+            _write(figure, _LEFT / 2, middle, name, rotation=90, va="center", size=10, weight="bold")
         left = _LEFT
         for i in block:
             _write(figure, left + cells[i] / 2, top - 8, _caption(pictures[i]), va="bottom", size=7)
-            for row, role in enumerate(models):
+            for row, role in enumerate(rows):
                 x = left + (cells[i] - panels[i][0]) // 2
                 y = top + row * (PANEL_HEIGHT + _GAP) + (PANEL_HEIGHT - panels[i][1]) // 2
-                draw_panel(figure, images[i], model_marks(pictures[i], role), (x, y, *panels[i]))
+                marks = truth_marks(pictures[i]) if role == _TRUTH_ROW else model_marks(pictures[i], role)
+                draw_panel(figure, images[i], marks, (x, y, *panels[i]))
             left += cells[i] + _GAP
-    _draw_legend(figure)
+    if note:
+        _write(figure, width / 2, len(blocks) * block_height + _LEGEND + _NOTE / 3, note, va="center", size=8)
+    _draw_legend(figure, (_NOTE if note else 0) / figure.bbox.height)
     return figure
+
+
+def truth_marks(changes: PictureChanges) -> list[Mark]:
+    """The objects of a picture as the row of the ground truth has them."""
+    corners = voc_to_corners(changes.boxes)
+    return [
+        Mark(tuple(corners[i].tolist()), label, TRUTH_DIFFICULT if changes.difficult[i] else TRUTH)
+        for i, label in enumerate(changes.labels)
+    ]
 
 
 def model_marks(changes: PictureChanges, role: str) -> list[Mark]:
@@ -144,7 +165,7 @@ def _write(figure: Figure, x: float, y: float, text: str, **settings) -> None:
     figure.text(x / width, 1 - y / height, text, **options)
 
 
-def _draw_legend(figure: Figure) -> None:
+def _draw_legend(figure: Figure, bottom: float) -> None:
     entries = {
         "correct, gained over the student": GAINED,
         "correct, lost by the distilled": LOST,
@@ -154,4 +175,13 @@ def _draw_legend(figure: Figure) -> None:
         "any other, false": OTHER_FALSE,
     }
     handles = [Rectangle((0, 0), 1, 1, fill=False, edgecolor=s.color, **s.line) for s in entries.values()]
-    figure.legend(handles, list(entries), loc="lower center", ncols=3, frameon=False, fontsize=8.5, handleheight=1.1)
+    figure.legend(
+        handles,
+        list(entries),
+        loc="lower center",
+        bbox_to_anchor=(0.5, bottom),
+        ncols=3,
+        frameon=False,
+        fontsize=8.5,
+        handleheight=1.1,
+    )

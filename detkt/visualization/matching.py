@@ -16,6 +16,7 @@ from detkt.evaluation.voc import Records
 from detkt.visualization.judging import Judged, box_overlaps, judge, record_boxes
 
 STUDENT, DISTILLED, TEACHER = "student", "distilled", "teacher"
+_CHANGES = ("gained", "lost", "removed", "new")
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +100,7 @@ def choose_pictures(
     *,
     class_name: str | None = None,
     images: Sequence[str] | None = None,
+    sample: bool = False,
 ) -> list[Hashable]:
     """Ids of the pictures to show.
 
@@ -106,6 +108,9 @@ def choose_pictures(
     better or the worse: objects gained and lost, errors removed and new; among equals those with more objects gained
     or lost, then the order of the data set. *class_name*: only objects and errors of this class count. Pictures with
     neither an object nor a detection (of the class) are not taken, unless there is no other.
+    *sample*: a fair sample of the pictures with a change instead. They are ordered from the largest net gain (objects
+    gained - lost, errors removed - new) to the largest net loss and divided into *count* groups of equal size; the
+    middle one of each is taken. With fewer than *count* changes: as without *sample*.
 
     Raises InputError as `check_choice` does.
     """
@@ -115,21 +120,48 @@ def choose_pictures(
         by_name = {str(picture): picture for picture in pictures}
         return [by_name[name] for name in dict.fromkeys(images)]
 
-    def counts(changes: PictureChanges) -> tuple[int, int, bool]:
-        """(changes, objects among them, whether there is anything to see)."""
+    def counts(changes: PictureChanges) -> tuple[int, int, bool, int]:
+        """(changes, objects among them, whether there is anything to see, net gain)."""
 
         def of_class(labels: Sequence[str], chosen: Iterable[int]) -> int:
             return sum(class_name in (None, labels[i]) for i in chosen)
 
         before, after = (changes.models[role].labels for role in (STUDENT, DISTILLED))
-        objects = of_class(changes.labels, changes.gained) + of_class(changes.labels, changes.lost)
-        errors = of_class(before, changes.removed) + of_class(after, changes.new)
+        gained, lost = of_class(changes.labels, changes.gained), of_class(changes.labels, changes.lost)
+        removed, new = of_class(before, changes.removed), of_class(after, changes.new)
         held = any(of_class(labels, range(len(labels))) for labels in (changes.labels, before, after))
-        return objects + errors, objects, held
+        return gained + lost + removed + new, gained + lost, held, gained - lost + removed - new
 
     counted = {picture: counts(changes) for picture, changes in pictures.items()}
+    changed = sorted((one for one in pictures if counted[one][0]), key=lambda one: -counted[one][3])
+    if sample and len(changed) >= count:
+        return [changed[(2 * number + 1) * len(changed) // (2 * count)] for number in range(count)]
     shown = [picture for picture in pictures if counted[picture][2]] or list(pictures)
     return sorted(shown, key=lambda picture: (-counted[picture][0], -counted[picture][1]))[:count]
+
+
+def choice_text(
+    comparison: Comparison,
+    shown: Sequence[Hashable],
+    *,
+    class_name: str | None,
+    images: Sequence[str] | None,
+    sample: bool,
+) -> str:
+    """How *shown* were taken by `choose_pictures` with these settings, and what changed in all pictures."""
+    pictures = comparison.pictures.values()
+    gained, lost, removed, new = (sum(len(getattr(one, name)) for one in pictures) for name in _CHANGES)
+    changed = sum(any(len(getattr(one, name)) for name in _CHANGES) for one in pictures)
+    if images is not None:
+        how = f"{len(shown)} pictures chosen by name"
+    elif sample and len(shown) <= changed:
+        how = f"{len(shown)} of {changed} changed pictures, evenly from the largest gain to the largest loss"
+    else:
+        how = f"the {len(shown)} pictures that changed most"
+    about = f" ({class_name})" if class_name is not None and images is None else ""
+    return (
+        f"{how}{about}. All {len(pictures)}: {gained} objects gained, {lost} lost; {removed} errors removed, {new} new."
+    )
 
 
 def check_choice(

@@ -119,6 +119,17 @@ def test_rows_columns_and_blocks(comparison):
     assert len({round(axes.get_position().x0, 3) for axes in wide.axes}) == 4
 
 
+def test_the_row_of_the_ground_truth_stands_first(comparison):
+    figure = difference_figure([comparison.pictures["a"]], lambda _: GREY, truth=True, note="1 of 2 pictures")
+    truth, *others = panels(figure)
+    assert len(others) == 3
+    assert has(truth, (0x7D, 0xF5, 0x8D)) is not None and all(
+        has(panel, (0x7D, 0xF5, 0x8D)) is None for panel in others
+    )
+    texts = [text.get_text() for text in figure.texts]
+    assert texts[0] == "ground truth" and texts[-1] == "1 of 2 pictures"
+
+
 def test_two_rows_without_a_teacher():
     one = compare(STUDENT, DISTILLED, TRUTH).pictures["a"]
     figure = difference_figure([one], lambda _: GREY)

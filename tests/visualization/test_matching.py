@@ -6,7 +6,7 @@ import pytest
 from comparison_records import found, objects
 
 from detkt.base.errors import InputError
-from detkt.visualization.matching import check_choice, choose_pictures, compare
+from detkt.visualization.matching import check_choice, choice_text, choose_pictures, compare
 
 TRUTH = {"a": objects(("dog", 0, 11, 11, 30, 30), ("cat", 0, 41, 11, 60, 30), ("dog", 1, 11, 61, 30, 80))}
 DOG, CAT, HARD = ("dog", 0.9, 11, 11, 30, 30), ("cat", 0.8, 41, 11, 60, 30), ("dog", 0.7, 11, 61, 30, 80)
@@ -96,6 +96,31 @@ def test_pictures_by_class_and_by_list(comparison):
     assert choose_pictures(comparison, 9, class_name="cow") == ["b"]
     assert choose_pictures(comparison, 9, class_name="cat") == ["c", "a", "b", "e"]
     assert choose_pictures(comparison, 1, images=["e", "a", "e"]) == ["e", "a"]
+
+
+def test_a_fair_sample_goes_from_gain_to_loss():
+    """Six pictures whose net gain is 3, 2, 1, 0, -1, -2 objects, in another order, and one without a change."""
+
+    def row(finds):
+        return found(*[("dog", 0.9, 11 + 100 * n, 11, 30 + 100 * n, 30) for n in finds])
+
+    truth = {name: objects(*[("dog", 0, 11 + 100 * n, 11, 30 + 100 * n, 30) for n in range(4)]) for name in "abcdefg"}
+    before = {"a": (0,), "b": (), "c": (0, 1), "d": (0, 1), "e": (0,), "f": (2,), "g": (1, 3)}
+    after = {"a": (1,), "b": (0, 1, 2), "c": (), "d": (2,), "e": (1, 2, 3), "f": (0, 1), "g": (1, 3)}
+    comparison = compare(*({name: row(finds[name]) for name in truth} for finds in (before, after)), truth)
+    choice = {"class_name": None, "images": None, "sample": True}
+    ordered = ["b", "e", "f", "a", "d", "c"]
+    assert choose_pictures(comparison, 6, sample=True) == ordered
+    assert choose_pictures(comparison, 3, sample=True) == ["e", "a", "c"]
+    assert choose_pictures(comparison, 1, sample=True) == ["a"]
+    assert choice_text(comparison, ordered[:3], **choice) == (
+        "3 of 6 changed pictures, evenly from the largest gain to the largest loss. All 7: 10 objects gained, 7 lost; "
+        "0 errors removed, 0 new."
+    )
+    # Fewer changes than places: what there is, as without a sample.
+    assert choose_pictures(comparison, 7, sample=True) == choose_pictures(comparison, 7)
+    assert choice_text(comparison, list(truth), **choice).startswith("the 7 pictures that changed most. All 7")
+    assert choice_text(comparison, ["a"], **choice | {"images": ["a"]}).startswith("1 pictures chosen by name. ")
 
 
 def test_wrong_choices_are_refused(comparison):
