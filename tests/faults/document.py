@@ -30,7 +30,7 @@ Every tool ends with status 2 and one line, `error: …`, on stderr for input th
 makes anything, unless the fault can only be known while it works. 130 is the status after Ctrl-C: a training saves its
 checkpoint first, and `--resume` goes on from there as if it had not been stopped.
 
-This page is made from the cases of [tests/faults](../tests/faults), which check every line of it, by
+This page is made from the cases of `tests/faults`, which check every line of it, by
 `python tests/faults/document.py`. "…" stands for what differs from one machine or version of a library to another.
 """
 

@@ -1,0 +1,100 @@
+#!/usr/bin/env python
+"""Write docs/reference/settings.md and methods.md from the code: `python docs/write_reference.py`."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+from detkt import config, methods
+from detkt.cli.methods import describe
+
+FOLDER = Path(__file__).parent / "reference"
+SECTIONS = {"data": config.DataConfig, "student, teacher": config.NetConfig, "train": config.TrainConfig}
+
+
+def main() -> None:
+    (FOLDER / "settings.md").write_text(settings_page(), encoding="utf-8")
+    (FOLDER / "methods.md").write_text(methods_page(), encoding="utf-8")
+
+
+def settings_page() -> str:
+    parts = [
+        "# Settings",
+        "Every setting of a config file, which the command line takes as `section.key=value`. Written from the code by "
+        "`python docs/write_reference.py`.",
+        "## The config itself",
+        prose(config.Config),
+        table(config.Config, skip=("data", "student", "teacher", "train", "methods")),
+    ]
+    for name, cls in SECTIONS.items():
+        parts += [f"## {name}", prose(cls), table(cls)]
+    parts += [
+        "## methods",
+        "A section a method, `methods.NAME.key`. All have:",
+        prose(methods.MethodConfig),
+        table(methods.MethodConfig),
+    ]
+    common = {field.name for field in fields(methods.MethodConfig)}
+    for cls in every_method():
+        own = cls.Config
+        changed = tuple(name for name in common if default(own, name) == default(methods.MethodConfig, name))
+        if own is not methods.MethodConfig:
+            parts += [f"### {cls.name}", prose(own), table(own, skip=changed)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def methods_page() -> str:
+    parts = [
+        "# Methods",
+        "What `detkt methods` prints; written from the code by `python docs/write_reference.py`. Any two can be "
+        "summed, as `ktan+kd`. Own nets are counted for two pyramids of four levels with 256 channels; none is part of "
+        "the trained student. Settings: [methods](settings.md#methods). "
+        "Which to take: [a guide](../guides/which_method.md).",
+    ]
+    for cls in every_method():
+        told, *others = describe(cls).splitlines()
+        parts += [f"## {cls.name}", told.partition(": ")[2], "\n".join(f"- {line.strip()}" for line in others)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def every_method() -> list[type[methods.Method]]:
+    return [methods.method_class(name) for name in methods.available()]
+
+
+def told(cls: type) -> tuple[str, dict[str, str]]:
+    """A settings class's docstring: what it says of all, and of each key (``key``: text)."""
+    text = inspect.cleandoc(cls.__doc__ or "")
+    text = re.sub(r":\w+:`~?([^`]+)`", r"``\1``", text)
+    first, *parts = re.split(r"(?:^|(?<=[.;] )|(?<=\n))((?:``\w+``(?:, )?)+): ", text)
+    meanings = {}
+    for names, meaning in zip(parts[::2], parts[1::2], strict=True):
+        for name in re.findall(r"``(\w+)``", names):
+            meanings[name] = " ".join(meaning.split()).rstrip(";").replace("``", "`")
+    return first.strip().replace("``", "`"), meanings
+
+
+def prose(cls: type) -> str:
+    return told(cls)[0]
+
+
+def default(cls: type, name: str) -> object:
+    field = next(field for field in fields(cls) if field.name == name)
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+def table(cls: type, skip: tuple[str, ...] = ()) -> str:
+    meanings = told(cls)[1]
+    rows = [
+        f"| `{field.name}` | {str(field.type).replace(' | ', ' or ')} | `{default(cls, field.name)!r}` | "
+        f"{meanings.get(field.name, '')} |"
+        for field in fields(cls)
+        if field.name not in skip
+    ]
+    return "\n".join(["| key | type | default | |", "|---|---|---|---|", *rows]) if rows else ""
+
+
+if __name__ == "__main__":
+    main()
