@@ -7,7 +7,7 @@ pass through the heads alone. So VQGAN holds its adversary (Esser et al., CVPR 2
 
 What that leaves open, and we decided: the norm is that of all the student's maps together, over the cells that show
 picture; it is measured in one batch of :data:`EVERY`, and the ratio is a geometric mean over the measurements with a
-memory of some ten of them, so that one odd batch moves no weight; several processes use the mean of theirs.
+memory of some five of them, so that one odd batch moves no weight; several processes use the mean of theirs.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from detkt.knowledge import Knowledge
 from detkt.methods.base import Update
 
-EVERY = 20
-MEMORY = 0.9
+EVERY = 10
+MEMORY = 0.8
 LARGEST = 1e4
 """No factor goes above it, nor below its inverse: a term without a gradient would get an endless weight."""
 
