@@ -1,4 +1,4 @@
-"""The README's "write your own method": one file and one test, nothing else touched."""
+"""The guide "write a method": one file and one test, nothing else touched."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ import torch
 import detkt
 from detkt import methods
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+GUIDE = Path(__file__).resolve().parent.parent / "docs" / "guides" / "own_method.md"
 
 
 @pytest.fixture(scope="module")
 def blocks() -> list[str]:
-    section = README.read_text().split("## Write your own method")[1].split("\n## ")[0]
-    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
 
 
 @pytest.fixture
 def installed(blocks, tmp_path, monkeypatch):
-    """The README's method as a file of detkt.methods, for as long as the test runs."""
+    """The guide's method as a file of detkt.methods, for as long as the test runs."""
     (tmp_path / "similarity.py").write_text(blocks[0])
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
     methods._classes.cache_clear()
