@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -68,7 +69,8 @@ class DataConfig:
 class NetConfig:
     """A detector or a classifier.
 
-    ``weights``: ``imagenet``, a file of (partial) weights, or None; ``checkpoint``: a trained detkt model (folder or
+    ``weights``: ``imagenet``; of a detector ``torchvision`` or ``torchvision:COCO_V1``, torchvision's own of the same
+    name with a new predictor; a file of (partial) weights; or None. ``checkpoint``: a trained detkt model (folder or
     .safetensors), whose architecture and classes must agree; ``options``: those of ``build_detector`` or
     ``build_classifier``.
     """
@@ -80,12 +82,34 @@ class NetConfig:
 
 
 @dataclass
+class StudentConfig(NetConfig):
+    """``inherit``: parts of the teacher that the student starts from, ``neck`` and ``head``, where shapes agree."""
+
+    inherit: list[str] = field(default_factory=list)
+
+
+@dataclass
+class TeacherConfig(NetConfig):
+    """A teacher may come from elsewhere, and know other classes.
+
+    ``checkpoint``: besides, ``torchvision:NAME`` or ``torchvision:NAME@COCO_V1``, a detector that torchvision has
+    trained; or a file of plain weights of a whole detector ``architecture``. ``classes``: the names of those that such
+    a file scores, in their order; None: the run's or COCO's, where they are as many. ``class_map``: a class of the
+    student -> the teacher's class that it is, null for none; others are found by name.
+    """
+
+    classes: list[str] | None = None
+    class_map: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class TrainConfig:
     """The budget and the student's optimizer (SGD).
 
     ``lr_per_image`` times the batch size is the learning rate. ``milestones``: shares of the student's updates after
     which it is multiplied by ``gamma``. ``poly_power``: besides, it falls as (1 - share of the updates done) to this
-    power; 0: not. ``warmup_steps``: linear, from a tenth. ``clip_norm``: 0 switches clipping off.
+    power; 0: not. ``warmup_steps``: linear, from a tenth of the rate, over a tenth of the run at most. ``clip_norm``: 0
+    switches clipping off.
     ``batch_size`` counts the pictures of an update: those of all processes of ``torchrun`` and of all ``accumulate``
     parts that it is computed in. ``group_by_aspect``: batches of wide or of tall pictures, to waste less padding.
     ``keep``: how many checkpoints, ``last.pt`` and those before it as ``checkpoint-<step>.pt``.
@@ -129,8 +153,8 @@ class Config:
     method: str = "ktan"
     role: str = "student"
     data: DataConfig = field(default_factory=DataConfig)
-    student: NetConfig = field(default_factory=NetConfig)
-    teacher: NetConfig = field(default_factory=NetConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     paper: dict[str, float] = field(default_factory=dict)
@@ -149,6 +173,18 @@ class Config:
     def method_name(self) -> str:
         """What the method is called: ``sp+kd`` where ``method`` is ``path/to/file.py:Similarity+kd``."""
         return "+".join(cls.name for cls in methods.classes(self.method))
+
+    @property
+    def label(self) -> str:
+        """The method, and what a student that did not start alone has from its teacher: ``ktan, inherits neck``."""
+        inherited = "+".join(self.student.inherit)
+        return f"{self.method_name}, inherits {inherited}" if inherited else self.method_name
+
+    @property
+    def run_name(self) -> str:
+        """What a run's folder is called by default."""
+        role = "teacher-" if self.role == "teacher" else ""
+        return f"{self.name}-{role}{self.label.replace(', ', '-').replace(' ', '-')}-s{self.train.seed}"
 
     def method_settings(self) -> dict[str, Any] | None:
         """The settings of ``method`` as :class:`detkt.Distiller` takes them: a section a method only for a sum."""
@@ -211,6 +247,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), others: Iterabl
         raise InputError(f"{where}{first_line(error)}") from None
     result.method = methods.absolute(result.method)
     _check(result, others)
+    _take_published_architecture(result.teacher)
     return result
 
 
@@ -301,6 +338,27 @@ def _merge(config: DictConfig, values: dict[str, Any], where: str, prefix: str =
             raise InputError(f"{where}'{full}'{wrong_value(schema, key, value, error)}") from None
 
 
+def published_name(checkpoint: str) -> tuple[str, str] | None:
+    """NAME and WEIGHTS ("": the default ones) of ``torchvision:NAME@WEIGHTS``; None: *checkpoint* is a path."""
+    prefix, colon, rest = checkpoint.partition(":")
+    if prefix != "torchvision" or not colon:
+        return None
+    name, _, weights = rest.partition("@")
+    return name, weights
+
+
+def _take_published_architecture(teacher: TeacherConfig) -> None:
+    """torchvision's trained detectors say themselves what they are."""
+    found = None if teacher.checkpoint is None else published_name(teacher.checkpoint)
+    if found is None or found[0] == teacher.architecture:
+        return
+    if teacher.options:
+        logging.getLogger(__name__).info(
+            "teacher.options are of a %s and not used: the teacher is torchvision's %s", teacher.architecture, found[0]
+        )
+    teacher.architecture, teacher.options, teacher.weights = found[0], {}, None
+
+
 def _check(config: Config, others: Iterable[str]) -> None:
     train, data = config.train, config.data
     positive = ("epochs", "batch_size", "lr_per_image", "gamma", "log_every", "checkpoint_every", "keep", "accumulate")
@@ -315,6 +373,13 @@ def _check(config: Config, others: Iterable[str]) -> None:
     methods.choose(train.precision, ("fp32", "bf16", "fp16"), "precision")
     methods.choose(config.role, ("student", "teacher"), "role")
     methods.choose(data.format, FORMATS, "data.format")
+    for part in config.student.inherit:
+        methods.choose(part, ("neck", "head"), "student.inherit")
+    if len(set(config.student.inherit)) != len(config.student.inherit):
+        raise InputError(f"'student.inherit' is {config.student.inherit}: name each part once")
+    for name, other in config.teacher.class_map.items():
+        if not isinstance(other, str | None):
+            raise InputError(f"'teacher.class_map.{name}' is {other}: it must be a class of the teacher's, or null")
     methods.choose(data.boxes, ("clip", "refuse"), "data.boxes")
     methods.choose(data.exif, ("apply", "ignore"), "data.exif")
     if not data.max_pixels >= 1:

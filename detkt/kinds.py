@@ -141,13 +141,18 @@ class Detection(Kind[VOCDetection]):
         net = config.trained_net
         # A checkpoint keeps the options that it was built with.
         options = self.options(net) if net.checkpoint is None else read_meta(resolve(net.checkpoint))[1]["options"]
+        if "min_size" not in options:
+            raise InputError(
+                f"'data.cache' keeps pictures at a detector's min_size, and {net.architecture} makes all of one size; "
+                "leave it out"
+            )
         return training_set(config.data, progress, (options["min_size"], options["max_size"]))
 
     def test_set(self, data: DataConfig, classes: list[str] | None = None) -> VOCDetection:
         return test_set(data, classes)
 
     def has_trained(self, net: NetConfig) -> bool:
-        return net.checkpoint is not None
+        return net.checkpoint is not None or net.weights not in (None, "imagenet")
 
     def resolve_data(self, data: DataConfig) -> None:
         if data.format == "shapes":
@@ -174,7 +179,8 @@ class Detection(Kind[VOCDetection]):
                 real.append(torch.from_numpy(read_image(path)).permute(2, 0, 1).float().div(255))
                 check_strip(path, *real[-1].shape[:0:-1])
         if size is None:
-            shorter, longer = (card_of(model).options[key] for key in ("min_size", "max_size"))
+            transform: Any = model.transform
+            shorter, longer = transform.min_size[-1], transform.max_size
             height, width = real[0].shape[1:] if real else (shorter, min(longer, 4 * shorter // 3))
             size = height, width
         return self.family.graphs.random_pictures(size) + real, None

@@ -75,7 +75,9 @@ def training_parser(name: str, description: str, example: str, default_config: s
     )
     parser.add_argument("--data-root", help="the data set's folder")
     parser.add_argument("--role", choices=("student", "teacher"), help="which network of the pair to train")
-    parser.add_argument("--teacher", metavar="CKPT", help="trained teacher: a run's folder or model.safetensors")
+    parser.add_argument(
+        "--teacher", metavar="CKPT", help="trained teacher: a run's folder, torchvision:NAME, or weights"
+    )
     parser.add_argument("--student-init", metavar="CKPT", help="trained network to start from ('none': from scratch)")
     parser.add_argument("--output", metavar="DIR", help="run folder (default: runs/CONFIG-METHOD-sSEED)")
     parser.add_argument("--epochs", type=int)
@@ -132,9 +134,7 @@ def training_config(arguments: argparse.Namespace, default_config: str) -> tuple
         config.teacher.checkpoint = start
     elif arguments.student_init:
         config.student.checkpoint = start
-    role = "teacher-" if config.role == "teacher" else ""
-    default = f"runs/{config.name}-{role}{config.method_name}-s{config.train.seed}"
-    return config, Path(arguments.output or default), None
+    return config, Path(arguments.output or f"runs/{config.run_name}"), None
 
 
 def train_and_tell(arguments: argparse.Namespace, default_config: str, task: str) -> None:
@@ -149,7 +149,7 @@ def train_and_tell(arguments: argparse.Namespace, default_config: str, task: str
     metrics = train(config, folder, resume=resume, overwrite=arguments.overwrite, quiet=arguments.quiet)
     if Processes().is_main:
         print(
-            f"{config.method_name} on {config.name}, seed {config.train.seed}: "
+            f"{config.label} on {config.name}, seed {config.train.seed}: "
             f"{kind_of(config).summary(metrics)} on {metrics['split']}; "
             f"{metrics['updates']} updates in {metrics['seconds']:.0f} s; model in {folder}"
         )

@@ -13,7 +13,8 @@ from detkt.base.device import resolve_device
 from detkt.base.errors import InputError
 from detkt.base.files import load_json
 from detkt.config import Config, load_config
-from detkt.engine.run import build_net, resolve_config, train
+from detkt.engine.nets import build_teacher
+from detkt.engine.run import resolve_config, train
 from detkt.engine.run_folder import write_metrics
 from detkt.kinds import kind_of
 
@@ -36,7 +37,7 @@ class Row:
 
 def run_folder(root: Path, config: Config, method: str, seed: int) -> Path:
     """Where the run of *method* with *seed* is kept below *root*."""
-    return root / f"{config.name}-{_run_config(config, method, seed).method_name}-s{seed}"
+    return root / _run_config(config, method, seed).run_name
 
 
 def _run_config(config: Config, method: str, seed: int) -> Config:
@@ -62,7 +63,7 @@ def run_missing(config: Config, methods: Iterable[str], seeds: Sequence[int], ro
                 continue
             checkpoint = folder / "last.pt"
             resume = checkpoint if checkpoint.exists() else None
-            print(f"{wanted.method_name}, seed {seed}: {'going on' if resume else 'training'} in {folder}", flush=True)
+            print(f"{wanted.label}, seed {seed}: {'going on' if resume else 'training'} in {folder}", flush=True)
             train(wanted, folder, resume=resume, overwrite=resume is None, quiet=quiet)
 
 
@@ -94,7 +95,7 @@ def collect(config: Config, methods: Iterable[str], seeds: Sequence[int], root: 
                 _check_same(wanted, folder)
                 runs.append(_read_scores(folder / "metrics.json", [*kind_of(config).measures, "updates", "seconds"]))
         if runs:
-            rows.append(Row(wanted.method_name, runs))
+            rows.append(Row(wanted.label, runs))
     measure = next(iter(kind_of(config).measures))
     return sorted(rows, key=lambda row: row.mean(measure), reverse=True)
 
@@ -128,7 +129,10 @@ def teacher_scores(config: Config, root: Path, quiet: bool = False) -> dict[str,
     if {key: known.get(key) for key in source} != source:
         device = resolve_device(config.train.device)
         held_out = kind.test_set(config.data)
-        model = build_net(kind, net, "teacher", held_out.classes).to(device)
+        model, classes = build_teacher(kind, net, held_out.classes)
+        if classes != list(held_out.classes):
+            return None  # of classes that these pictures are not scored in
+        model.to(device)
         write_metrics(path, {**kind.evaluate(model, held_out, device, config.train, quiet), **source})
         known = _known_scores(path)
     return known

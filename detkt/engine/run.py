@@ -19,13 +19,13 @@ from tqdm import tqdm
 from detkt.base.device import resolve_device
 from detkt.base.errors import InputError
 from detkt.base.files import write_atomically
-from detkt.base.paths import resolve
 from detkt.base.processes import Processes
 from detkt.base.seeds import seed_everything
-from detkt.config import Config, DataConfig, NetConfig, save_config
+from detkt.config import Config, save_config
 from detkt.data import data_root
 from detkt.data.base import PictureSet
 from detkt.distiller import Distiller, settings_told_as_keys
+from detkt.engine.nets import build_net, build_teacher, inherit
 from detkt.engine.run_folder import BEST, check_run_folder, open_folder, versions, write_metrics
 from detkt.engine.synced_norm import sync_batch_norms
 from detkt.engine.teacher_cache import TeacherCache
@@ -33,8 +33,7 @@ from detkt.engine.trainer import Trainer
 from detkt.engine.validation import Validation
 from detkt.kinds import Kind, kind_of
 from detkt.methods import parse
-from detkt.models import card_of, load_model, save_model
-from detkt.models.layout import channels_last
+from detkt.models import card_of, save_model
 from detkt.tasks.compiling import compile_backbones
 
 log = logging.getLogger(__name__)
@@ -51,51 +50,6 @@ def resolve_config(config: Config) -> Config:
         net.options = kind.options(net)
     kind.resolve_data(config.data)
     return config
-
-
-def build_net(
-    kind: Kind, net: NetConfig, role: str, classes: Sequence[str], data: DataConfig | None = None
-) -> nn.Module:
-    """The network of *net*: its architecture with weights, or with a trained checkpoint of the same architecture.
-
-    Raises:
-        InputError: the checkpoint is of another architecture, was built with other options, or has other classes than
-            the data; with *data*, of a classifier, pictures have other channels or were normalised otherwise.
-    """
-    if net.checkpoint is None:
-        model, description = kind.build(net, classes), None
-    else:
-        model, description = _trained_net(kind, net, resolve(net.checkpoint), role, classes)
-    if data is not None:
-        kind.check(model, role, data, description)
-    channels_last(model.get_submodule("backbone"))
-    return model
-
-
-def _trained_net(
-    kind: Kind, net: NetConfig, path: Path, role: str, classes: Sequence[str]
-) -> tuple[nn.Module, dict[str, Any] | None]:
-    """The network of the checkpoint *path*, and what its file tells of the pictures it was trained on."""
-    if net.weights is not None:
-        log.warning("%s.weights=%s is not used: the checkpoint %s holds all weights", role, net.weights, path)
-    model, meta = load_model(path, task=kind.task)
-    if meta["architecture"] != net.architecture:
-        raise InputError(
-            f"checkpoint {path} is a {meta['architecture']} but the {role} is to be a {net.architecture}; "
-            f"set {role}.architecture={meta['architecture']} or give another checkpoint"
-        )
-    if list(meta["classes"]) != list(classes):
-        raise InputError(
-            f"the {role}'s checkpoint {path} knows the classes {', '.join(meta['classes'])}, but the data set has "
-            f"{', '.join(classes)}; train the {role} on this data set or give data.classes in its order"
-        )
-    for key, value in net.options.items():
-        if meta["options"].get(key) != value:
-            raise InputError(
-                f"{role}.options.{key} is {value}, but the {role}'s checkpoint {path} was built with "
-                f"{meta['options'].get(key)}; a checkpoint keeps its options: set {role}.options.{key} to that"
-            )
-    return model, meta.get("extra")
 
 
 def train(
@@ -117,13 +71,13 @@ def train(
     """
     job = _check(config, folder, resume, overwrite, quiet)
     data = _open_data(job)
-    student, teacher = _build_nets(job, data)
-    trainer = _prepare_training(job, data, student, teacher)
+    nets = _build_nets(job, data)
+    trainer = _prepare_training(job, data, nets)
     if job.processes.is_main:
         open_folder(folder, resume)
         write_atomically(folder / "config.yaml", lambda temporary: save_config(resolve_config(config), temporary))
     trainer.fit()
-    return _score_and_save(job, data, trainer)
+    return _score_and_save(job, data, trainer, nets.inherited)
 
 
 @dataclass(frozen=True)
@@ -158,6 +112,16 @@ class _Data:
     validation: PictureSet | None
 
 
+@dataclass(frozen=True)
+class _Nets:
+    """The network that is trained, its teacher, if the method has one, with its classes, and what it has from it."""
+
+    student: nn.Module
+    teacher: nn.Module | None = None
+    teacher_classes: Sequence[str] = ()
+    inherited: dict[str, Any] | None = None
+
+
 def _check(config: Config, folder: Path, resume: Path | None, overwrite: bool, quiet: bool) -> _Job:
     """What can be known to be wrong before any file of the data set is read."""
     device = resolve_device(config.train.device)
@@ -169,10 +133,12 @@ def _check(config: Config, folder: Path, resume: Path | None, overwrite: bool, q
     kind = kind_of(config)
     if config.needs_teacher and config.role == "teacher":
         raise InputError(f"--role teacher trains on ground truth: use --method none, not {config.method}")
-    if config.needs_teacher and not kind.has_trained(config.teacher):
+    if config.student.inherit and config.role == "teacher":
+        raise InputError("student.inherit is for students: leave it out with --role teacher")
+    if (config.needs_teacher or config.student.inherit) and not kind.has_trained(config.teacher):
+        who = f"method '{config.method}'" if config.needs_teacher else "student.inherit"
         raise InputError(
-            f"method '{config.method}' needs a trained teacher: give --teacher CKPT "
-            "(train one with --role teacher --method none)"
+            f"{who} needs a trained teacher: give --teacher CKPT (train one with --role teacher --method none)"
         )
     goes_on = resume is not None and resume.parent.resolve() == folder.resolve()
     if processes.is_main:
@@ -208,27 +174,33 @@ def _open_data(job: _Job) -> _Data:
     return _Data(training, held_out, validation)
 
 
-def _build_nets(job: _Job, data: _Data) -> tuple[nn.Module, nn.Module | None]:
-    """The network that is trained, and its teacher, if the method has one; both on the device."""
+def _build_nets(job: _Job, data: _Data) -> _Nets:
+    """The networks, on the device."""
     config, classes = job.config, data.training.classes
     student = build_net(job.kind, config.trained_net, config.role, classes, config.data).to(job.device)
-    if not config.needs_teacher:
-        return student, None
-    teacher = build_net(job.kind, config.teacher, "teacher", classes, config.data).to(job.device)
+    if not config.needs_teacher and not config.student.inherit:
+        return _Nets(student)
+    teacher, known = build_teacher(job.kind, config.teacher, classes, config.data)
+    teacher.to(job.device)
     if random := card_of(teacher).random:
         raise InputError(
             f"teacher.weights={config.teacher.weights} does not fill the teacher's {', '.join(random)}, and random "
             "weights teach nothing: train it on this data set first, with --role teacher --method none"
         )
-    if config.teacher.checkpoint is None:
+    inherited = None
+    if config.student.inherit:
+        inherited = inherit(student, teacher, config.student.inherit, known == list(classes))
+    if not config.needs_teacher:
+        return _Nets(student, inherited=inherited)
+    if config.teacher.checkpoint is None and known == list(classes):
         # Published weights: how good they are on these pictures is known only from here on.
         log.info("teacher: %s on %s", job.kind.summary(job.score(teacher, data.held_out)), config.data.test)
-    return student, teacher
+    return _Nets(student, teacher, known, inherited)
 
 
-def _prepare_training(job: _Job, data: _Data, student: nn.Module, teacher: nn.Module | None) -> Trainer:
+def _prepare_training(job: _Job, data: _Data, nets: _Nets) -> Trainer:
     """The trainer, at the step where it begins or goes on, with all that its steps read."""
-    config, processes, classes = job.config, job.processes, data.training.classes
+    config, processes, student, teacher = job.config, job.processes, nets.student, nets.teacher
     # Building draws random weights or none, depending on checkpoints: training starts from the seed either way.
     seed_everything(config.train.seed)
     folder = config.train.cache_teacher if teacher is not None else None
@@ -239,8 +211,8 @@ def _prepare_training(job: _Job, data: _Data, student: nn.Module, teacher: nn.Mo
             teacher,
             config.method,
             config.method_settings(),
-            classes,
-            classes,
+            data.training.classes,
+            nets.teacher_classes,
             job.kind.image_size(data.training),
             cache,
         )
@@ -279,7 +251,7 @@ def _validation(job: _Job, student: nn.Module, pictures: PictureSet) -> Validati
     return Validation(partial(job.score, student, pictures, quiet=True), list(job.kind.measures), keep)
 
 
-def _score_and_save(job: _Job, data: _Data, trainer: Trainer) -> dict[str, Any]:
+def _score_and_save(job: _Job, data: _Data, trainer: Trainer, inherited: dict[str, Any] | None) -> dict[str, Any]:
     """Write ``metrics.json``, which is returned, and the model."""
     config, student, progress = job.config, trainer.distiller.student, trainer.progress
     metrics = {
@@ -297,6 +269,8 @@ def _score_and_save(job: _Job, data: _Data, trainer: Trainer) -> dict[str, Any]:
         "versions": versions(job.device),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+    if inherited is not None:
+        metrics["inherited"] = inherited
     if trainer.validation is not None:
         metrics["best"] = {"model": BEST, "split": config.data.val, **(trainer.validation.best or {})}
     if job.processes.is_main:

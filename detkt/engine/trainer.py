@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import zlib
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ from detkt.methods.base import STUDENT, Stage
 from detkt.methods.players import Players, schedule_factor
 
 __all__ = ["Interrupted", "Progress", "Trainer"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -93,6 +96,14 @@ class Trainer:
         batches = self._batches()
         self.batch_size, self.per_epoch = batches.batch_size, batches.per_epoch
         self.student_steps = config.epochs * self.per_epoch
+        self.warmup_steps = min(config.warmup_steps, self.student_steps // 10)
+        if self.warmup_steps < config.warmup_steps and self.processes.is_main:
+            log.info(
+                "the learning rate warms up over %d updates, a tenth of the run's %d, and not train.warmup_steps=%d",
+                self.warmup_steps,
+                self.student_steps,
+                self.warmup_steps,
+            )
         self.lengths = _stage_lengths(distiller.stages, self.student_steps)
         self.progress = Progress()
         self.guard = FiniteGuard()
@@ -242,7 +253,7 @@ class Trainer:
             self.student_steps,
             config.milestones,
             config.gamma,
-            config.warmup_steps,
+            self.warmup_steps,
             config.poly_power,
         )
         self.players.set_rates(rate / self.learning_rate)

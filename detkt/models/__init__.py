@@ -2,7 +2,7 @@
 
 from detkt.models.card import ModelCard, card_of
 from detkt.models.classifier import Classifier, available_classifiers, build_classifier, load_classifier_weights
-from detkt.models.faster_rcnn import build_detector
+from detkt.models.detectors import build_detector
 from detkt.models.options import available_detectors, default_options
 from detkt.models.saved import load_model, save_model
 from detkt.models.weights import LoadReport, load_weights

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from detkt.models.frozen_norm import FrozenBatchNorm2d
 
@@ -85,19 +86,22 @@ def resnet_fpn(
     norm: str,
     frozen_stages: int,
     fpn_channels: int,
-    roi_size: int,
-    head_features: int,
-) -> tuple[BackboneWithFPN, TwoMLPHead]:
-    """ResNet with a feature pyramid (Lin et al. 2017), and two fully connected layers as head.
+    first: int = 1,
+    top: Callable[[int, int], ExtraFPNBlock] | None = None,
+    fpn_norm: Callable[..., nn.Module] | None = None,
+) -> BackboneWithFPN:
+    """ResNet with a feature pyramid (Lin et al. 2017); *frozen_stages* 5 is ``layer4``.
 
-    The maps are "0" to "3" (strides 4 to 32) and "pool" (stride 64). *frozen_stages* 5 is ``layer4``.
+    The maps are "0", "1", ... of ``layer<first>`` to ``layer4`` (strides 4 to 32), and those that *top* adds: from the
+    channels of ``layer4`` and of the pyramid to a block on top of it. None: "pool" of stride 64. *fpn_norm*: what
+    normalises the pyramid's maps.
     """
     stages, channels = resnet_stages(depth, width, norm, frozen_stages)
-    return_layers = {f"layer{i + 1}": str(i) for i in range(4)}
-    body = BackboneWithFPN(nn.Sequential(stages), return_layers, channels, fpn_channels)
-    head = TwoMLPHead(body.out_channels * roi_size**2, head_features)
-    head.out_features = head_features
-    return body, head
+    return_layers = {f"layer{i}": str(i - first) for i in range(first, 5)}
+    extra = None if top is None else top(channels[-1], fpn_channels)
+    return BackboneWithFPN(
+        nn.Sequential(stages), return_layers, channels[first - 1 :], fpn_channels, extra, norm_layer=fpn_norm
+    )
 
 
 def resnet_stages(

@@ -14,7 +14,7 @@ from detkt.models.classifier import (
     parse_classifier,
     resolve_classifier_options,
 )
-from detkt.models.faster_rcnn import build_detector
+from detkt.models.detectors import build_detector
 from detkt.models.onnx_export import CLASSIFIER_GRAPHS, DETECTOR_GRAPHS, OnnxGraphs
 from detkt.models.options import default_options, parse_name, resolve_options
 

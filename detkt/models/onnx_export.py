@@ -24,8 +24,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.onnx import operators
-from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from detkt.base.errors import InputError, first_line
@@ -197,7 +195,7 @@ def compare_detectors(model: nn.Module, session: Any, pictures: Sequence[Tensor]
     Raises:
         InputError: they differ, or ONNX Runtime fails.
     """
-    heads: Any = model.roi_heads
+    heads: Any = getattr(model, "roi_heads", model)
     threshold, limit = heads.score_thresh, heads.detections_per_img
     compared, near, rounded, boxes, scores = 0, 0, 0, 0.0, 0.0
     for number, picture in enumerate(pictures, start=1):
@@ -298,18 +296,22 @@ class _ExportTransform(GeneralizedRCNNTransform):
 class _DetectorGraph(nn.Module):
     """``(3, H, W)`` -> boxes, labels, scores."""
 
-    def __init__(self, detector: FasterRCNN) -> None:
+    def __init__(self, detector: Any) -> None:
         super().__init__()
         own = detector.transform
-        transform = _ExportTransform(own.min_size, own.max_size, own.image_mean, own.image_std, own.size_divisible)
-        self.detector = GeneralizedRCNN(detector.backbone, detector.rpn, detector.roi_heads, transform)
+        self.detector = copy.copy(detector)  # whose parts are not copied
+        self.detector._modules = dict(detector._modules)
+        if own.fixed_size is None:
+            self.detector.transform = _ExportTransform(
+                own.min_size, own.max_size, own.image_mean, own.image_std, own.size_divisible
+            )
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         detections = self.detector([image])[0]
         return tuple(detections[key] for key in _DETECTIONS)
 
 
-def _trace_detector(model: FasterRCNN, picture: Tensor, opset: int) -> bytes:
+def _trace_detector(model: nn.Module, picture: Tensor, opset: int) -> bytes:
     axes = {"image": {1: "height", 2: "width"}} | {name: {0: "detections"} for name in _DETECTIONS}
     return _trace(_DetectorGraph(model).eval(), picture, axes, opset)
 

@@ -65,17 +65,19 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def has_imagenet(classifier: str) -> bool:
-    """Whether torchvision has ImageNet weights (IMAGENET1K_V1) of its *classifier*."""
-    return "IMAGENET1K_V1" in torchvision.models.get_model_weights(classifier).__members__
+    """Whether torchvision has ImageNet weights of its *classifier*, NAME or NAME:WEIGHTS, by default IMAGENET1K_V1."""
+    name, _, tag = classifier.partition(":")
+    return (tag or "IMAGENET1K_V1") in torchvision.models.get_model_weights(name).__members__
 
 
 def imagenet_tensors(classifier: str) -> dict[str, Tensor]:
-    """torchvision's ImageNet weights (IMAGENET1K_V1) of a classifier, from torch's hub cache or downloaded.
+    """torchvision's ImageNet weights of a classifier, named as above, from torch's hub cache or downloaded.
 
     Raises:
         InputError: they could not be had.
     """
-    weights = torchvision.models.get_model_weights(classifier)["IMAGENET1K_V1"]
+    name, _, tag = classifier.partition(":")
+    weights = torchvision.models.get_model_weights(name)[tag or "IMAGENET1K_V1"]
     try:
         return weights.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
     except Exception as error:  # the network, the disk, the hash and the unpickler each raise their own

@@ -1,4 +1,4 @@
-"""timm's convolutional nets as backbones of Faster R-CNN: cut at stride 16, or with a feature pyramid.
+"""timm's convolutional nets as backbones of detectors: cut at stride 16, or with a feature pyramid.
 
 A net is taken apart into the layers that timm's own ``features_only`` runs one after the other, under timm's own names
 (``conv_stem``, ``blocks.0``, ...), so that files in timm's key names fit and a layer can be named to a method.
@@ -7,7 +7,7 @@ A net is taken apart into the layers that timm's own ``features_only`` runs one 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 
 from detkt.base.errors import InputError, first_line, suggestion
 from detkt.models.frozen_norm import FrozenBatchNorm2d
@@ -77,19 +77,22 @@ class TimmBody(nn.Sequential):
 
 
 class TimmPyramid(nn.Module):
-    """The net's layers as ``body``, torchvision's feature pyramid as ``fpn``: the maps "0" to "3", and "pool".
+    """The net's layers as ``body``, torchvision's feature pyramid as ``fpn``: the maps "0", "1", ..., and *top*'s.
 
     Args:
         body: as :func:`_assemble` makes it.
-        taps: names of the layers that end at strides 4, 8, 16 and 32.
+        taps: names of the layers whose maps the pyramid is built on.
         in_channels: of their maps.
         out_channels: of the pyramid's.
+        top: adds maps on top of it.
     """
 
-    def __init__(self, body: TimmBody, taps: Iterable[str], in_channels: list[int], out_channels: int) -> None:
+    def __init__(
+        self, body: TimmBody, taps: Iterable[str], in_channels: list[int], out_channels: int, top: ExtraFPNBlock
+    ) -> None:
         super().__init__()
         self.body = body
-        self.fpn = FeaturePyramidNetwork(in_channels, out_channels, LastLevelMaxPool())
+        self.fpn = FeaturePyramidNetwork(in_channels, out_channels, top)
         self.taps = tuple(taps)
         self.out_channels = out_channels
 
@@ -135,12 +138,24 @@ def timm_c4(name: str, norm: str, frozen_stages: int, last_layer: str, dilated: 
     return body
 
 
-def timm_fpn(name: str, norm: str, frozen_stages: int, fpn_channels: int) -> TimmPyramid:
-    """The net with a feature pyramid over strides 4 to 32; arguments and errors as :func:`timm_c4` has them."""
+def timm_fpn(
+    name: str,
+    norm: str,
+    frozen_stages: int,
+    fpn_channels: int,
+    first: int = 1,
+    top: Callable[[int, int], ExtraFPNBlock] | None = None,
+) -> TimmPyramid:
+    """The net with a feature pyramid; the first four arguments and errors as :func:`timm_c4` has them.
+
+    *first* and *top* as in :func:`detkt.models.backbones.resnet_fpn`: by default over strides 4 to 32, with "pool".
+    """
     plan = _plan(name)
-    taps = [plan.tap(stride) for stride in PYRAMID_STRIDES]
+    taps = [plan.tap(stride) for stride in PYRAMID_STRIDES[first - 1 :]]
+    channels = [plan.channels[tap] for tap in taps]
     body = _assemble(plan, taps[-1], norm, frozen_stages)
-    return TimmPyramid(body, taps, [plan.channels[tap] for tap in taps], fpn_channels)
+    extra = LastLevelMaxPool() if top is None else top(channels[-1], fpn_channels)
+    return TimmPyramid(body, taps, channels, fpn_channels, extra)
 
 
 def layers_of(body: TimmBody) -> Iterator[tuple[str, nn.Module]]:
@@ -175,7 +190,7 @@ class _Plan:
 
 def _plan(name: str, **options: Any) -> _Plan:
     """Read off timm's own extractor, made without memory."""
-    check_timm_name(name, f"detector 'fasterrcnn_timm:{name}'")
+    check_timm_name(name, f"a detector on 'timm:{name}'")
     from timm.models import FeatureDictNet, FeatureListNet
 
     with torch.device("meta"):

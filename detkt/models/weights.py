@@ -66,7 +66,7 @@ class Loader:
         if weights != "imagenet":
             report = self.load_file(model, weights)
         elif imagenet is not None and has_imagenet(imagenet):
-            report = self._load(model, imagenet_tensors(imagenet), f"ImageNet weights of {imagenet}")
+            report = self.load_tensors(model, imagenet_tensors(imagenet), f"ImageNet weights of {imagenet}")
         else:
             raise InputError(f"weights 'imagenet': there are none for {name}; leave them out or give a file")
         logging.getLogger(__name__).info("%s", report)
@@ -76,9 +76,10 @@ class Loader:
         """Load what fits of a file, or of the ``model.safetensors`` in a folder; *model* changes only without error."""
         path = Path(path)
         path = path / WEIGHTS_FILE if path.is_dir() else path
-        return self._load(model, read_tensors(path), str(path))
+        return self.load_tensors(model, read_tensors(path), str(path))
 
-    def _load(self, model: nn.Module, tensors: dict[str, Tensor], source: str) -> LoadReport:
+    def load_tensors(self, model: nn.Module, tensors: dict[str, Tensor], source: str) -> LoadReport:
+        """Load what fits of *tensors* by name; *source* says in messages what they are. Errors as `load_file`'s."""
         own = model.state_dict()
         loaded: dict[str, Tensor] = {}
         mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
@@ -108,7 +109,7 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     """Load what fits from a file: a torchvision classifier, or a detector of torchvision or detkt.
 
     Args:
-        model: any torchvision Faster R-CNN; changed in place, and not at all when this raises.
+        model: any detector of torchvision's; changed in place, and not at all when this raises.
         path: a ``.pth``, ``.pt`` or ``.safetensors`` file, or a folder that :func:`detkt.models.save_model` wrote. The
             state dict may be nested under "model", "state_dict" or "model_state_dict", its names prefixed
             with ``module.``.
@@ -153,10 +154,31 @@ def _candidates(name: str, model: nn.Module) -> list[str]:
     bare = re.sub(r"^(backbone\.(body\.)?|roi_heads\.box_head\.(?=layer4)|features\.(?=\d))", "", name)
     candidates += [f"backbone.{bare}", f"backbone.body.{bare}", f"roi_heads.box_head.{bare}"]
     candidates += [f"backbone.{name}", f"backbone.body.{name}"]  # timm's VGG, whose layers stay in ``features``
+    candidates += _in_ssd(name)
+    if found := re.fullmatch(r"(head\.\w+\.conv)\.(\d)\.(weight|bias)", name):
+        # RetinaNet's heads before version 0.13, with a ReLU after each convolution.
+        candidates.append(f"{found[1]}.{int(found[2]) // 2}.0.{found[3]}")
     layer, _, kind = name.rpartition(".")
     if layer in _CLASSIFIER_LAYERS:
         candidates.append(f"roi_heads.box_head.{_CLASSIFIER_LAYERS[layer]}.{kind}")
     return candidates
+
+
+def _in_ssd(name: str) -> list[str]:
+    """Names that a layer of VGG-16 or MobileNetV3 has in SSD and SSDlite, which cut it before conv5 and in block 13."""
+    found = re.fullmatch(r"features\.(\d+)\.(.*)", name)
+    if found is None:
+        return []
+    layer, rest = int(found[1]), found[2]
+    names = [f"backbone.extra.0.{layer - 23}.{rest}"] if layer >= 23 else []
+    if layer < 13 or rest.startswith("block.0."):
+        names.append(f"backbone.features.0.{layer}.{rest.removeprefix('block.0.') if layer == 13 else rest}")
+    elif layer == 13 and rest.startswith("block."):
+        part, _, rest = rest.removeprefix("block.").partition(".")
+        names.append(f"backbone.features.1.0.{int(part) - 1}.{rest}")
+    elif layer > 13:
+        names.append(f"backbone.features.1.{layer - 13}.{rest}")
+    return names
 
 
 DETECTOR_LOADER = Loader(_candidates, _check_detector)

@@ -16,7 +16,7 @@ from detkt.data.base import PictureSet
 from detkt.data.loading import evaluation_loader
 from detkt.distiller import Distiller, settings_told_as_keys
 from detkt.engine.checkpoint import LAST, load_checkpoint
-from detkt.engine.run import build_net
+from detkt.engine.nets import build_teacher
 from detkt.kinds import kind_of
 from detkt.knowledge import Knowledge
 from detkt.methods.base import Heads, Needs
@@ -49,7 +49,7 @@ def open_run(run: Path, data_root: str | None = None) -> tuple[Distiller, Pictur
     kind = kind_of(config)
     student, meta = load_model(run, task=kind.task)
     dataset = kind.test_set(config.data, list(meta["classes"]))
-    teacher = build_net(kind, config.teacher, "teacher", dataset.classes) if config.needs_teacher else None
+    teacher = build_teacher(kind, config.teacher, dataset.classes)[0] if config.needs_teacher else None
     return restore(run, student, teacher, kind.image_size(dataset)), dataset
 
 

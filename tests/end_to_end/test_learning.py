@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from detkt.config import Config, DataConfig, NetConfig, TrainConfig
+from detkt.config import Config, DataConfig, StudentConfig, TrainConfig
 from detkt.data.shapes import ShapesConfig, write_shapes
 from detkt.engine.run import train
 
@@ -46,7 +46,7 @@ def test_a_detector_learns_from_scratch(tmp_path):
         name="easy",
         method="none",
         data=DataConfig(root=str(write_shapes(tmp_path / "easy", EASY))),
-        student=NetConfig("fasterrcnn_resnet10x0.25_c4", options=NET),
+        student=StudentConfig("fasterrcnn_resnet10x0.25_c4", options=NET),
         train=TrainConfig(epochs=12, batch_size=8, lr_per_image=0.005, warmup_steps=30, workers=0, device="cpu"),
     )
     metrics = train(config, tmp_path / "run", quiet=True)

@@ -10,7 +10,7 @@ import torch
 from comparison_records import found, objects, write_voc_folder
 from PIL import Image
 
-from detkt.config import Config, DataConfig, NetConfig, save_config
+from detkt.config import Config, DataConfig, StudentConfig, save_config
 from detkt.evaluation.coco_ids import coco_ids
 from detkt.evaluation.detection_files import write_detections
 from detkt.evaluation.voc_results import write_results
@@ -115,7 +115,7 @@ def test_coco_files_are_models_too(run, data, results, tmp_path):
 def test_tiny_detectors_with_data_and_logs_of_the_run(run, data, tmp_path):
     student, distilled, teacher = (tiny(tmp_path / name, seed) for seed, name in enumerate("abc"))
     tiny(distilled, 1, CLASSES[::-1], "ktan")  # its labels are numbered in another order
-    nets = NetConfig("fasterrcnn_resnet10x0.125_c4")
+    nets = StudentConfig("fasterrcnn_resnet10x0.125_c4")
     save_config(Config(name="tiny", data=DataConfig(root=str(data)), student=nets), distilled / "config.yaml")
     (distilled / "log.jsonl").write_text('{"stage": "train", "step": 5, "loss": 1.5}\n')
     settings = ["--teacher", teacher, "--output", tmp_path / "out", "--score", 0.01, "--pictures", 2]

@@ -24,7 +24,7 @@ from detkt.data import DEFAULT_ROOTS
 from detkt.data.base import PictureSet
 from detkt.data.loading import EndlessBatches, training_loader
 from detkt.distiller import Distiller
-from detkt.engine.run import build_net
+from detkt.engine.nets import build_net
 from detkt.engine.teacher_cache import TeacherCache
 from detkt.engine.trainer import Trainer
 from detkt.kinds import kind_of

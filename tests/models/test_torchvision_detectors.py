@@ -1,0 +1,209 @@
+"""torchvision's detectors by name are its own: layers, settings and what is frozen; and they train, save and export."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torchvision.models import detection
+from torchvision.models.detection import faster_rcnn, fcos, keypoint_rcnn, mask_rcnn, retinanet, ssd, ssdlite
+
+from detkt.base.errors import InputError
+from detkt.models import build_detector, default_options, load_model, save_model
+from detkt.models.frozen_norm import FrozenBatchNorm2d
+from detkt.models.options import numbers
+
+NAMES = torchvision.models.list_models(module=detection)
+MODULES = (faster_rcnn, fcos, keypoint_rcnn, mask_rcnn, retinanet, ssd, ssdlite)
+
+# As small as a family goes: of one stage and of two, on ResNets and on timm's nets.
+PYRAMID = {"min_size": 64, "max_size": 96, "anchor_sizes": [8, 16, 32, 64, 96]}
+ROIS = {
+    "rpn_pre_nms_top_n_train": 60,
+    "rpn_post_nms_top_n_train": 30,
+    "rpn_pre_nms_top_n_test": 60,
+    "rpn_post_nms_top_n_test": 30,
+    "box_batch_size_per_image": 16,
+}
+DENSE = {"topk_candidates": 50, "detections_per_img": 20}
+SMALL = {
+    "fasterrcnn_resnet10x0.125_fpn": PYRAMID | ROIS,
+    "maskrcnn_resnet10x0.125_fpn": PYRAMID | ROIS,
+    "keypointrcnn_resnet10x0.125_fpn": PYRAMID | ROIS,
+    "fasterrcnn_resnet10x0.125_fpn_v2": PYRAMID | ROIS,
+    "fasterrcnn_mobilenet_v3_large_fpn": ROIS
+    | {"min_size": 64, "max_size": 96, "norm": "batch", "trainable_backbone_layers": 6, "anchor_sizes": [32, 64]},
+    "retinanet_resnet10x0.125_fpn": PYRAMID | DENSE,
+    "retinanet_resnet10x0.125_fpn_v2": PYRAMID | DENSE,
+    "retinanet_timm:test_resnet_fpn": PYRAMID
+    | DENSE
+    | {"fpn_channels": 32, "norm": "batch", "trainable_backbone_layers": 5},
+    "fcos_resnet10x0.125_fpn": PYRAMID | DENSE,
+    "fcos_timm:test_efficientnet_fpn": PYRAMID
+    | DENSE
+    | {"fpn_channels": 32, "norm": "batch", "trainable_backbone_layers": 5},
+    "ssd300_vgg16": DENSE | {"trainable_backbone_layers": 5},
+    "ssdlite320_mobilenet_v3_large": DENSE,
+}
+
+
+def theirs(name: str, monkeypatch=None, **options) -> nn.Module:
+    """torchvision's own on the meta device; with *monkeypatch* frozen as it is where its weights are given."""
+    if monkeypatch is not None:
+        for module in MODULES:
+            monkeypatch.setattr(
+                module, "_validate_trainable_layers", lambda trained, value, most, default: value or default
+            )
+    with torch.device("meta"):
+        return getattr(detection, name)(weights=None, weights_backbone=None, num_classes=7, **options)
+
+
+def on_meta(name: str, **options) -> nn.Module:
+    with torch.device("meta"):
+        return build_detector(name, 7, **options)
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    state = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    left_out = ("num_batches_tracked", "mask", "keypoint")  # frozen norms do not count; we have no other heads
+    return {name: shape for name, shape in state.items() if not any(part in name for part in left_out)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_and_settings_are_torchvisions(name):
+    own, original = on_meta(name), theirs(name)
+    assert shapes(own) == shapes(original)
+    assert type(own) is next(kind for kind in type(original).__mro__ if kind in (type(own), nn.Module))
+    for key in ("image_mean", "image_std", "max_size", "size_divisible"):
+        assert getattr(own.transform, key) == pytest.approx(getattr(original.transform, key)), key
+    assert getattr(own.transform, "fixed_size", None) == getattr(original.transform, "fixed_size", None)
+    # Of keypoint R-CNN's several sizes, the one that it scores at.
+    assert own.transform.min_size[-1] == original.transform.min_size[-1]
+    if hasattr(own, "roi_heads"):
+        ours, other = own.roi_heads, original.roi_heads
+        pairs = [(ours, other), (own.rpn, original.rpn)]
+        assert ours.fg_bg_sampler.batch_size_per_image == other.fg_bg_sampler.batch_size_per_image
+        assert own.rpn._post_nms_top_n == original.rpn._post_nms_top_n
+        assert own.rpn._pre_nms_top_n == original.rpn._pre_nms_top_n
+        anchors = own.rpn.anchor_generator, original.rpn.anchor_generator
+    else:
+        pairs, anchors = [(own, original)], (own.anchor_generator, original.anchor_generator)
+        assert vars(own.proposal_matcher) == vars(original.proposal_matcher) if hasattr(own, "topk_candidates") else 1
+    for ours, other in pairs:
+        for key in ("score_thresh", "nms_thresh", "detections_per_img", "topk_candidates", "neg_to_pos_ratio"):
+            assert getattr(ours, key, None) == getattr(other, key, None), key
+    for key in ("sizes", "aspect_ratios", "scales", "steps"):
+        assert getattr(anchors[0], key, None) == getattr(anchors[1], key, None), key
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "keypoint" not in name])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_what_is_frozen_is_what_torchvision_freezes(name, layers, monkeypatch):
+    own = on_meta(name, trainable_backbone_layers=layers)
+    original = theirs(name, monkeypatch, trainable_backbone_layers=layers)
+    ours = {key for key, value in own.named_parameters() if value.requires_grad}
+    other = {key for key, value in original.named_parameters() if value.requires_grad and "mask" not in key}
+    # torchvision's batch norms without weights learn: ours are frozen with weights to come, and have no parameters.
+    norms = {f"{part}.{key}" for part, module in original.named_modules() for key in ("weight", "bias")
+             if isinstance(module, nn.BatchNorm2d) and part.startswith("backbone.body")}  # fmt: skip
+    assert ours - norms == other - norms
+    assert any(key.startswith("backbone") for key in own.state_dict().keys() - ours)
+
+
+def test_frozen_norms_are_those_that_torchvision_freezes_with_weights():
+    for name in NAMES:
+        frozen = any(isinstance(part, FrozenBatchNorm2d) for part in on_meta(name).backbone.body.modules()) if (
+            "ssd" not in name
+        ) else False  # fmt: skip
+        assert frozen == (not name.endswith("_v2") and "ssd" not in name), name
+
+
+def test_options_by_torchvisions_names():
+    assert numbers(detection.FCOS)["center_sampling_radius"] == 1.5
+    assert default_options("fcos_resnet101_fpn")["score_thresh"] == 0.2
+    model = on_meta("retinanet_resnet34_fpn", score_thresh=0.3, nms_thresh=0.4, detections_per_img=9, topk_candidates=8)
+    assert (model.score_thresh, model.nms_thresh, model.detections_per_img, model.topk_candidates) == (0.3, 0.4, 9, 8)
+    assert default_options("fasterrcnn_resnet50_fpn")["frozen_stages"] == 2
+    with_three = on_meta("fasterrcnn_resnet50_fpn", trainable_backbone_layers=1)
+    assert not with_three.backbone.body.layer3[0].conv1.weight.requires_grad
+    assert with_three.backbone.body.layer4[0].conv1.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("retinanet_resnet50_fpn", {"bg_iou_thresh": 0.9}, "bg_iou_thresh 0.9 is above fg_iou_thresh 0.5"),
+        ("retinanet_resnet50_fpn", {"trainable_backbone_layers": 6}, "trainable_backbone_layers is 0 to 5, got 6"),
+        ("fasterrcnn_resnet50_fpn", {"trainable_backbone_layers": 6}, "frozen_stages must be 0 or more"),
+        ("fcos_resnet50_fpn", {"fpn_channels": 100}, "fpn_channels must be a multiple of 32"),
+        ("fcos_resnet50_fpn", {"anchor_sizes": [8]}, "one size for each of 5 levels"),
+        ("ssd300_vgg16", {"min_size": 512}, "has no option 'min_size'"),
+        ("ssdlite320_mobilenet_v3_large", {"reduced_tail": 1}, "reduced_tail must be true or false"),
+    ],
+)
+def test_bad_options(name, options, message):
+    with pytest.raises(InputError, match=message):
+        on_meta(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("retinanet_resnet50", "did you mean 'retinanet_resnet50_fpn"),
+        ("fcos_resnet50_fpn_v2", "did you mean 'fcos_resnet50_fpn'"),
+        ("ssd512_vgg16", "did you mean 'ssd300_vgg16'"),
+        ("keypointrcnn_timm:resnet18_fpn", "unknown detector"),
+        ("retinanet_timm:resnet18_fpn_v2", "unknown detector"),
+        ("retinanet_timm:resnet18_c4", "unknown detector"),
+    ],
+)
+def test_unknown_names(name, hint):
+    with pytest.raises(InputError) as refused:
+        build_detector(name, 3)
+    assert hint in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_imagenet_weights_of_mobilenet_need_its_whole_tail():
+    with pytest.raises(InputError, match="reduced_tail=false"):
+        build_detector("ssdlite320_mobilenet_v3_large", 3, "imagenet")
+    whole = on_meta("ssdlite320_mobilenet_v3_large", reduced_tail=False)
+    assert whole.backbone.features[1][-1][0].out_channels == 960
+
+
+@pytest.fixture(scope="class", params=SMALL)
+def small(request) -> nn.Module:
+    if "timm" in request.param:
+        pytest.importorskip("timm")
+    torch.manual_seed(0)
+    return build_detector(request.param, 4, **SMALL[request.param])
+
+
+class TestSmall:
+    """Every family at its smallest."""
+
+    def test_trains_a_step(self, small, batch):
+        losses = small.train()(*batch)
+        total = sum(losses.values())
+        assert math.isfinite(total)
+        small.zero_grad()
+        total.backward()
+        for name, parameter in small.named_parameters():
+            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+
+    def test_saves_and_loads_alike(self, small, batch, tmp_path):
+        save_model(small, tmp_path / "model", ["a", "b", "c"])
+        again, meta = load_model(tmp_path / "model")
+        assert meta["options"] == default_options(meta["architecture"]) | SMALL[meta["architecture"]]
+        heads, others = (getattr(model.eval(), "roi_heads", model) for model in (small, again))
+        heads.score_thresh = others.score_thresh = 0.0
+        with torch.no_grad():
+            expected, found = small(batch[0]), again(batch[0])
+        assert sum(len(each["scores"]) for each in expected) > 10
+        for one, two in zip(expected, found, strict=True):
+            assert set(one) == {"boxes", "labels", "scores"}
+            for key in one:
+                torch.testing.assert_close(one[key], two[key], rtol=0, atol=0)
