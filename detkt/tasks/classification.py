@@ -55,7 +55,7 @@ class ClassificationTask:
         teacher_cache: TeacherMaps | None = None,
     ) -> None:
         self.student, self.teacher, self._image_size, self._cache = student, teacher, image_size, teacher_cache
-        self.offered = ~(Needs.BOXES | Needs.ANCHORS)
+        self.offered = ~(Needs.BOXES | Needs.ANCHORS | Needs.TEACHER_CONFIDENCE | Needs.HEADS)
         self._nets: dict[str, SplitNet | WholeNet] = {"student": net_of(student, "student")}
         self._classes = {"student": tuple(student_classes), "teacher": tuple(teacher_classes)}
         self._num_classes: dict[str, int] = {}  # known once the networks were probed
@@ -181,6 +181,10 @@ class ClassificationHeads:
         net = self._nets[role]
         with net.reading():
             return {"cross_entropy": F.cross_entropy(net.scores(features, self._images), self._labels)}
+
+    def remaining(self, classification: list[Tensor], regression: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """A classifier has no dense head, and offers none."""
+        raise TypeError("classifiers have no dense head")
 
 
 def _checked_pictures(images: Any, channels: int) -> Tensor:
