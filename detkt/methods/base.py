@@ -28,7 +28,7 @@ class Needs(Flag):
     """The passes that a stage reads, combined with ``|``.
 
     ``STUDENT``: forward of the student with its task losses; the stage then counts towards the student's budget of
-    updates. ``STUDENT_FEATURES``: its backbone alone, in whichever mode it is. ``STUDENT_LOGITS``: its class scores.
+    updates. ``STUDENT_FEATURES``: its maps alone, of a net that does not learn. ``STUDENT_LOGITS``: its class scores.
     ``TEACHER_FEATURES``, ``TEACHER_LOGITS``: the frozen teacher's maps and class scores. ``BOXES``: where objects are;
     ``ANCHORS``: the student's own, of each of its outputs. ``TEACHER_CONFIDENCE``: how sure the teacher is of an object
     in each cell of its outputs. ``HEADS``: the towers of both nets' dense heads (RetinaNet, FCOS). Classifiers have
@@ -262,8 +262,8 @@ class Method(nn.Module):
         pairs = [LayerPair(*names) for names in match_by_stride(student, teacher)]
         if not pairs:
             raise InputError(
-                f"method '{self.name}': no backbone output of the student ({_told(student)}) has a counterpart of its "
-                f"size among the teacher's ({_told(teacher)}); name layers with "
+                f"method '{self.name}': no backbone output of the student ({_told(self.student_spec)}) has a "
+                f"counterpart of its stride among the teacher's ({_told(known(self.teacher_spec))}); name layers with "
                 f"methods.{self.name}.layers=[STUDENT=TEACHER]"
             )
         return pairs
@@ -450,8 +450,13 @@ def match_by_stride(student: Mapping[str, FeatureSpec], teacher: Mapping[str, Fe
     return pairs
 
 
-def _told(features: Mapping[str, FeatureSpec]) -> str:
-    told = [f"{name} {features[name].height} x {features[name].width}" for name in outputs(features)]
+def _told(spec: Spec) -> str:
+    """A network's outputs with their strides, or their sizes where the probed picture's is not known."""
+    told = []
+    for name in outputs(spec.features):
+        feature = spec.features[name]
+        size = f"stride {spec.height / feature.height:.3g}" if spec.height else f"{feature.height} x {feature.width}"
+        told.append(f"{name} {size}")
     return ", ".join(told) or "no map"
 
 

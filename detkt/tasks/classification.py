@@ -153,7 +153,8 @@ class ClassificationTask:
             losses = {"cross_entropy": F.cross_entropy(logits, labels)}
             student = Knowledge(features, logits, labels, losses, "cross_entropy")
         elif Needs.STUDENT_FEATURES in needs:
-            student = Knowledge(self._nets["student"].maps(images))
+            with torch.no_grad(), evaluating(self.student):
+                student = Knowledge(self._nets["student"].maps(images))
         if needs & (Needs.TEACHER_FEATURES | Needs.TEACHER_LOGITS):
             with torch.no_grad():
                 teacher = self._teacher_knowledge(images, targets, Needs.TEACHER_LOGITS in needs)

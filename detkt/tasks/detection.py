@@ -245,7 +245,7 @@ class DetectionTask:
         device = batch.tensors.device
         seen = Pass(images=batch, targets=[{key: moved(v, device) for key, v in target.items()} for target in host])
         if with_student:
-            with self._student.recorder.watching():
+            with torch.no_grad(), evaluating(self._student.backbone), self._student.recorder.watching():
                 seen.features = self._student.features(batch.tensors)
         return seen
 
