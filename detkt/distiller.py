@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -36,10 +36,13 @@ class Distiller(nn.Module):
         teacher: trained; moved to the student's device, frozen, and put in evaluation mode, until :meth:`close`.
         method: ``ktan``, ``kd``, a sum ``ktan+kd``, or a :class:`~detkt.methods.Method` of yours.
         settings: the method's settings, e.g. ``{"beta": 5.0}``; for a sum ``{"ktan": {...}, "kd": {...}}``.
-        student_classes, teacher_classes: class names without background; compared by methods that use scores.
+        student_classes, teacher_classes: class names without background; methods that use scores compare those of the
+            classes that both nets of a detector pair know.
         image_size: side, or height and width, of a classifier's pictures (default: 32 for CIFAR nets, else 224).
         teacher_cache: the teacher's maps of your pictures, to be read in place of its backbone's passes.
         accumulate: in how many calls a batch of yours comes, where you step your optimizer after so many only.
+        class_map: for each of a detector's classes the index of the teacher's that it is, None for none; not given: by
+            equal names.
 
     Your loop trains ``trainable_parameters()`` on the returned losses; the method's other players (a discriminator,
     say) learn inside the call, with optimizers of their own::
@@ -77,6 +80,7 @@ class Distiller(nn.Module):
         image_size: int | tuple[int, int] | None = None,
         teacher_cache: TeacherMaps | None = None,
         accumulate: int = 1,
+        class_map: Sequence[int | None] | None = None,
     ) -> None:
         super().__init__()
         _check(method, settings)
@@ -93,7 +97,7 @@ class Distiller(nn.Module):
         self.student = student
         # Not a submodule: the teacher is no part of this module's state, mode or parameters.
         self._teacher = [teacher]
-        self.task = build_task(student, teacher, our_names, their_names, image_size, teacher_cache)
+        self.task = build_task(student, teacher, our_names, their_names, image_size, teacher_cache, class_map)
         self._closed = False
         try:
             if teacher is not None:

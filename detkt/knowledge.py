@@ -24,19 +24,46 @@ def known(value: T | None) -> T:
 
 
 @dataclass
+class Dense:
+    """What the head of a RetinaNet or an FCOS makes of all cells, for methods that look into it. Lists: a level each.
+
+    Attributes:
+        classification, regression: maps (N, C, H, W) in the two towers, as the last convolution but one of each leaves
+            them (with its norm, before its activation).
+        logits: a teacher's class scores before the sigmoid (N, R, K) of all R anchors; None of a student.
+        boxes: a teacher's boxes (N, R, 4), x1, y1, x2, y2 in pixels of the batch; None of a student.
+        shown: (N, R) of 0 and 1, which anchors stand in cells that show picture; None: all of them.
+        positives: how many of a student's anchors stand for an object, a picture without any counted as 1. Scalar.
+    """
+
+    classification: list[Tensor]
+    regression: list[Tensor]
+    logits: Tensor | None = None
+    boxes: Tensor | None = None
+    shown: Tensor | None = None
+    positives: Tensor | None = None
+
+
+@dataclass
 class Knowledge:
     """A network's knowledge about one batch of N pictures.
 
     Attributes:
         features: name -> map (N, C, H, W). ``output`` is the last shared convolution (the backbone's
             output); a feature pyramid reveals ``output.<level>``; other names are modules of the backbone.
-        logits: class scores (M, K): M pictures (classification), or M sampled RoIs (detection).
-        labels: true class of each row of ``logits`` (M,).
+        logits: class scores (M, K): M pictures (classification), M sampled RoIs, or M anchors of a detector of one
+            stage, those that student or teacher scores highest. Only the classes that both nets know.
+        labels: true class of each row of ``logits`` (M,); -1 where it has none of these and there is no background.
         losses: the network's own task losses by name, scalars; empty where they were not computed.
         classification_loss: the name of the one among ``losses`` that ``logits`` enter.
+        weights: (M,), what each row of ``logits`` counts in a mean: 0 where the teacher does not know its true class;
+            None: 1.
         boxes: of the objects in each picture (n, 4): x1, y1, x2, y2 as shares of the batch's width and height, padding
             included; None where they were not asked for.
         anchors: by output, the network's own (H, W, A, 4), in the unit of ``boxes``; empty where not asked for.
+        confidence: by output (N, 1, H, W), how sure the network is that a cell has an object, in [0, 1]: its highest
+            class score there, or that of its proposals; empty where not asked for.
+        dense: what a dense head makes of the batch; None where not asked for.
         valid: for each picture the share of the batch's height and width that it fills, each in (0, 1];
             None where no picture is padded. Kept on the host, so that asking costs no synchronisation.
     """
@@ -46,8 +73,11 @@ class Knowledge:
     labels: Tensor | None = None
     losses: dict[str, Tensor] = field(default_factory=dict)
     classification_loss: str = ""
+    weights: Tensor | None = None
     boxes: Sequence[Tensor] | None = None
     anchors: dict[str, Tensor] = field(default_factory=dict)
+    confidence: dict[str, Tensor] = field(default_factory=dict)
+    dense: Dense | None = None
     valid: Sequence[tuple[float, float]] | None = None
 
     def mask(self, feature: Tensor) -> Tensor | None:
@@ -95,14 +125,53 @@ class FeatureSpec:
 
 
 @dataclass(frozen=True)
-class Spec:
-    """What a method may know of a network before training: its maps, its classes, and whether it has logits.
+class Scores:
+    """Which class scores a network gives, so that two can be compared before training.
 
-    ``num_classes``: 0 where the network does not tell. ``has_logits``: it can be asked for :attr:`Knowledge.logits`,
-    which of detectors those of two stages can.
+    Attributes:
+        of: what a row of them belongs to: ``pictures``, ``regions`` or ``anchors``.
+        sigmoid: whether each class is scored by itself, without a background; else a softmax goes over all.
+        anchors: (R, 4) on the probed picture, in pixels; None of other rows.
+        shared: names of the classes that both nets know and that are compared; empty: all.
+        every: whether the teacher knows all of the student's classes.
+    """
+
+    of: str = "pictures"
+    sigmoid: bool = False
+    anchors: Tensor | None = None
+    shared: tuple[str, ...] = ()
+    every: bool = True
+
+
+@dataclass(frozen=True)
+class Tower:
+    """Of a dense head: the ``channels`` of its two towers and the ``sizes`` (height, width) of its levels."""
+
+    channels: int
+    sizes: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a method may know of a network before training: its maps, its classes, and what its heads give.
+
+    ``num_classes``: 0 where the network does not tell. ``scores``: None where it cannot be asked for
+    :attr:`Knowledge.logits`. ``tower``: None where it cannot be asked for :attr:`Knowledge.dense`. ``height``: of the
+    probed picture, in pixels; 0: not told.
     """
 
     features: Mapping[str, FeatureSpec] = field(default_factory=dict)
     num_classes: int = 0
     classes: tuple[str, ...] = ()
-    has_logits: bool = True
+    scores: Scores | None = Scores()
+    tower: Tower | None = None
+    height: int = 0
+
+    @property
+    def compared_classes(self) -> int:
+        """Columns of :attr:`Knowledge.logits`."""
+        scores = self.scores or Scores()
+        background = scores.of != "pictures" and not scores.sigmoid
+        if scores.shared:
+            return len(scores.shared) + background
+        return self.num_classes - (scores.of != "pictures" and scores.sigmoid)

@@ -13,7 +13,7 @@ from detkt.engine.checkpoint import load_checkpoint
 TIMES = {"images_per_second", "seconds", "milliseconds_per_picture"}
 VARYING = TIMES | {"finished", "versions", "data_root"}
 
-OF_OBJECTS = ("fgd", "fgfi")  # need boxes, which classifiers do not have
+OF_OBJECTS = ("crosskd", "fgd", "fgfi")  # need boxes or dense heads, which classifiers do not have
 
 _SETTINGS = (
     *(f"methods.{name}.paraphraser_steps=3" for name in ("ft", "rae", "cae")),

@@ -12,7 +12,7 @@ from detkt import methods
 from detkt.base.commands import command
 from detkt.base.errors import InputError
 from detkt.cli.shared import Parser
-from detkt.knowledge import FeatureSpec, Spec
+from detkt.knowledge import FeatureSpec, Spec, Tower
 from detkt.methods.base import Method, Needs
 
 EXAMPLES = """examples:
@@ -61,7 +61,7 @@ def pyramid() -> Spec:
     """A network that every method can be built for: several maps, of the same channels in teacher and student."""
     sizes = [(80 >> level, 128 >> level) for level in range(LEVELS)]
     maps = {f"output.{level}": FeatureSpec(CHANNELS, *size, False) for level, size in enumerate(sizes)}
-    return Spec(maps, num_classes=21)
+    return Spec(maps, num_classes=21, tower=Tower(CHANNELS, tuple(sizes)))
 
 
 def needs_of(method: Method) -> list[str]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from detkt.base.errors import InputError, suggestion
-from detkt.knowledge import FeatureSpec, Knowledge, Spec, known
+from detkt.knowledge import FeatureSpec, Knowledge, Scores, Spec, known
 
 STUDENT = "student"
 OPTIMIZERS = ("sgd", "adam")
@@ -28,9 +28,11 @@ class Needs(Flag):
     """The passes that a stage reads, combined with ``|``.
 
     ``STUDENT``: forward of the student with its task losses; the stage then counts towards the student's budget of
-    updates. ``STUDENT_FEATURES``: its backbone alone, in whichever mode it is. ``STUDENT_LOGITS``: its class scores.
+    updates. ``STUDENT_FEATURES``: its maps alone, of a net that does not learn. ``STUDENT_LOGITS``: its class scores.
     ``TEACHER_FEATURES``, ``TEACHER_LOGITS``: the frozen teacher's maps and class scores. ``BOXES``: where objects are;
-    ``ANCHORS``: the student's own, of each of its outputs. Classifiers have neither.
+    ``ANCHORS``: the student's own, of each of its outputs. ``TEACHER_CONFIDENCE``: how sure the teacher is of an object
+    in each cell of its outputs. ``HEADS``: the towers of both nets' dense heads (RetinaNet, FCOS). Classifiers have
+    none of these four.
     """
 
     NOTHING = 0
@@ -41,6 +43,8 @@ class Needs(Flag):
     TEACHER_LOGITS = auto()
     BOXES = auto()
     ANCHORS = auto()
+    TEACHER_CONFIDENCE = auto()
+    HEADS = auto()
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,13 @@ class Heads(Protocol):
         """
         ...
 
+    def remaining(self, classification: list[Tensor], regression: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """What is left of the teacher's dense head, behind :class:`~detkt.knowledge.Dense`'s maps, on maps like these.
+
+        Class scores before the sigmoid (N, R, K) and boxes (N, R, 4) in pixels; gradients reach the maps.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class LayerPair:
@@ -251,8 +262,8 @@ class Method(nn.Module):
         pairs = [LayerPair(*names) for names in match_by_stride(student, teacher)]
         if not pairs:
             raise InputError(
-                f"method '{self.name}': no backbone output of the student ({_told(student)}) has a counterpart of its "
-                f"size among the teacher's ({_told(teacher)}); name layers with "
+                f"method '{self.name}': no backbone output of the student ({_told(self.student_spec)}) has a "
+                f"counterpart of its stride among the teacher's ({_told(known(self.teacher_spec))}); name layers with "
                 f"methods.{self.name}.layers=[STUDENT=TEACHER]"
             )
         return pairs
@@ -335,14 +346,53 @@ class Method(nn.Module):
             )
 
     def require_same_classes(self) -> None:
-        """Raise InputError unless both nets score the same classes in the same order."""
+        """Raise InputError unless the scores of both nets can be compared, row by row and class by class.
+
+        Each class is scored by itself or all by one softmax, the rows are pictures, regions, or the same anchors; and
+        both nets score the same classes in the same order, or some classes are known to both.
+        """
         student, teacher = self.student_spec, known(self.teacher_spec)
         for role, spec in (("student", student), ("teacher", teacher)):
-            if not spec.has_logits:
+            if spec.scores is None:
                 raise InputError(
-                    f"method '{self.name}' compares the class scores of regions, and the {role} is a detector of one "
-                    "stage, which has none; use a feature method"
+                    f"method '{self.name}' compares the class scores of regions or anchors, and the {role} is a "
+                    "detector whose head has none that can be read; use a feature method"
                 )
+        ours, theirs = known(student.scores), known(teacher.scores)
+        if ours.of != theirs.of:
+            stages = {"regions": "two stages, which scores regions", "anchors": "one stage, which scores anchors"}
+            raise InputError(
+                f"method '{self.name}' compares the class scores of regions or of anchors, but the student is a "
+                f"detector of {stages[ours.of]}, and the teacher of {stages[theirs.of]}; use a feature method"
+            )
+        if ours.sigmoid != theirs.sigmoid:
+            ends = ("softmax over all classes", "sigmoid for each class")
+            raise InputError(
+                f"method '{self.name}' compares class scores, but the student's head ends in a {ends[ours.sigmoid]}, "
+                f"and the teacher's in a {ends[theirs.sigmoid]}; use a feature method"
+            )
+        self._require_same_anchors(ours, theirs)
+        if not ours.shared:
+            self._require_one_class_list(student, teacher)
+
+    def _require_same_anchors(self, ours: Scores, theirs: Scores) -> None:
+        if ours.anchors is None or theirs.anchors is None:
+            return
+        counts = len(ours.anchors), len(theirs.anchors)
+        if counts[0] != counts[1] or not torch.allclose(ours.anchors, theirs.anchors, atol=0.5):
+            how = f"{counts[0]} and {counts[1]} on one picture" if counts[0] != counts[1] else "other shapes"
+            raise InputError(
+                f"method '{self.name}' compares the class scores of anchors, but student and teacher have other "
+                f"anchors ({how}); give both one anchor generator and levels of the same strides, or use a feature "
+                "method"
+            )
+
+    def _require_one_class_list(self, student: Spec, teacher: Spec) -> None:
+        if not known(student.scores).every:
+            raise InputError(
+                f"method '{self.name}' compares class scores, but student and teacher have no class in common; map the "
+                "student's classes to the teacher's, or use a feature method"
+            )
         if student.num_classes != teacher.num_classes:
             raise InputError(
                 f"method '{self.name}' compares class scores, but the student has {student.num_classes} classes and "
@@ -357,12 +407,17 @@ class Method(nn.Module):
 
 
 def require_offered(method: Method, offered: Needs) -> None:
-    """Raise InputError if a stage of *method* reads what the networks do not have: boxes or anchors."""
-    for need, what in ((Needs.BOXES, "the boxes of objects"), (Needs.ANCHORS, "the student's anchors")):
+    """Raise InputError if a stage of *method* reads what the networks do not have: boxes, anchors, heads."""
+    for need, what, who in (
+        (Needs.BOXES, "the boxes of objects", "this student does"),
+        (Needs.ANCHORS, "the student's anchors", "this student does"),
+        (Needs.TEACHER_CONFIDENCE, "scores of every cell", "this teacher does"),
+        (Needs.HEADS, "the towers of two RetinaNets or FCOSs", "this student and teacher do"),
+    ):
         if need not in offered and any(need in stage.needs for stage in method.stages()):
             raise InputError(
-                f"method '{method.name}' needs {what}, which this student does not have; choose a method that compares "
-                "maps or class scores"
+                f"method '{method.name}' needs {what}, which {who} not have; choose a method that compares maps or "
+                "class scores"
             )
 
 
@@ -395,8 +450,13 @@ def match_by_stride(student: Mapping[str, FeatureSpec], teacher: Mapping[str, Fe
     return pairs
 
 
-def _told(features: Mapping[str, FeatureSpec]) -> str:
-    told = [f"{name} {features[name].height} x {features[name].width}" for name in outputs(features)]
+def _told(spec: Spec) -> str:
+    """A network's outputs with their strides, or their sizes where the probed picture's is not known."""
+    told = []
+    for name in outputs(spec.features):
+        feature = spec.features[name]
+        size = f"stride {spec.height / feature.height:.3g}" if spec.height else f"{feature.height} x {feature.width}"
+        told.append(f"{name} {size}")
     return ", ".join(told) or "no map"
 
 

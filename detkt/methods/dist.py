@@ -11,9 +11,13 @@ background as a class. Weights 1 and 1 are the authors' for detectors, 2 and 2 t
 A correlation does not know the scores' scale, so that the loss asks less of the student than KL does. The second term
 compares the rows of a batch with each other: a batch is not the mean of its rows one by one.
 
-What the paper leaves open, and we decided: a row or column that is constant has no correlation. It counts as
-uncorrelated, as with the authors' 10^-8, but its gradient is that of vectors of length 1, where theirs is 10^8 times
-that.
+What the paper leaves open, and we decided:
+
+* A row or column that is constant has no correlation. It counts as uncorrelated, as with the authors' 10^-8, but its
+  gradient is that of vectors of length 1, where theirs is 10^8 times that.
+* The scores of a head that has a sigmoid for each class (RetinaNet, FCOS) are its sigmoids. With one class alone there
+  is nothing along the classes, and that term is constant. Which anchors are rows, and what counts where only some
+  classes are known to both nets, is as in :mod:`detkt.methods.kd`.
 """
 
 from __future__ import annotations
@@ -25,37 +29,56 @@ from torch import Tensor
 
 from detkt.knowledge import Knowledge, Spec, known
 from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Stage, Update
-from detkt.methods.reductions import full_precision, require_one_shape
+from detkt.methods.reductions import full_precision, require_one_shape, row_mean
 
 
-def pearson(first: Tensor, second: Tensor, dim: int) -> Tensor:
-    """Pearson's correlation of two tensors of one shape along *dim*; 0 where one of them is constant there."""
-    first, second = (_centred(values, dim) for values in (first, second))
-    product = first.square().sum(dim) * second.square().sum(dim)
+def pearson(first: Tensor, second: Tensor, dim: int, weights: Tensor | None = None) -> Tensor:
+    """Pearson's correlation of two tensors of one shape along *dim*; 0 where one of them is constant there.
+
+    weights: what each value counts, in a shape that broadcasts to theirs; None: all alike.
+    """
+    first, second = (_centred(values, dim, weights) for values in (first, second))
+    weighted = second if weights is None else second * weights
+    product = (first.square() if weights is None else first.square() * weights).sum(dim) * (second * weighted).sum(dim)
     constant = product == 0
-    return (first * second).sum(dim) / (product.masked_fill(constant, 1).sqrt() + 1e-8)
+    return (first * weighted).sum(dim) / (product.masked_fill(constant, 1).sqrt() + 1e-8)
 
 
-def dist_loss(student_logits: Tensor, teacher_logits: Tensor, inter: float = 1.0, intra: float = 1.0) -> Tensor:
+def dist_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    inter: float = 1.0,
+    intra: float = 1.0,
+    weights: Tensor | None = None,
+    sigmoid: bool = False,
+) -> Tensor:
     """inter (1 - correlation along classes) + intra (1 - correlation along rows), each a mean. Scalar.
 
     Args:
-        student_logits, teacher_logits: (M, K), before the softmax.
+        student_logits, teacher_logits: (M, K), before the softmax or sigmoid.
         inter: weight of the correlation of each row's classes; intra: weight of the correlation of each class's rows.
+        weights: (M,), what each row counts; None: all alike.
+        sigmoid: each class has a probability of its own, instead of one softmax over all.
 
     Raises:
         ValueError: the shapes differ.
     """
     require_one_shape(student_logits, teacher_logits)
-    ours, theirs = (full_precision(logits).softmax(dim=1) for logits in (student_logits, teacher_logits))
-    along_classes, along_rows = (pearson(ours, theirs, dim).mean() for dim in (1, 0))
+    ours, theirs = (
+        logits.sigmoid() if sigmoid else logits.softmax(dim=1)
+        for logits in map(full_precision, (student_logits, teacher_logits))
+    )
+    along_classes = row_mean(pearson(ours, theirs, 1), weights)
+    along_rows = pearson(ours, theirs, 0, None if weights is None else weights[:, None]).mean()
     return inter * (1 - along_classes) + intra * (1 - along_rows)
 
 
-def _centred(values: Tensor, dim: int) -> Tensor:
-    """*values* at mean 0 along *dim*; exactly 0 where they are constant."""
+def _centred(values: Tensor, dim: int, weights: Tensor | None) -> Tensor:
+    """*values* at a weighted mean of 0 along *dim*; exactly 0 where they are constant."""
     values = values - values.narrow(dim, 0, 1).detach()
-    return values - values.mean(dim, keepdim=True)
+    if weights is None:
+        return values - values.mean(dim, keepdim=True)
+    return values - (values * weights).sum(dim, keepdim=True) / weights.sum(dim, keepdim=True).clamp_min(1e-6)
 
 
 @dataclass
@@ -87,5 +110,6 @@ class DIST(Method):
         return [Stage("distill", Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS)]
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
-        loss = dist_loss(known(student.logits), known(teacher.logits), self.config.inter, self.config.intra)
+        logits, sigmoid = (known(student.logits), known(teacher.logits)), known(self.student_spec.scores).sigmoid
+        loss = dist_loss(*logits, self.config.inter, self.config.intra, student.weights, sigmoid)
         yield Update(STUDENT, {self.name: loss})

@@ -12,8 +12,14 @@ whole.
 Defaults are the authors' for detection (alpha 1, beta 0.25, T 1), ``preset=cifar`` their usual ones for CIFAR-100 (beta
 8, T 4; between 0.5 and 8 a pair of nets, and rising over 20 epochs, which we leave to the schedule).
 
-What the paper leaves open, and we decided: the terms are formed from logarithms, so that a class of probability 0 in
-single precision costs what it should, not infinity.
+What the paper leaves open, and we decided:
+
+* The terms are formed from logarithms, so that a class of probability 0 in single precision costs what it should, not
+  infinity.
+* A head that scores each class by a sigmoid (RetinaNet, FCOS) is decoupled already: the target's part is the KL of the
+  Bernoulli distributions of the true class, the others' part the sum of those of the other classes. A row of the
+  background has others alone. Which anchors are rows, and what counts where only some classes are known to both nets,
+  is as in :mod:`detkt.methods.kd`.
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ from torch import Tensor
 
 from detkt.knowledge import Knowledge, Spec, known
 from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Stage, Update
-from detkt.methods.reductions import full_precision, require_one_shape
+from detkt.methods.reductions import bernoulli_divergence, full_precision, require_one_shape, row_mean
 
 
 def dkd_loss(
@@ -36,14 +42,18 @@ def dkd_loss(
     alpha: float = 1.0,
     beta: float = 0.25,
     temperature: float = 1.0,
+    weights: Tensor | None = None,
+    sigmoid: bool = False,
 ) -> Tensor:
     """T^2 (alpha KL of target against the rest + beta KL among the rest), mean over rows. Scalar, 0 or more.
 
     Args:
-        student_logits, teacher_logits: (M, K), before the softmax, K of 2 or more.
-        labels: true class of each row (M,), 0 to K - 1.
+        student_logits, teacher_logits: (M, K), before the softmax, K of 2 or more, or the sigmoid.
+        labels: true class of each row (M,), 0 to K - 1; -1 of a row of sigmoids that has none.
         alpha: weight of the target's part; beta: weight of the others' part.
         temperature: T, greater than 0. The factor T^2 keeps the gradient's size as T changes.
+        weights: (M,), what each row counts in the mean; None: all alike.
+        sigmoid: each class has a probability of its own, instead of one softmax over all.
 
     Raises:
         ValueError: the logits' shapes differ.
@@ -51,13 +61,17 @@ def dkd_loss(
     require_one_shape(student_logits, teacher_logits)
     classes = torch.arange(student_logits.shape[1], device=labels.device)
     is_target = labels[:, None] == classes
+    if sigmoid:
+        divergence = bernoulli_divergence(student_logits / temperature, teacher_logits / temperature)
+        weighted = torch.where(is_target, alpha * divergence, beta * divergence)
+        return temperature**2 * row_mean(weighted.sum(dim=1), weights)
     (our_two, our_others), (their_two, their_others) = (
         _parts(full_precision(logits) / temperature, labels, is_target) for logits in (student_logits, teacher_logits)
     )
     target = (their_two.exp() * (their_two - our_two)).sum(dim=1)
     # The target's own place holds -inf in both: 0 log 0.
     among_others = (their_others.exp() * (their_others - our_others).masked_fill(is_target, 0)).sum(dim=1)
-    return temperature**2 * (alpha * target + beta * among_others).mean()
+    return temperature**2 * row_mean(alpha * target + beta * among_others, weights)
 
 
 def _parts(logits: Tensor, labels: Tensor, is_target: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,6 +112,7 @@ class DKD(Method):
         return [Stage("distill", Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS)]
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
-        config = self.config
+        config, sigmoid = self.config, known(self.student_spec.scores).sigmoid
         scores = known(student.logits), known(teacher.logits), known(student.labels)
-        yield Update(STUDENT, {self.name: dkd_loss(*scores, config.alpha, config.beta, config.temperature)})
+        loss = dkd_loss(*scores, config.alpha, config.beta, config.temperature, student.weights, sigmoid)
+        yield Update(STUDENT, {self.name: loss})

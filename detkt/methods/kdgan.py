@@ -36,6 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge, Spec, known
 from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Player, Stage, Update, frozen
 from detkt.methods.kd import distillation_loss
@@ -136,8 +137,18 @@ class KDGAN(Method):
         self.require("alpha", 0 <= config.alpha <= 1, "between 0 and 1")
         self.require("temperature", config.temperature > 0, "greater than 0")
         self.require("gumbel_temperature", config.gumbel_temperature > 0, "greater than 0")
-        self.discriminator = LabelDiscriminator(student.num_classes, config.discriminator_width)
-        self.teacher_head = TeacherHead(student.num_classes)
+        if known(student.scores).sigmoid:
+            raise InputError(
+                "method 'kdgan' draws one class for each row of scores, and these heads score each class by itself, "
+                "with a sigmoid; use kd, dkd or dist"
+            )
+        if not known(student.scores).every:
+            raise InputError(
+                "method 'kdgan' draws classes that a discriminator compares with the true ones, and the teacher does "
+                "not know all of the student's; use kd, dkd or dist"
+            )
+        self.discriminator = LabelDiscriminator(student.compared_classes, config.discriminator_width)
+        self.teacher_head = TeacherHead(student.compared_classes)
 
     def stages(self) -> Sequence[Stage]:
         needs = Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS

@@ -13,6 +13,8 @@ while the discriminator D minimises -log D(R(t)) - log(1 - D(s)). The papers lea
   pretrained head otherwise.
 * R is one convolution with a kernel that satisfies Algorithm 1's rule (M_t + 2P - K) / S + 1 = M_s: 1x1 between equal
   sizes.
+* Where the teacher has no map of the stride of some of the student's (a pyramid that learns from a single map), these
+  levels have no R: the head reads the student's own beside R(t), and nothing is distilled there.
 * R ends as the student's layer ends (ReLU), else the sign of a value alone tells the two maps apart.
 * The papers' beta assumes their feature scale. By default both maps are divided by the root mean square of R(t)
   before D and the MSE see them; ``preset=paper`` takes them as they are.
@@ -234,11 +236,13 @@ class KTAN(Method):
             raise InputError(
                 f"methods.{self.name}.num_convs is {config.num_convs}: the papers have 1 (2018) or 2 (2020)"
             )
-        if {pair.student for pair in self.pairs()} != set(outputs(student.features)):
+        matched, read = {pair.student for pair in self.pairs()}, outputs(student.features)
+        if not matched <= set(read):
             raise InputError(
-                f"methods.{self.name}.layers must be all backbone outputs, since the head that trains the regressor "
-                "reads them; leave it empty"
+                f"methods.{self.name}.layers must be backbone outputs, since the head that trains the regressor reads "
+                "them; leave it empty"
             )
+        self._unmatched = [name for name in read if name not in matched]
         self.regressors, self.discriminators = nn.ModuleDict(), nn.ModuleDict()
         for pair in self.pairs():
             student_map, teacher_map = self.pair_specs(pair)
@@ -254,12 +258,14 @@ class KTAN(Method):
                     config.discriminator_slope,
                 )
         # The teacher's head reads R's output only where nothing tells it from the teacher's own maps and classes.
-        self.head = "teacher" if _interface(student) == _interface(teacher) else STUDENT
+        alike = not self._unmatched and _interface(student) == _interface(teacher)
+        self.head = "teacher" if alike else STUDENT
         self.reads_student_head = self.head == STUDENT
 
     def stages(self) -> Sequence[Stage]:
         both = Needs.STUDENT | Needs.TEACHER_FEATURES
-        stages = [Stage("regressor", Needs.TEACHER_FEATURES, ("regressor",), self.config.regressor_steps)]
+        reads = Needs.TEACHER_FEATURES | (Needs.STUDENT_FEATURES if self._unmatched else Needs.NOTHING)
+        stages = [Stage("regressor", reads, ("regressor",), self.config.regressor_steps)]
         if not self.adversarial:
             return [*stages, Stage("distill", both)]
         if self.config.warmup_steps:
@@ -329,7 +335,7 @@ class KTAN(Method):
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         if stage.name == "regressor":
-            yield self._regressor_update(teacher, heads)
+            yield self._regressor_update(student, teacher, heads)
             return
         pairs = self.pairs()
         with torch.no_grad():
@@ -375,12 +381,15 @@ class KTAN(Method):
         """R(t), in the shape of the student's map."""
         return self.regressors[pair.key](teacher.features[pair.teacher], student.features[pair.student].shape[-2:])
 
-    def _regressor_update(self, teacher: Knowledge, heads: Heads) -> Update:
+    def _regressor_update(self, student: Knowledge, teacher: Knowledge, heads: Heads) -> Update:
         """Algorithm 1: the task loss of a frozen head on R(t) trains R alone."""
         regressed = {
             pair.student: self.regressors[pair.key](teacher.features[pair.teacher], self._size(pair, teacher))
             for pair in self.pairs()
         }
+        if self._unmatched:
+            own = {name: student.features[name].detach() for name in self._unmatched}
+            regressed = {name: (regressed | own)[name] for name in outputs(self.student_spec.features)}
         losses = heads.task_losses(regressed, self.head)
         return Update("regressor", {f"regressor_{name}": loss for name, loss in losses.items()})
 

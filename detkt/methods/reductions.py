@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar, cast
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+T = TypeVar("T")
 
-def full_precision(tensor: Tensor) -> Tensor:
-    """*tensor* in float32 where autocast made it narrower; float64 stays."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+def full_precision(value: T) -> T:
+    """*value*, or every tensor in it, in float32 where autocast made it narrower."""
+    converted: Any = value
+    if isinstance(value, Tensor):
+        converted = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    elif isinstance(value, dict):
+        converted = type(value)((name, full_precision(part)) for name, part in value.items())
+    elif isinstance(value, list | tuple):
+        converted = type(value)(full_precision(part) for part in value)
+    return cast(T, converted)
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -31,6 +43,19 @@ def mean_square(values: Tensor, mask: Tensor | None = None) -> Tensor:
 def root_mean_square(values: Tensor, mask: Tensor | None = None) -> Tensor:
     """Root of :func:`mean_square`, at least 1e-6: what a map is divided by to bring it to a scale of 1. Scalar."""
     return mean_square(values, mask).sqrt().clamp_min(1e-6)
+
+
+def row_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean of *values* (M,) by *weights* (M,), 0 where these are; of all alike if None. Scalar."""
+    return values.mean() if weights is None else (values * weights).sum() / weights.sum().clamp_min(1e-6)
+
+
+def bernoulli_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL(p_t || p_s) of two probabilities p = sigmoid(logit), element by element, 0 or more; finite at any logits."""
+    ours, theirs = full_precision(student_logits), full_precision(teacher_logits)
+    is_so = theirs.sigmoid() * (F.logsigmoid(theirs) - F.logsigmoid(ours))
+    is_not = (-theirs).sigmoid() * (F.logsigmoid(-theirs) - F.logsigmoid(-ours))
+    return is_so + is_not
 
 
 def require_one_shape(student: Tensor, teacher: Tensor) -> None:

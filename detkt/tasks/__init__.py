@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -20,11 +20,13 @@ def build_task(
     teacher_classes: Iterable[str] = (),
     image_size: int | tuple[int, int] | None = None,
     teacher_cache: TeacherMaps | None = None,
+    class_map: Sequence[int | None] | None = None,
 ) -> Task:
     """The task that fits the student: detection for a torchvision detector, classification for any other network.
 
     Raises:
-        InputError: *image_size* for a detector, a detector with a classifier; see the tasks for the rest.
+        InputError: *image_size* for a detector, *class_map* for a classifier, a detector with a classifier; see the
+            tasks for the rest.
     """
     if not _is_detector(student):
         if teacher is not None and _is_detector(teacher):
@@ -32,10 +34,12 @@ def build_task(
                 f"the student is a {type(student).__name__}, not a torchvision detector as the teacher is; give two of "
                 "a kind"
             )
+        if class_map is not None:
+            raise InputError("class_map is for detectors; two classifiers must have the same classes")
         return ClassificationTask(student, teacher, student_classes, teacher_classes, image_size, teacher_cache)
     if image_size is not None:
         raise InputError("image_size is for classifiers; a detector's transform knows its own")
-    return DetectionTask(student, teacher, student_classes, teacher_classes, teacher_cache)
+    return DetectionTask(student, teacher, student_classes, teacher_classes, teacher_cache, class_map)
 
 
 def _is_detector(model: nn.Module) -> bool:

@@ -55,7 +55,7 @@ class ClassificationTask:
         teacher_cache: TeacherMaps | None = None,
     ) -> None:
         self.student, self.teacher, self._image_size, self._cache = student, teacher, image_size, teacher_cache
-        self.offered = ~(Needs.BOXES | Needs.ANCHORS)
+        self.offered = ~(Needs.BOXES | Needs.ANCHORS | Needs.TEACHER_CONFIDENCE | Needs.HEADS)
         self._nets: dict[str, SplitNet | WholeNet] = {"student": net_of(student, "student")}
         self._classes = {"student": tuple(student_classes), "teacher": tuple(teacher_classes)}
         self._num_classes: dict[str, int] = {}  # known once the networks were probed
@@ -153,7 +153,8 @@ class ClassificationTask:
             losses = {"cross_entropy": F.cross_entropy(logits, labels)}
             student = Knowledge(features, logits, labels, losses, "cross_entropy")
         elif Needs.STUDENT_FEATURES in needs:
-            student = Knowledge(self._nets["student"].maps(images))
+            with torch.no_grad(), evaluating(self.student):
+                student = Knowledge(self._nets["student"].maps(images))
         if needs & (Needs.TEACHER_FEATURES | Needs.TEACHER_LOGITS):
             with torch.no_grad():
                 teacher = self._teacher_knowledge(images, targets, Needs.TEACHER_LOGITS in needs)
@@ -181,6 +182,10 @@ class ClassificationHeads:
         net = self._nets[role]
         with net.reading():
             return {"cross_entropy": F.cross_entropy(net.scores(features, self._images), self._labels)}
+
+    def remaining(self, classification: list[Tensor], regression: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """A classifier has no dense head, and offers none."""
+        raise TypeError("classifiers have no dense head")
 
 
 def _checked_pictures(images: Any, channels: int) -> Tensor:

@@ -6,16 +6,17 @@ normalisation, and its RoI head on the student's sampled RoIs only where logits 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from detkt.base.errors import InputError
-from detkt.knowledge import Knowledge, Spec, known, scaled
+from detkt.base.errors import InputError, first_line
+from detkt.knowledge import Dense, Knowledge, Scores, Spec, Tower, known, scaled
 from detkt.methods.base import Needs
+from detkt.methods.reductions import full_precision
 from detkt.tasks.base import (
     FrozenTeacher,
     TeacherMaps,
@@ -25,10 +26,14 @@ from detkt.tasks.base import (
     require_training,
     require_two_nets,
 )
+from detkt.tasks.dense import leading_rows
 from detkt.tasks.detectors import Detector, Pass, Targets, as_pyramid, moved, named_outputs, normalisation
+from detkt.tasks.shared_classes import SharedClasses, shared_classes
 
 PIXELS_AT_ONCE = 2**18
 PROBED = 256  # pixels of the short side, for a transform that does not tell its own
+
+FROM_TEACHER = Needs.TEACHER_FEATURES | Needs.TEACHER_LOGITS | Needs.TEACHER_CONFIDENCE | Needs.HEADS
 
 __all__ = ["DetectionTask", "as_pyramid", "named_outputs"]
 
@@ -39,8 +44,10 @@ class DetectionTask:
     Args:
         student: trained; its transform serves both nets.
         teacher: frozen until :meth:`close`; None for plain training.
-        student_classes, teacher_classes: names without background, compared where scores are.
+        student_classes, teacher_classes: names without background; scores are compared of those that both know.
         teacher_cache: the teacher's maps of the training pictures, to be read in place of its backbone's passes.
+        class_map: for each of the student's classes the index of the teacher's that it is, None for none; not given: by
+            equal names.
 
     Raises:
         InputError: no such detector, one net or part of a net in both roles, or class names that are not as many as a
@@ -54,11 +61,13 @@ class DetectionTask:
         student_classes: Iterable[str] = (),
         teacher_classes: Iterable[str] = (),
         teacher_cache: TeacherMaps | None = None,
+        class_map: Sequence[int | None] | None = None,
     ) -> None:
         self.student: Any = student  # torchvision's parts have no types
         self.teacher, self._cache = teacher, teacher_cache
         self._student = Detector(student, "student")
-        self.offered = ~(Needs.NOTHING if self._student.anchor_generator is not None else Needs.ANCHORS)
+        self._class_map = class_map
+        self.shared: SharedClasses | None = None  # what of the classes is compared; None: all, as they stand
         self._classes = {"student": tuple(student_classes), "teacher": tuple(teacher_classes)}
         transform: Any = student.transform
         given = normalisation(transform)
@@ -72,6 +81,17 @@ class DetectionTask:
             self._teacher = Detector(teacher, "teacher")
             self._to_teacher = _conversion(self._student.model.transform, self._teacher.model.transform)
             self._frozen = FrozenTeacher(teacher)
+        self.offered = self._offered()
+
+    def _offered(self) -> Needs:
+        missing, teacher = Needs.NOTHING, self._teacher
+        if self._student.anchor_generator is None:
+            missing |= Needs.ANCHORS
+        if self._student.towers is None or teacher is None or teacher.towers is None:
+            missing |= Needs.HEADS
+        if teacher is None or not (teacher.two_stages or teacher.dense is not None):
+            missing |= Needs.TEACHER_CONFIDENCE
+        return ~missing
 
     def close(self) -> None:
         """See :class:`detkt.tasks.base.Task`."""
@@ -88,7 +108,11 @@ class DetectionTask:
         if self._teacher is None:
             return student, None
         self._teacher.reveal(teacher_layers)
-        return student, self._probe(self._teacher)
+        teacher = self._probe(self._teacher)
+        self.shared = shared_classes(student, teacher, self._class_map)
+        if self.shared is None:
+            return student, teacher
+        return self.shared.told(student), self.shared.told(teacher)
 
     def compile(self) -> None:
         """See :class:`detkt.tasks.base.Task`."""
@@ -106,16 +130,30 @@ class DetectionTask:
             height, width = (-(-side // divisor) * divisor for side in (short, short * 5 // 4))
         picture = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
         picture = ((picture - 0.5) * 4).to(weight.device, weight.dtype)
+        scores, tower = (Scores("regions") if detector.two_stages else None), None
         with torch.no_grad(), evaluating(model), detector.recorder.watching():
-            maps = detector.features(picture)
+            try:
+                maps = detector.features(picture)
+            except (RuntimeError, ValueError) as error:
+                raise InputError(
+                    f"the {detector.role} cannot take the student's pictures of {height} x {width} "
+                    f"({first_line(error)}); choose larger ones (min_size) or another net"
+                ) from None
             classes = detector.num_classes(maps, [(height, width)])
+            if (dense := detector.dense) is not None:
+                levels = list(as_pyramid(maps).values())
+                anchors = dense.anchors(levels, ImageList(picture, [(height, width)]))
+                scores = Scores("anchors", dense.sigmoid, anchors)
+                if detector.towers is not None:
+                    sizes = tuple((level.shape[2], level.shape[3]) for level in levels)
+                    tower = Tower(detector.towers.channels, sizes)
         names = self._classes[detector.role]
         if names and classes and len(names) != classes - 1:
             raise InputError(
                 f"{detector.role}_classes has {len(names)} names, but the {detector.role} has "
                 f"{classes} classes, background included"
             )
-        return Spec(map_specs(maps, detector.role), classes, names, has_logits=detector.two_stages)
+        return Spec(map_specs(maps, detector.role), classes, names, scores, tower, height)
 
     def pictures(self, targets: Targets) -> list[int]:
         """Indices of a batch's pictures in the data set."""
@@ -158,7 +196,7 @@ class DetectionTask:
         weight = next(self.student.parameters())
         device = weight.device
         images = [image.to(device, non_blocking=True).to(weight.dtype) for image in images]
-        from_teacher = bool(needs & (Needs.TEACHER_FEATURES | Needs.TEACHER_LOGITS))
+        from_teacher = bool(needs & FROM_TEACHER)
         teacher_features: dict[str, Tensor] = {}
 
         def before(batch: ImageList) -> None:
@@ -174,7 +212,7 @@ class DetectionTask:
                 teacher_features.update(self._cache.read(self.pictures(targets), flipped, device))
 
         if Needs.STUDENT in needs:
-            seen = self._student.train_pass(images, targets, before, after)
+            seen = self._student.train_pass(images, targets, before, after, Needs.HEADS in needs)
         else:
             seen = self._maps_alone(images, targets, bool(needs & Needs.STUDENT_FEATURES))
             before(seen.images)
@@ -190,15 +228,14 @@ class DetectionTask:
             student.anchors = {name: scaled(found, 1 / width, 1 / height) for name, found in anchors.items()}
         if student is not None and Needs.STUDENT in needs:
             student.losses = seen.losses
-            student.classification_loss = "loss_classifier" if self._student.two_stages else ""
+            student.classification_loss = "loss_classifier" if self._student.two_stages else "classification"
             if needs & (Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS):
-                student.logits = seen.logits
-                student.labels = self._roi_labels(seen)
-        if teacher is not None and self._teacher is not None and Needs.TEACHER_LOGITS in needs:
+                self._add_scores(student, teacher if Needs.TEACHER_LOGITS in needs else None, seen)
+        if teacher is not None and Needs.TEACHER_CONFIDENCE in needs:
             with torch.no_grad():
-                teacher.logits = self._teacher.proposal_logits(
-                    teacher.features, known(seen.proposals), seen.images.image_sizes
-                )
+                teacher.confidence = known(self._teacher).confidence(teacher.features)
+        if student is not None and teacher is not None and Needs.HEADS in needs:
+            self._add_towers(student, teacher, seen)
         detectors = {"student": self._student} | ({"teacher": self._teacher} if self._teacher is not None else {})
         return student, teacher, DetectionHeads(detectors, seen.images, seen.targets)
 
@@ -208,7 +245,7 @@ class DetectionTask:
         device = batch.tensors.device
         seen = Pass(images=batch, targets=[{key: moved(v, device) for key, v in target.items()} for target in host])
         if with_student:
-            with self._student.recorder.watching():
+            with torch.no_grad(), evaluating(self._student.backbone), self._student.recorder.watching():
                 seen.features = self._student.features(batch.tensors)
         return seen
 
@@ -231,6 +268,64 @@ class DetectionTask:
             parts = [self._teacher.features(part) for part in images.split(at_once)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
+    def _add_scores(self, student: Knowledge, teacher: Knowledge | None, seen: Pass) -> None:
+        """Logits, labels and weights of the same rows of both nets."""
+        if seen.logits is None:
+            return  # of a head that detkt does not know, which no method that reads scores gets as far as
+        ours, theirs = self._student, self._teacher if teacher is not None else None
+        scores, labels = {"student": seen.logits}, None
+        with torch.no_grad():
+            if ours.two_stages:
+                labels = self._roi_labels(seen)
+                if theirs is not None and teacher is not None:
+                    sizes = seen.images.image_sizes
+                    scores["teacher"] = theirs.proposal_logits(teacher.features, known(seen.proposals), sizes)
+            else:
+                labels = known(ours.dense).labels(seen.matched, seen.targets)
+                if theirs is not None and teacher is not None:
+                    levels = full_precision(list(as_pyramid(teacher.features).values()))
+                    scores["teacher"] = known(theirs.dense).logits(levels)
+        sigmoid = ours.dense is not None and ours.dense.sigmoid
+        if self.shared is not None:
+            scores = {role: self.shared.restricted(logits, role, sigmoid) for role, logits in scores.items()}
+            labels = self.shared.relabelled(labels)
+        if not ours.two_stages:
+            scores, labels = self._leading_rows(student, scores, labels, seen)
+        if sigmoid:
+            labels = labels.clamp_min(0) - 1  # an object of another class has none of those that are scored
+        elif self.shared is not None:
+            student.weights, labels = (labels >= 0).to(seen.logits.dtype), labels.clamp_min(0)
+        student.logits, student.labels = scores["student"], labels
+        if teacher is not None:
+            teacher.logits = scores["teacher"]
+
+    def _leading_rows(
+        self, student: Knowledge, scores: dict[str, Tensor], labels: Tensor, seen: Pass
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """*scores* (N, R, K) and *labels* (N, R) of the anchors that are compared: (M, K) and (M,)."""
+        dense, maps = known(self._student.dense), list(as_pyramid(seen.features).values())
+        with torch.no_grad():
+            # Counted on the host: to ask a GPU would be to wait for it.
+            shown = dense.shown(maps, lambda level: student.mask(torch.empty(level.shape[-2:])))
+            rows = leading_rows([dense.confidence(logits) for logits in scores.values()], labels, shown)
+        chosen = {
+            role: torch.cat([picture[row] for picture, row in zip(logits, rows, strict=True)])
+            for role, logits in scores.items()
+        }
+        return chosen, torch.cat([picture[row] for picture, row in zip(labels, rows, strict=True)])
+
+    def _add_towers(self, student: Knowledge, teacher: Knowledge, seen: Pass) -> None:
+        """What the dense heads of both nets make of the batch."""
+        towers = known(known(self._teacher).towers)
+        positives = torch.stack([(matched >= 0).sum().clamp_min(1) for matched in seen.matched]).sum()
+        student.dense = Dense(**seen.towers, positives=positives)
+        with torch.no_grad():
+            levels = full_precision(list(as_pyramid(teacher.features).values()))
+            first = towers.first(levels)
+            logits, codes = towers.rest(*first)
+            boxes = towers.decoded(codes, towers.dense.anchors(levels, seen.images))
+            teacher.dense = Dense(*first, logits, boxes, towers.dense.shown(levels, teacher.mask))
+
     def _roi_labels(self, seen: Pass) -> Tensor:
         """Classes (M,) of the student's sampled RoIs, as its RoI head assigned them (0 is background)."""
         proposals = known(seen.proposals)
@@ -248,6 +343,14 @@ class DetectionHeads:
     def task_losses(self, features: dict[str, Tensor], role: str) -> dict[str, Tensor]:
         """The losses that the heads of *role* read from *features* (``output...`` maps by name)."""
         return self._detectors[role].read(features, self._images, self._targets)
+
+    def remaining(self, classification: list[Tensor], regression: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """See :class:`detkt.methods.base.Heads`."""
+        towers = known(self._detectors["teacher"].towers)
+        logits, codes = towers.rest(classification, regression)
+        with torch.no_grad():
+            anchors = towers.dense.anchors(classification, self._images)
+        return logits, towers.decoded(codes, anchors)
 
 
 def _conversion(student: nn.Module, teacher: nn.Module) -> tuple[Tensor, Tensor] | None:

@@ -21,7 +21,9 @@ from torchvision.models.detection.image_list import ImageList
 from detkt.base.errors import InputError
 from detkt.knowledge import known
 from detkt.methods.base import outputs
+from detkt.methods.reductions import full_precision
 from detkt.tasks.base import Calling, LayerRecorder, evaluating, replaced
+from detkt.tasks.dense import DenseHead, Towers
 
 Targets = list[dict[str, Any]]
 
@@ -41,15 +43,6 @@ def as_pyramid(features: dict[str, Tensor]) -> OrderedDict[str, Tensor]:
     return OrderedDict((k.removeprefix(prefix), v) for k, v in features.items() if k.startswith(prefix))
 
 
-def full_precision(value: Any) -> Any:
-    """Every tensor in *value* in float32 at least: under autocast, boxes would be decoded in half precision."""
-    if isinstance(value, Tensor):
-        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-    if isinstance(value, dict):
-        return type(value)((name, full_precision(part)) for name, part in value.items())
-    return type(value)(full_precision(part) for part in value) if isinstance(value, list | tuple) else value
-
-
 @dataclass
 class Pass:
     """What one training pass of a detector revealed.
@@ -60,7 +53,9 @@ class Pass:
         targets: the targets on that batch.
         losses: its own losses.
         proposals: the RoIs that it sampled, boxes (n, 4) a picture; None for a detector of one stage.
-        logits: class scores (M, K) of all of them.
+        logits: class scores (M, K) of all of them; of a dense head (N, R, K), of all anchors.
+        matched: what each anchor of a dense head is to learn, an index (R,) into a picture's targets; below 0: none.
+        towers: by tower of a dense head, its inner maps (N, C, H, W), a level each.
     """
 
     features: dict[str, Tensor] = field(default_factory=dict)
@@ -69,6 +64,8 @@ class Pass:
     losses: dict[str, Tensor] = field(default_factory=dict)
     proposals: list[Tensor] | None = None
     logits: Tensor | None = None
+    matched: list[Tensor] = field(default_factory=list)
+    towers: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
 class Detector:
@@ -97,6 +94,8 @@ class Detector:
         self.model: Any = model  # torchvision's parts have no types
         self.backbone: nn.Module = parts["backbone"]
         self.role = role
+        self.dense = DenseHead.of(model)
+        self.towers = Towers.of(self.dense)
         self.recorder = LayerRecorder(self.backbone, [], role)
         self._normalisation: tuple[tuple, dict[str, Tensor]] | None = None
         if _is_compiled(self.backbone):
@@ -146,10 +145,12 @@ class Detector:
         targets: Targets,
         transformed: Callable[[ImageList], None],
         computed: Callable[[ImageList], None],
+        towers: bool = False,
     ) -> Pass:
         """The network's own forward pass in training; the losses of a network in evaluation mode, which stays in it.
 
-        *transformed* is called when the batch is made, and *computed* when the backbone has run.
+        *transformed* is called when the batch is made, and *computed* when the backbone has run. *towers*: note what
+        the towers of its dense head give inside.
         """
         seen, device = Pass(), images[0].device
         original_transform = self.model.transform
@@ -178,6 +179,10 @@ class Detector:
             stack.enter_context(replaced(self.model, **stand_ins))
             stack.enter_context(self._reading_heads(seen))
             stack.enter_context(self.recorder.watching())
+            if towers:
+                watching = known(self.towers).watching(lambda branch, level: seen.towers[branch].append(level))
+                seen.towers = {branch: [] for branch in Towers.BRANCHES}
+                stack.enter_context(watching)
             if not self.model.training:
                 stack.enter_context(self._scoring(targets))
             # Not through a compiled forward: it would be translated anew for the stand-ins of every pass.
@@ -217,6 +222,14 @@ class Detector:
         levels = anchors.split([height * width * count for height, width, count, _ in shapes])
         return {name: level.view(shape) for name, level, shape in zip(maps, levels, shapes, strict=True)}
 
+    def confidence(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """How sure its proposals, or its dense head, are of an object in each cell of its outputs: (N, 1, H, W)."""
+        names, maps = zip(*full_precision({name: features[name] for name in outputs(features)}).items(), strict=True)
+        if self.dense is not None:
+            return dict(zip(names, self.dense.confidence_maps(maps), strict=True))
+        levels = full_precision(self.model.rpn.head(list(maps))[0])
+        return {name: level.sigmoid().amax(1, keepdim=True) for name, level in zip(names, levels, strict=True)}
+
     @property
     def anchor_generator(self) -> AnchorGenerator | None:
         """What makes its anchors, of a detector that has the usual kind."""
@@ -244,6 +257,9 @@ class Detector:
             seen.logits = output[0]
             return output
 
+        def scored(module: nn.Module, inputs: tuple, output: dict[str, Tensor]) -> None:
+            seen.logits = known(self.dense).scored(output["cls_logits"])
+
         def pooling(module: nn.Module, inputs: tuple) -> None:
             seen.proposals = inputs[1]
 
@@ -263,6 +279,9 @@ class Detector:
                 hook(model.roi_heads.box_roi_pool.register_forward_pre_hook(pooling))
             elif isinstance(head := getattr(model, "head", None), nn.Module):
                 hook(head.register_forward_hook(lambda module, inputs, output: full_precision(output)))
+            if self.dense is not None:
+                hook(model.head.register_forward_hook(scored))
+                stack.enter_context(self.dense.noting_matches(seen.matched.extend))
             yield
 
     @contextmanager
