@@ -22,7 +22,7 @@ from detkt.data.image_folder import PhotoTransforms, check_pictures, list_pictur
 from detkt.data.images import Decoding, read_image
 from detkt.data.parts import parse_part, part_of
 from detkt.data.raw_files import read_cifar, read_mnist
-from detkt.data.voc_folder import shorten
+from detkt.data.annotated import shorten
 
 # fmt: off
 CIFAR10_CLASSES = (

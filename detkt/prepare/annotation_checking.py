@@ -10,7 +10,8 @@ from unicodedata import normalize
 import numpy as np
 
 from detkt.base.errors import InputError
-from detkt.data.annotations import Annotation, locate_object, parse_xml, read_annotation, shown
+from detkt.data.annotated import shown
+from detkt.data.annotations import Annotation, locate_object, parse_xml, read_annotation
 from detkt.prepare.findings import Findings
 
 _SAME_OBJECT = 0.9  # overlap (IoU) from which two boxes of one class are taken for one object

@@ -12,11 +12,12 @@ from unicodedata import normalize
 
 from detkt.base.errors import InputError
 from detkt.config import DataConfig
-from detkt.data.annotations import TOLERANCE
+from detkt.data.annotated import TOLERANCE, shorten
 from detkt.data.images import Decoding, check_strip, inspect_image, read_image_size
 from detkt.data.parts import parse_part
-from detkt.data.voc import VOC_CLASSES, VOCDetection, checked_classes, choose_classes, near_voc_classes
-from detkt.data.voc_folder import PARTS, AnnotatedFolder, plain_advice, shorten, voc_folder
+from detkt.data.detection import checked_classes
+from detkt.data.voc import VOC_CLASSES, VOCDetection, choose_classes, near_voc_classes
+from detkt.data.voc_folder import PARTS, AnnotatedFolder, plain_advice, voc_folder
 from detkt.prepare.annotation_checking import CheckedAnnotation, check_annotation
 from detkt.prepare.findings import Findings, count
 from detkt.prepare.list_checking import Lists, check_lists, check_named, list_pairs, role
