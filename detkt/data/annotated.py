@@ -12,7 +12,7 @@ from detkt.base.errors import InputError, suggestion
 from detkt.data.images import Decoding, read_image_size
 
 TOLERANCE = 1.0  # pixels: boxes counted from 0, or one pixel too far, are common and harmless
-_DIGITS = 9  # of a pixel's fraction, so that no format's arithmetic is seen in a box
+_DIGITS = 9  # of a pixel's fraction: what float64 arithmetic leaves alone in pictures of any size
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -107,19 +107,25 @@ class Reading:
         return read_image_size(path, None, self.decoding)
 
 
-def fit_boxes(boxes: np.ndarray, sizes: np.ndarray, clip: bool) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Corners in the picture, the pixels by which each box reached beyond, and what is wrong with some of them.
+def rounded(boxes: np.ndarray) -> np.ndarray:
+    """*boxes* to a billionth of a pixel.
 
-    They are rounded to a billionth of a pixel, so that 12.34 + 56.78 of a COCO file, and what a YOLO file states in
-    parts of the width, are the numbers that they were written from.
+    So 12.34 + 56.78 of a COCO file, and what a YOLO file states in parts of the width, are the numbers that they were
+    written from, and boxes are the same in all formats.
+    """
+    return np.round(boxes, _DIGITS) + 0.0  # no -0.0
+
+
+def fit_boxes(boxes: np.ndarray, sizes: np.ndarray, clip: bool) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Corners in the picture (`rounded`), the pixels by which each box reached beyond, and what is wrong with some.
 
     Args:
         boxes: (n, 4) 0-based corners.
         sizes: (n, 2) width and height of the picture of each.
         clip: False: those farther beyond the picture than `TOLERANCE`, or without area, are flaws.
     """
-    boxes = np.round(boxes, _DIGITS)
-    inside = np.clip(boxes, 0, np.tile(sizes, 2)) + 0.0  # no -0.0
+    boxes = rounded(boxes)
+    inside = np.clip(boxes, 0, np.tile(sizes, 2))
     overshoot = np.abs(boxes - inside).max(axis=1, initial=0)
     inverted = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
     empty = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)

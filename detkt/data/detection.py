@@ -195,7 +195,10 @@ class DetectionSet(Dataset):
         as_set = "turned upright" if self._decoding.exif == "apply" else "taken as they are stored"
         size = self._size_name
         for number, what in (
-            (len(cut), f"annotations, such as {min(cut, default='')}: boxes cut to the picture (data.boxes=clip|refuse)"),
+            (
+                len(cut),
+                f"annotations, such as {min(cut, default='')}: boxes cut to the picture (data.boxes=clip|refuse)",
+            ),
             (len(unstated), f"annotations, such as {min(unstated, default='')}: no {size}, the picture's is taken"),
             (len(empty), f"annotations, such as {min(empty, default='')}: boxes without area, which are not learnt"),
             (undecided, f"pictures whose EXIF orientation {size} does not decide: {as_set} (data.exif=apply|ignore)"),

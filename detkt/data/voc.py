@@ -14,7 +14,7 @@ from unicodedata import normalize
 import numpy as np
 
 from detkt.base.errors import InputError
-from detkt.data.annotated import AnnotatedPicture, Contents, Reading, reject_classes, shorten
+from detkt.data.annotated import AnnotatedPicture, Contents, Reading, reject_classes, rounded, shorten
 from detkt.data.annotations import locate_object, parse_annotation, parse_xml, read_annotation
 from detkt.data.boxes import voc_to_corners
 from detkt.data.detection import DetectionSet, Transforms
@@ -99,7 +99,7 @@ def _read(sample: Sample, reading: Reading) -> AnnotatedPicture:
         source=sample.xml,
         size=found.size,
         stated=found.stated,
-        boxes=voc_to_corners(found.boxes),
+        boxes=rounded(voc_to_corners(found.boxes)),
         names=found.names,
         difficult=found.difficult,
         crowd=np.zeros(len(found.names), dtype=bool),

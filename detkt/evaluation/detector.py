@@ -13,8 +13,8 @@ from tqdm import tqdm
 from detkt.base.device import clock
 from detkt.base.processes import Processes
 from detkt.data.boxes import corners_to_voc
+from detkt.data.detection import DetectionSet
 from detkt.data.loading import dead_workers_in_one_line, evaluation_loader, share_of_batches
-from detkt.data.voc import VOCDetection
 from detkt.evaluation import voc
 from detkt.evaluation.coco import evaluate_coco
 from detkt.models.layout import channels_last
@@ -26,7 +26,7 @@ Detections = dict[str, dict[str, Any]]
 @torch.inference_mode()
 def detect(
     model: nn.Module,
-    dataset: VOCDetection,
+    dataset: DetectionSet,
     device: torch.device,
     *,
     batch_size: int = 8,
