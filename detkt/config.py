@@ -19,19 +19,22 @@ from detkt.base.errors import InputError, first_line, suggestion
 from detkt.base.paths import SHIPPED, resolve
 from detkt.base.settings import wrong_value
 
-FORMATS = ("voc", "shapes", "cifar10", "cifar100", "tcifar100", "mnist", "fashion-mnist", "imagenet", "folder")
+FORMATS = ("voc", "coco", "yolo", "shapes", "cifar10", "cifar100", "tcifar100", "mnist", "fashion-mnist")
+FORMATS += ("imagenet", "folder")
 
 
 @dataclass
 class DataConfig:
     """Where pictures come from.
 
-    ``format``: for detectors ``voc`` (any VOC-format folder) or ``shapes`` (scenes drawn once into ``root``, see
-    ``shapes``); for classifiers one of the other :data:`FORMATS`.
-    ``train``, ``test``: names of lists in ImageSets/Main, several joined by ``+``, each optionally ``YEAR:LIST``; for
-    classifiers splits, of which a part can be held out: ``train[:-5000]``, ``train[-5000:]``. ``val``: another list, by
-    which the best model of a run is chosen; None: its last model is its only one.
-    ``classes``: None takes VOC's names or, in a folder with names of its own, those found.
+    ``format``: for detectors ``voc`` (any VOC-format folder), ``coco`` (JSON files), ``yolo`` (``data.yaml`` and text
+    files) or ``shapes`` (scenes drawn once into ``root``, see ``shapes``); for classifiers one of the other
+    :data:`FORMATS`.
+    ``train``, ``test``: names of splits, several joined by ``+``: lists in ImageSets/Main, each optionally
+    ``YEAR:LIST``, JSON files, keys of ``data.yaml``. A part can be held out: ``train[:-5000]``, ``train[-5000:]``.
+    ``val``: another split, by which the best model of a run is chosen; None: its last model is its only one.
+    ``classes``: None takes those that the data set names; in VOC's format VOC's or, in a folder with names of its own,
+    those found.
     ``flip``: probability; ``color``: strength of colour jitter in [0, 1]; ``scale``: range of random zoom.
     ``boxes``: ``clip`` cuts boxes that reach beyond their picture, ``refuse`` stops at them. ``exif``: ``apply`` turns
     pictures as their EXIF orientation says where the annotation's size does not tell, ``ignore`` does not.

@@ -18,8 +18,8 @@ from detkt.config import Config, DataConfig, NetConfig, TrainConfig, load_config
 from detkt.data import classification_data, data_root, shapes_config, test_set, training_set
 from detkt.data.base import PictureSet
 from detkt.data.classification import ClassificationSet, normalisation
+from detkt.data.detection import DetectionSet
 from detkt.data.images import check_strip, picture_suffixes, read_image
-from detkt.data.voc import VOCDetection
 from detkt.evaluation.accuracy import classify
 from detkt.evaluation.detector import detect, score
 from detkt.models import card_of
@@ -126,16 +126,16 @@ class Kind(Protocol[Data]):
         ...
 
 
-class Detection(Kind[VOCDetection]):
-    """Detectors on VOC-format folders."""
+class Detection(Kind[DetectionSet]):
+    """Detectors."""
 
     family = DETECTORS
     tool = "train-det"
-    formats = ("voc", "shapes")
+    formats: ClassVar[tuple[str, ...]] = ("voc", "yolo", "shapes")
     measures = {"map_voc07": "mAP VOC07", "map_area": "mAP area", "map_coco": "mAP COCO"}
     score_format = "{:.1f}"
 
-    def training_set(self, config: Config, progress: Callable | None = None) -> VOCDetection:
+    def training_set(self, config: Config, progress: Callable | None = None) -> DetectionSet:
         if config.data.cache is None:
             return training_set(config.data, progress)
         net = config.trained_net
@@ -148,7 +148,7 @@ class Detection(Kind[VOCDetection]):
             )
         return training_set(config.data, progress, (options["min_size"], options["max_size"]))
 
-    def test_set(self, data: DataConfig, classes: list[str] | None = None) -> VOCDetection:
+    def test_set(self, data: DataConfig, classes: list[str] | None = None) -> DetectionSet:
         return test_set(data, classes)
 
     def has_trained(self, net: NetConfig) -> bool:
@@ -159,7 +159,7 @@ class Detection(Kind[VOCDetection]):
             settings = asdict(shapes_config(data))
             data.shapes = settings | {"classes": list(settings["classes"])}
 
-    def scores(self, model: nn.Module, held_out: VOCDetection, device: torch.device, **options: Any) -> dict[str, Any]:
+    def scores(self, model: nn.Module, held_out: DetectionSet, device: torch.device, **options: Any) -> dict[str, Any]:
         detections, milliseconds = detect(model, held_out, device, **options)
         found = score(detections, held_out.annotations(), held_out.classes)
         return {**found, "milliseconds_per_picture": milliseconds}
@@ -184,6 +184,19 @@ class Detection(Kind[VOCDetection]):
             height, width = real[0].shape[1:] if real else (shorter, min(longer, 4 * shorter // 3))
             size = height, width
         return self.family.graphs.random_pictures(size) + real, None
+
+
+class CocoDetection(Detection):
+    """Detectors on data in COCO's format, of which COCO's AP leads, with those of small, medium and large objects."""
+
+    formats = ("coco",)
+    measures = {"map_coco": "AP", "ap_small": "AP small", "ap_medium": "AP medium", "ap_large": "AP large"} | {
+        key: title for key, title in Detection.measures.items() if key != "map_coco"
+    }
+
+    def scores(self, model: nn.Module, held_out: DetectionSet, device: torch.device, **options: Any) -> dict[str, Any]:
+        found = super().scores(model, held_out, device, **options)
+        return {**found, **{f"ap_{size}": found["coco"][size] for size in ("small", "medium", "large")}}
 
 
 class Classification(Kind[ClassificationSet]):
@@ -272,10 +285,12 @@ class Classification(Kind[ClassificationSet]):
 KINDS: dict[str, Kind[Any]] = {kind.task: kind for kind in (Detection(), Classification())}
 """All kinds by the task that ``model.json`` names."""
 
+_BY_FORMAT: dict[str, Kind[Any]] = {name: kind for kind in (*KINDS.values(), CocoDetection()) for name in kind.formats}
+
 
 def kind_of(config: Config) -> Kind[Any]:
     """The kind whose data *config* has."""
-    return next(kind for kind in KINDS.values() if config.data.format in kind.formats)
+    return _BY_FORMAT[config.data.format]
 
 
 def require_kind(config: Config, task: str) -> None:

@@ -84,10 +84,13 @@ def write_together(folder: Path, contents: Mapping[Path, str]) -> None:
                 folder.rmdir()  # unless files are in it
 
 
-def load_json(path: str | os.PathLike) -> Any:
-    """What the JSON file *path* holds. Raises InputError: it cannot be read, or is no JSON."""
+def load_json(path: str | os.PathLike, object_hook: Callable[[dict], Any] | None = None) -> Any:
+    """What the JSON file *path* holds. *object_hook*: see `json.loads`.
+
+    Raises InputError: it cannot be read, or is no JSON.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_hook=object_hook)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:

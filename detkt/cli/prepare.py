@@ -17,7 +17,8 @@ from detkt.cli.shared import Parser
 from detkt.config import data_config
 from detkt.data import DEFAULT_ROOTS
 from detkt.prepare.checking import check_dataset, check_source
-from detkt.prepare.findings import Findings
+from detkt.prepare.converting import FORMATS, convert
+from detkt.prepare.findings import Findings, count
 from detkt.prepare.preparing import prepare
 from detkt.prepare.sources import SOURCES, PublishedSet
 
@@ -26,13 +27,17 @@ EXAMPLES = """examples:
   %(prog)s cifar10 --data-root /data/cifar10 --url https://mirror.example.org/cifar
   %(prog)s path/to/BCCD --check
   %(prog)s path/to/carts --check data.classes=[car,cart] data.train=train data.test=val
+  %(prog)s path/to/BCCD --convert coco --output data/BCCD-coco
 
 A download that was stopped goes on when the same command is run again. Nothing is trusted but by its checksum, and no
 file that is there is overwritten: remove the damaged ones, and they are put back. An archive that you put into the
 folder "archives" in the data set's folder yourself is used instead of a download.
 
 A check prints one line for each flaw, FILE: WHAT IS WRONG, and ends with status 2 if there is any. Lines that begin
-with "note:" are about what is odd but read as it should be."""
+with "note:" are about what is odd but read as it should be.
+
+A conversion writes a folder in VOC's, COCO's or YOLO's format into a new one in another. It refuses what would be lost,
+and names it; --lossy writes the rest."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,12 +47,15 @@ def main(argv: list[str] | None = None) -> None:
         nargs="?",
         metavar="NAME|FOLDER",
         help=f"{', '.join(SOURCES)}; or a folder of your own to check: in VOC format, of XML files with "
-        "their pictures, or with pictures as SPLIT/CLASS/PICTURE",
+        "their pictures, with COCO's JSON files or YOLO's data.yaml, or with pictures as SPLIT/CLASS/PICTURE",
     )
     parser.add_argument(
         "--data-root", metavar="DIR", help="the data set's folder (default: data/NAME; VOC: data/VOCdevkit)"
     )
     parser.add_argument("--check", action="store_true", help="only check what is there")
+    parser.add_argument("--convert", choices=FORMATS, help="write a folder of your own in another format")
+    parser.add_argument("--output", metavar="DIR", help="the new folder of --convert")
+    parser.add_argument("--lossy", action="store_true", help="convert also what the format cannot hold all of")
     parser.add_argument("--url", help="a mirror: the folder of the archives, or the archive itself if there is but one")
     parser.add_argument("--keep-archives", action="store_true", help="do not remove them once unpacked")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -60,8 +68,15 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_intermixed_args(argv)
     if arguments.data is None:
         parser.error("the following arguments are required: NAME|FOLDER")
-    source = SOURCES.get(arguments.data)
+    if bool(arguments.convert) != bool(arguments.output):
+        raise InputError("--convert and --output DIR, the new folder, go together: give both")
+    if arguments.lossy and not arguments.convert:
+        raise InputError("--lossy is for --convert; leave it out")
+    source = None if arguments.convert else SOURCES.get(arguments.data)
     root = find_root(source, arguments)
+    if arguments.convert:
+        _convert(root, arguments)
+        return
     if source is None:
         findings = check_dataset(root, data_config(arguments.overrides, train="", test=""), arguments.quiet)
     elif arguments.check:
@@ -81,6 +96,18 @@ def main(argv: list[str] | None = None) -> None:
     if findings.errors:
         raise InputError(f"{findings.verdict(root)}: {remedy(source, root, findings)}")
     print("\n".join(f"{line}: in order" for line in findings.summary))
+
+
+def _convert(root: Path, arguments: argparse.Namespace) -> None:
+    data = data_config(arguments.overrides, train="", test="")
+    folder = Path(arguments.output).expanduser()
+    done = convert(root, arguments.convert, folder, data, arguments.lossy, arguments.quiet)
+    for note in done.notes:
+        print(f"note: {note}")
+    for lost in done.lost:
+        print(f"lost: {lost}")
+    splits = ", ".join(f"{name} ({number})" for name, number in done.splits.items())
+    print(f"{folder}: {arguments.convert}, {count(done.objects, 'object')}, pictures of {splits}")
 
 
 def find_root(source: PublishedSet | None, arguments: argparse.Namespace) -> Path:

@@ -1,23 +1,25 @@
-"""Data sets by config: VOC-format folders, the embedded shapes, and those of the classifiers."""
+"""Data sets by config: those of detectors in any format, the embedded shapes, and those of the classifiers."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from detkt.base.commands import command
 from detkt.base.errors import InputError
 from detkt.base.paths import resolve
 from detkt.base.settings import typed_settings
 from detkt.config import DataConfig
+from detkt.data.annotated import Reading
 from detkt.data.classification import ClassificationSet, classification_set
+from detkt.data.detection import DetectionSet
 from detkt.data.images import Decoding
+from detkt.data.layouts import reader, wrong_format_hint
 from detkt.data.picture_cache import PictureCache
 from detkt.data.shapes import ShapesConfig, write_shapes
-from detkt.data.voc import VOCDetection
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ def shapes_config(config: DataConfig) -> ShapesConfig:
 
 def training_set(
     config: DataConfig, progress: Callable | None = None, input_size: tuple[int, int] | None = None
-) -> VOCDetection:
+) -> DetectionSet:
     """The training list, augmented. *input_size*: the detector's min_size and max_size, which ``data.cache`` needs."""
     # Imported here: albumentations takes seconds to load, and scoring needs none of it.
     from detkt.data.transforms import TrainTransforms
@@ -75,37 +77,26 @@ def training_set(
     root, cache = data_root(config, progress), None
     if config.cache is not None and input_size is not None:
         cache = PictureCache(Path(config.cache).expanduser(), *input_size)
-    return _told(
-        VOCDetection(
-            root,
-            config.train,
-            config.year,
-            keep_difficult=config.keep_difficult,
-            classes=config.classes,
-            transforms=transforms,
-            boxes=config.boxes,
-            decoding=Decoding(config.exif, config.max_pixels),
-            picture_cache=cache,
-        )
-    )
+    reading = reading_of(config, config.classes)
+    own = {"keep_difficult": config.keep_difficult, "transforms": transforms, "picture_cache": cache}
+    return _open(config, root, config.train, reading, **own)
 
 
-def test_set(config: DataConfig, classes: list[str] | None = None, pictures: bool = True) -> VOCDetection:
-    """The test list, as it is; *classes* are those the detector was trained on. *pictures*: see `VOCDetection`."""
-    return _told(
-        VOCDetection(
-            data_root(config),
-            config.test,
-            config.year,
-            classes=classes if classes else config.classes,
-            pictures=pictures,
-            boxes=config.boxes,
-            decoding=Decoding(config.exif, config.max_pixels),
-        )
-    )
+def test_set(config: DataConfig, classes: list[str] | None = None, pictures: bool = True) -> DetectionSet:
+    """The test list, as it is; *classes* are those the detector was trained on. *pictures*: see `DetectionSet`."""
+    return _open(config, data_root(config), config.test, reading_of(config, classes or config.classes, pictures))
 
 
-def _told(dataset: VOCDetection) -> VOCDetection:
+def reading_of(config: DataConfig, classes: Sequence[str] | None = None, pictures: bool = True) -> Reading:
+    """How annotations and pictures are read."""
+    return Reading(pictures, config.boxes, Decoding(config.exif, config.max_pixels), config.year, classes)
+
+
+def _open(config: DataConfig, root: Path, split: str, reading: Reading, **own: Any) -> DetectionSet:
+    try:
+        dataset = DetectionSet(reader(config.format), root, split, reading, **own)
+    except InputError as error:
+        raise InputError(f"{error}{wrong_format_hint(config.format, root)}") from None
     for note in dataset.notes:
         log.warning("note: %s", note)
     return dataset

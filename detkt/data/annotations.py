@@ -19,6 +19,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser, fromstring
 
 from detkt.base.errors import InputError
+from detkt.data.annotated import TOLERANCE, shown
 
 _FLAGS = {
     "1": True,
@@ -30,7 +31,6 @@ _FLAGS = {
     "": False,
     "unspecified": False,
 }
-TOLERANCE = 1.0  # pixels: boxes counted from 0, or one pixel too far, are common and harmless
 _COORDINATES = ("xmin", "ymin", "xmax", "ymax")
 _DECLARED = re.compile(r"""\s*<\?xml[^>]*?\sencoding\s*=\s*["']([^"'<>]+)["']""")
 _MARKS = {
@@ -251,11 +251,6 @@ def _inside(box: list[float], size: tuple[int, int] | None, clip: bool) -> list[
         if not clip:
             raise _Flaw(f"box ({shown(box)}) reaches out of {picture}; correct it, or give data.boxes=clip")
     return [min(max(value, 1.0), limit) for value, limit in zip(box, (width, height) * 2, strict=True)]
-
-
-def shown(box: list[float]) -> str:
-    """``x1, y1, x2, y2`` for messages."""
-    return ", ".join(f"{value:g}" for value in box)
 
 
 def _read_text(parent: Element, key: str) -> str:

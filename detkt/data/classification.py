@@ -17,12 +17,12 @@ from torch.utils.data import Dataset
 
 from detkt.base.errors import InputError
 from detkt.config import DataConfig
+from detkt.data.annotated import shorten
 from detkt.data.batch_transforms import crop_and_flip, distort, flips, normalise
 from detkt.data.image_folder import PhotoTransforms, check_pictures, list_pictures, read_equal_pictures
 from detkt.data.images import Decoding, read_image
 from detkt.data.parts import parse_part, part_of
 from detkt.data.raw_files import read_cifar, read_mnist
-from detkt.data.voc_folder import shorten
 
 # fmt: off
 CIFAR10_CLASSES = (

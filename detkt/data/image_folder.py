@@ -11,8 +11,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from detkt.base.errors import InputError, suggestion
+from detkt.data.annotated import shorten
 from detkt.data.images import AS_USUAL, Decoding, picture_suffixes, read_image, read_image_size
-from detkt.data.voc_folder import shorten
 
 
 def list_pictures(

@@ -109,7 +109,7 @@ def evaluation_loader(
 
 
 def share_of_batches(length: int, batch_size: int, rank: int, count: int) -> list[int]:
-    """Indices of every *count*-th batch from batch *rank* on: the batches of one process, with their padding."""
+    """Indices of every *count*-th batch from batch *rank* on: the batches of one process."""
     starts = range(rank * batch_size, length, count * batch_size)
     return [index for start in starts for index in range(start, min(start + batch_size, length))]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import normalize
 
 from detkt.base.errors import InputError, suggestion
+from detkt.data.annotated import shorten
 from detkt.data.images import picture_suffixes
 from detkt.data.parts import parse_part, part_of
 
@@ -186,12 +187,6 @@ def find_samples(root: Path, split: str, year: str, pictures: bool = True) -> tu
             if first.xml != sample.xml:
                 raise InputError(f"{sample.xml}: picture id '{sample.id}' is taken by {first.xml}; rename one of them")
     return list(samples.values()), notes
-
-
-def shorten(names: Iterable[str], most: int = 12) -> str:
-    """``'a', 'b', …`` with *most* names at most."""
-    quoted = [f"'{name}'" for name in names]
-    return ", ".join(quoted[:most]) + (f", … ({len(quoted)} in all)" if len(quoted) > most else "")
 
 
 def year_folders(root: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -101,9 +102,14 @@ def collect(config: Config, methods: Iterable[str], seeds: Sequence[int], root: 
 
 
 def _read_scores(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """The ``metrics.json`` at *path*; InputError where it is damaged or holds no numbers under *keys*."""
+    """The ``metrics.json`` at *path*; InputError where it is damaged or holds no numbers under *keys*.
+
+    What cannot be measured, as COCO's AP of small objects where there are none, is nan.
+    """
     scores = load_json(path)
     for key in keys:
+        if isinstance(scores, dict) and key.startswith("ap_") and scores.get(key, 0) is None:
+            scores[key] = math.nan
         if not isinstance(scores, dict) or not isinstance(scores.get(key), int | float):
             raise InputError(f"{path} holds no number under '{key}'; remove the file, and the run will be scored anew")
     return scores
@@ -154,7 +160,7 @@ def markdown_table(
         cells += [f"{row.mean('updates'):.0f}", f"{seconds:.0f}", _paper(paper, row.method)]
         lines.append("| " + " | ".join(cells) + " |")
     if teacher is not None:
-        scores = [f"{100 * teacher[measure]:.1f}" for measure in measures]
+        scores = ["–" if teacher[measure] is None else f"{100 * teacher[measure]:.1f}" for measure in measures]
         cells = ["teacher", "1", *scores, "–", "–", _paper(paper, "teacher")]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -165,4 +171,6 @@ def _paper(paper: dict[str, float], method: str) -> str:
 
 
 def _with_spread(mean: float, spread: float | None) -> str:
+    if math.isnan(mean):
+        return "–"
     return f"{100 * mean:.1f}" if spread is None else f"{100 * mean:.1f} ± {100 * spread:.1f}"

@@ -5,11 +5,15 @@ Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014: AP is the me
 are areas here, not rows of pixels: the VOC box x1 y1 x2 y2 (1-based, both ends included) is x1-1, y1-1,
 x2-x1+1, y2-y1+1 as x y w h.
 
+Records of COCO's own data have besides "measured": (n, 5) x, y, width, height and area as in the file, which are
+taken as they are (the area is that of the outline), and "crowd": (n,) bool, its ``iscrowd``. Such scores equal those of
+pycocotools on the file, to the last digit.
+
 Difficult objects are neither hit nor miss, as in VOC. pycocotools has one switch for that, ``iscrowd`` (its
 ``_prepare`` overwrites ``ignore`` with it): an ignored object takes in any number of detections. But the
 switch also divides the intersection by the detection's area alone, which is meant for regions that hold many
 objects. So difficult objects are marked ``iscrowd`` and the evaluator below measures the ordinary IoU with
-them.
+those of them that are no crowd.
 """
 
 from __future__ import annotations
@@ -24,8 +28,15 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detkt.data.boxes import voc_to_corners
-from detkt.evaluation.records import Records, check_labels, flatten_annotations, flatten_detections, number_labels
+from detkt.data.boxes import corners_to_xywh, voc_to_corners
+from detkt.evaluation.records import (
+    FlatRecords,
+    Records,
+    check_labels,
+    flatten_annotations,
+    flatten_detections,
+    number_labels,
+)
 
 
 @dataclass(frozen=True)
@@ -74,9 +85,10 @@ def to_coco_json(
 
     Pictures, classes and objects are numbered from 1 in their order; the picture's id stands in "file_name".
     *sizes*: picture id -> (width, height) in pixels, written where given. A difficult object has ``iscrowd``
-    1.
+    1; "crowd" says whether it is one.
     """
     truth = flatten_annotations(annotations)
+    measured, crowds = _as_measured(annotations, truth)
     numbers = number_labels(truth.labels, classes)
     images: list[dict[str, Any]] = []
     for number, picture in enumerate(annotations, start=1):
@@ -85,15 +97,16 @@ def to_coco_json(
             images[-1] |= {"width": int(sizes[picture][0]), "height": int(sizes[picture][1])}
     objects: list[dict[str, Any]] = []
     for i in np.flatnonzero(numbers < len(classes)):
-        x, y, width, height = box = _xywh(truth.boxes[i])
+        *box, area = measured[i].tolist()
         objects.append(
             {
                 "id": len(objects) + 1,
                 "image_id": int(truth.pictures[i]) + 1,
                 "category_id": int(numbers[i]) + 1,
                 "bbox": box,
-                "area": width * height,
+                "area": area,
                 "iscrowd": int(truth.values[i]),
+                "crowd": int(crowds[i]),
             }
         )
     categories = [{"id": number, "name": str(name)} for number, name in enumerate(classes, start=1)]
@@ -117,22 +130,33 @@ def to_coco_results(detections: Records, annotations: Records, classes: Sequence
 
 
 class _OrdinaryIoU(COCOeval):
-    """COCOeval that measures the ordinary IoU with ignored objects too."""
+    """COCOeval that measures the ordinary IoU with ignored objects too, but for crowds."""
 
     def computeIoU(self, imgId, catId):  # noqa: N802, N803 (pycocotools' names)
         key = imgId, catId
         objects = self._gts[key]
-        self._gts[key] = [{**item, "iscrowd": 0} for item in objects]
+        self._gts[key] = [{**item, "iscrowd": item["crowd"]} for item in objects]
         try:
             return super().computeIoU(imgId, catId)
         finally:
             self._gts[key] = objects
 
 
+def _as_measured(annotations: Records, truth: FlatRecords) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 5) x, y, width, height, area of all objects, and (n,) whether they are crowds."""
+    boxes = corners_to_xywh(voc_to_corners(truth.boxes))
+    measured = np.column_stack([boxes, boxes[:, 2] * boxes[:, 3]])
+    crowds = np.zeros(len(boxes), dtype=bool)
+    starts = np.searchsorted(truth.pictures, np.arange(len(annotations)))
+    for start, record in zip(starts.tolist(), annotations.values(), strict=True):
+        if (own := record.get("measured")) is not None:
+            measured[start : start + len(own)] = own
+            crowds[start : start + len(own)] = record["crowd"]
+    return measured, crowds
+
+
 def _xywh(box: np.ndarray) -> list[float]:
-    x1, y1, x2, y2 = voc_to_corners(box).tolist()
-    # Rounded once, so that x + width is x2 again.
-    return [x1, y1, x2 - x1, y2 - y1]
+    return corners_to_xywh(voc_to_corners(box)).tolist()
 
 
 def _index(dataset: dict) -> COCO:

@@ -21,8 +21,8 @@ from unicodedata import normalize
 
 from detkt.base.errors import InputError, suggestion
 from detkt.base.files import load_json
+from detkt.data.annotated import shorten
 from detkt.data.images import picture_suffixes
-from detkt.data.voc_folder import shorten
 
 Id = int | str
 

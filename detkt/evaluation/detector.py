@@ -13,8 +13,8 @@ from tqdm import tqdm
 from detkt.base.device import clock
 from detkt.base.processes import Processes
 from detkt.data.boxes import corners_to_voc
+from detkt.data.detection import DetectionSet
 from detkt.data.loading import dead_workers_in_one_line, evaluation_loader, share_of_batches
-from detkt.data.voc import VOCDetection
 from detkt.evaluation import voc
 from detkt.evaluation.coco import evaluate_coco
 from detkt.models.layout import channels_last
@@ -26,7 +26,7 @@ Detections = dict[str, dict[str, Any]]
 @torch.inference_mode()
 def detect(
     model: nn.Module,
-    dataset: VOCDetection,
+    dataset: DetectionSet,
     device: torch.device,
     *,
     batch_size: int = 8,
@@ -35,6 +35,9 @@ def detect(
     processes: Processes | None = None,
 ) -> tuple[Detections, float]:
     """Detections of *model* on every picture, in VOC's convention, and the mean milliseconds a picture takes.
+
+    A model sees one picture at a time: beside a larger one it would be padded, and found in it would be something else.
+    So detections do not depend on *batch_size*, which is how many pictures a worker reads at once.
 
     The time is that of the model alone (transform, network, post-processing), not of reading pictures. Several
     *processes* take every n-th batch each and all get the whole.
@@ -48,7 +51,7 @@ def detect(
     for images, targets in tqdm(loader, desc="detect", unit="batch", disable=quiet or rank > 0, file=sys.stderr):
         images = [image.to(device) for image in images]
         started = clock(device)
-        outputs = model(images)
+        outputs = [model([image])[0] for image in images]
         seconds += clock(device) - started
         for target, output in zip(targets, outputs, strict=True):
             labels = output["labels"].cpu().numpy()

@@ -10,7 +10,9 @@ from unicodedata import normalize
 import numpy as np
 
 from detkt.base.errors import InputError
-from detkt.data.annotations import Annotation, locate_object, parse_xml, read_annotation, shown
+from detkt.data.annotated import shown
+from detkt.data.annotations import Annotation, locate_object, parse_xml, read_annotation
+from detkt.data.boxes import voc_to_corners
 from detkt.prepare.findings import Findings
 
 _SAME_OBJECT = 0.9  # overlap (IoU) from which two boxes of one class are taken for one object
@@ -65,8 +67,8 @@ def _check_small(path: Path, found: Annotation, findings: Findings) -> None:
 
 def _check_pairs(path: Path, found: Annotation, findings: Findings) -> None:
     """Report boxes that seem to mark one object twice."""
-    overlaps = _overlaps(found.boxes)
-    for one, other in np.argwhere(np.triu(overlaps, 1) >= _SAME_OBJECT):
+    shared = overlaps(voc_to_corners(found.boxes))
+    for one, other in np.argwhere(np.triu(shared, 1) >= _SAME_OBJECT):
         where, first = locate_object(path, found.rows[other]), f"object {found.rows[one] + 1}"
         same_class, same_box = found.names[one] == found.names[other], (found.given[one] == found.given[other]).all()
         if same_box and same_class:
@@ -75,13 +77,13 @@ def _check_pairs(path: Path, found: Annotation, findings: Findings) -> None:
             what = f"the same box as {first} ('{found.names[one]}'): one object of two classes?"
             findings.note(path, what, where)
         elif same_class:
-            what = f"overlaps {first} ('{found.names[one]}') by {overlaps[one, other]:.2f} (IoU): one object twice?"
+            what = f"overlaps {first} ('{found.names[one]}') by {shared[one, other]:.2f} (IoU): one object twice?"
             findings.note(path, what, where)
 
 
-def _overlaps(boxes: np.ndarray) -> np.ndarray:
-    """Intersection over union (n, n) of boxes (n, 4) in inclusive pixels."""
-    starts, ends = boxes[:, :2], boxes[:, 2:] + 1
+def overlaps(boxes: np.ndarray) -> np.ndarray:
+    """Intersection over union (n, n) of corner boxes (n, 4)."""
+    starts, ends = boxes[:, :2], boxes[:, 2:]
     common = np.minimum(ends[:, None], ends) - np.maximum(starts[:, None], starts)
     intersection = common.clip(min=0).prod(axis=2)
     areas = (ends - starts).prod(axis=1)

@@ -13,10 +13,12 @@ from detkt.base.commands import command
 from detkt.base.errors import InputError
 from detkt.config import DataConfig
 from detkt.data.images import Decoding
+from detkt.data.layouts import found_format
 from detkt.data.voc_folder import is_plain, plain_folders, year_folders
 from detkt.prepare.findings import Findings
 from detkt.prepare.folder_checking import check_image_folder, class_folders
 from detkt.prepare.sources import READERS, SOURCES, PublishedSet, Version
+from detkt.prepare.split_checking import check_splits
 from detkt.prepare.voc_checking import check_plain, check_voc, rehearse
 
 ALL_LISTS = DataConfig(train="", test="")
@@ -44,15 +46,18 @@ def check_source(source: PublishedSet, root: Path, quiet: bool = False) -> Findi
 
 
 def check_dataset(folder: Path, data: DataConfig = ALL_LISTS, quiet: bool = False) -> Findings:
-    """Check a folder of one's own: in VOC format, years in it, XML files with their pictures, or SPLIT/CLASS/PICTURE.
+    """Check a folder of one's own: in VOC's, COCO's or YOLO's format, or with pictures as SPLIT/CLASS/PICTURE.
 
     data: the settings to be trained with; of lists that they name no other counts.
 
-    Raises InputError: it is neither.
+    Raises InputError: it is none of these.
     """
     findings = Findings()
     try:
-        if is_plain(folder) and (plain := plain_folders(folder)):
+        own_format = data.format if data.format in ("coco", "yolo") else found_format(folder)
+        if own_format in ("coco", "yolo"):
+            check_splits(own_format, folder, data, findings, quiet)
+        elif is_plain(folder) and (plain := plain_folders(folder)):
             check_plain(folder, data, plain, findings, quiet)
         elif years := year_folders(folder):
             for year in years:
@@ -62,7 +67,7 @@ def check_dataset(folder: Path, data: DataConfig = ALL_LISTS, quiet: bool = Fals
             return findings
         if not findings.stops:
             learnt, scored = ([split for split in splits if split] for splits in ((data.train,), (data.test, data.val)))
-            rehearse(folder, data, findings, learnt, scored)
+            rehearse(own_format or "voc", folder, data, findings, learnt, scored)
     except OSError as error:
         raise _unreadable(folder, error) from error
     return findings
@@ -78,8 +83,8 @@ def _check_pictures(folder: Path, data: DataConfig, findings: Findings, quiet: b
     if not class_folders(folder):
         raise InputError(
             f"{folder}: neither a VOC-format folder (Annotations, ImageSets/Main and JPEGImages, or VOC2007 and so on) "
-            "nor one of pictures with their XML files, nor one of pictures (SPLIT/CLASS/PICTURE); give the folder that "
-            "holds these"
+            "nor one of pictures with their XML files, with COCO's JSON files or with YOLO's data.yaml, nor one of "
+            "pictures (SPLIT/CLASS/PICTURE); give the folder that holds these"
         )
     check_image_folder(folder, findings, Decoding(data.exif, data.max_pixels), quiet=quiet)
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from detkt.base.errors import InputError
+from detkt.data.annotated import shorten
 from detkt.data.image_folder import subfolders, walk_pictures
 from detkt.data.images import AS_USUAL, Decoding, picture_suffixes, read_image_size
-from detkt.data.voc_folder import shorten
 from detkt.prepare.findings import Findings, count
 from detkt.prepare.picture_checking import (
     PictureFacts,

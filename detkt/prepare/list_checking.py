@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from detkt.base.errors import InputError
-from detkt.data.voc_folder import AnnotatedFolder, is_comment, read_list, shorten, without_suffix
+from detkt.data.annotated import shorten
+from detkt.data.voc_folder import AnnotatedFolder, is_comment, read_list, without_suffix
 from detkt.prepare.findings import Findings, count
 
 # The last word of a list's name, and whether its pictures are learnt from, looked at for choices, or scored.

@@ -12,11 +12,14 @@ from unicodedata import normalize
 
 from detkt.base.errors import InputError
 from detkt.config import DataConfig
-from detkt.data.annotations import TOLERANCE
+from detkt.data import reading_of
+from detkt.data.annotated import TOLERANCE, shorten
+from detkt.data.detection import DetectionSet, checked_classes
 from detkt.data.images import Decoding, check_strip, inspect_image, read_image_size
+from detkt.data.layouts import reader
 from detkt.data.parts import parse_part
-from detkt.data.voc import VOC_CLASSES, VOCDetection, checked_classes, choose_classes, near_voc_classes
-from detkt.data.voc_folder import PARTS, AnnotatedFolder, plain_advice, shorten, voc_folder
+from detkt.data.voc import VOC_CLASSES, choose_classes, near_voc_classes, stated_classes
+from detkt.data.voc_folder import PARTS, AnnotatedFolder, plain_advice, voc_folder
 from detkt.prepare.annotation_checking import CheckedAnnotation, check_annotation
 from detkt.prepare.findings import Findings, count
 from detkt.prepare.list_checking import Lists, check_lists, check_named, list_pairs, role
@@ -102,12 +105,12 @@ def _check_all(folder: Path, data: DataConfig, found: _Found, findings: Findings
     annotations = _check_annotations(found, data, findings, quiet)
     facts = _check_pictures(found, annotations, data, findings, quiet)
     _check_annotations_together(folder, xml, annotations, pictures, findings)
-    _check_classes(xml, annotations, lists, data, findings)
+    _check_classes(folder, xml, annotations, lists, data, findings)
     _check_unlisted(folder, xml, pictures, lists, findings)
-    _check_repeats(pictures, facts, lists, findings)
+    check_repeats(pictures, facts, lists, findings)
     findings.excuse(found.unread())
     if not findings.stops and not named:
-        rehearse(folder, data, findings, *([name for name in names if lists[name]] for names in _roles(lists)))
+        rehearse("voc", folder, data, findings, *([name for name in names if lists[name]] for names in roles(lists)))
     objects = Counter(name for checked in annotations.values() for name in checked.found.names)
     findings.summary.append(
         f"{folder}: {count(len(pictures), 'picture')}, {count(len(xml), 'annotation')}, "
@@ -115,21 +118,22 @@ def _check_all(folder: Path, data: DataConfig, found: _Found, findings: Findings
     )
 
 
-def rehearse(root: Path, data: DataConfig, findings: Findings, learnt: Sequence[str], scored: Sequence[str]) -> None:
+def rehearse(
+    data_format: str, root: Path, data: DataConfig, findings: Findings, learnt: Sequence[str], scored: Sequence[str]
+) -> None:
     """Open each list as training would: what it refuses and no check has found is an error all the same."""
     classes: set[str] = set()
     for name in [*learnt, *scored]:
         known = data.classes or (sorted(classes) if name in scored and classes else None)
-        decoding = Decoding(data.exif, data.max_pixels)
         try:
-            opened = VOCDetection(root, name, data.year, classes=known, boxes=data.boxes, decoding=decoding)
+            opened = DetectionSet(reader(data_format), root, name, reading_of(data, known))
         except InputError as error:
             findings.refused(root, error)
         else:
             classes |= {*opened.classes}
 
 
-def _roles(lists: Lists) -> tuple[list[str], list[str]]:
+def roles(lists: Lists) -> tuple[list[str], list[str]]:
     """The lists to learn from, and the others; the first where no name tells."""
     learnt = [name for name in lists if role(name) in ("train", "trainval")] or list(lists)[:1]
     return learnt, [name for name in lists if name not in learnt]
@@ -231,6 +235,7 @@ def _check_annotations_together(
 
 
 def _check_classes(
+    folder: Path,
     xml: dict[str, Path],
     annotations: dict[str, CheckedAnnotation],
     lists: Lists,
@@ -244,15 +249,20 @@ def _check_classes(
     for identifier, checked in annotations.items():
         for name in checked.found.names:
             first.setdefault(name, xml[identifier])
-    learnt, scored = _roles(lists)
+    learnt, scored = roles(lists)
     counts = count_names(annotations)
     of_list = {name: count_names(ids) for name, ids in lists.items()}
-    known = set().union(*(choose_classes(of_list[name])[0] for name in learnt))
+    known = set().union(*(stated_classes(folder, of_list[name]) or choose_classes(of_list[name])[0] for name in learnt))
     if data.classes is not None:
         known = set(checked_classes(data.classes))
         for name in sorted(set().union(*of_list.values()) - known):
             findings.error(first[name], f"{count(counts[name], 'object')} of class '{name}', not one of data.classes")
-    elif slips := dict(item for name in learnt for item in choose_classes(of_list[name])[1].items()):
+    elif slips := dict(
+        item
+        for name in learnt
+        if not stated_classes(folder, of_list[name])
+        for item in choose_classes(of_list[name])[1].items()
+    ):
         for name, other in sorted(slips.items()):
             what = f"{count(counts[name], 'object')} of unknown class '{name}': '{other}' is meant?"
             findings.error(first[name], f"{what} (if not, list all classes in data.classes)")
@@ -262,13 +272,13 @@ def _check_classes(
             if near := near_voc_classes(name):
                 what = f"class '{name}', {count(counts[name], 'object')}, is taken for another than VOC's '{near[0]}'"
                 findings.note(first[name], what)
-    _check_spelling(counts, first, findings)
+    check_spelling(counts, first, findings)
     if data.classes is None and known:
         for name in sorted(set().union(*(of_list[name] for name in scored)) - known):
             findings.error(first[name], f"class '{name}' is in the lists to score on, but in none to learn from")
 
 
-def _check_spelling(counts: Counter, first: dict[str, Path], findings: Findings) -> None:
+def check_spelling(counts: Counter, first: dict[str, Path], findings: Findings) -> None:
     """Report rare names that another, frequent one may have been meant by."""
     ranked = [name for name, _ in counts.most_common()]
     for place, name in enumerate(ranked):
@@ -305,16 +315,23 @@ def _check_unlisted(
         findings.note(folder, f"{count(len(unlisted), 'annotated picture')} in no list: {shorten(unlisted, 3)}")
 
 
-def _check_repeats(
-    pictures: dict[str, list[Path]], facts: dict[Path, PictureFacts], lists: Lists, findings: Findings
+def check_repeats(
+    pictures: dict[str, list[Path]],
+    facts: dict[Path, PictureFacts],
+    lists: Lists,
+    findings: Findings,
+    suffix: str = ".txt",
 ) -> None:
-    """Report pictures that are there twice, above all among those to learn from and those to be scored on."""
+    """Report pictures that are there twice, above all among those to learn from and those to be scored on.
+
+    suffix: of the lists' files.
+    """
     ids = {path: name for name, paths in pictures.items() for path in paths}
     apart = [(one, other) for one, other, must in list_pairs(lists) if must]
     for group in identical_pictures(facts):
         names = [ids[path] for path in group]
         between = [
-            f"{one}.txt and {other}.txt"
+            f"{one}{suffix} and {other}{suffix}"
             for one, other in apart
             if any(a != b and a in lists[one] and b in lists[other] for a in names for b in names)
         ]
@@ -328,7 +345,7 @@ def _check_repeats(
         sides = ([pictures[name][0] for name in lists[side] if name in pictures] for side in (one, other))
         pairs = [pair for pair in similar_pictures(facts, *sides) if frozenset(pair[:2]) not in seen]
         seen.update(frozenset(pair[:2]) for pair in pairs)
-        where = f"{one}.txt and the other in {other}.txt"
+        where = f"{one}{suffix} and the other in {other}{suffix}"
         if len(pairs) > _MOST_PAIRS:
             shown = [f"{ids[a]} and {ids[b]}" for a, b, _ in pairs]
             findings.note(

@@ -13,7 +13,7 @@ import numpy as np
 
 from detkt.base.errors import InputError
 from detkt.base.files import write_atomically
-from detkt.data.voc import VOCDetection
+from detkt.data.detection import DetectionSet
 from detkt.evaluation.bootstrap import PairedIntervals
 from detkt.visualization.curves import (
     per_class_ap_figure,
@@ -45,7 +45,7 @@ def write_difference(
     folder: Path,
     scored: Mapping[str, Scored],
     comparison: Comparison,
-    dataset: VOCDetection,
+    dataset: DetectionSet,
     shown: Sequence[Hashable],
     gain: Mapping[str, PairedIntervals],
     how: str = "",
@@ -89,7 +89,7 @@ def write_difference(
     return [folder / name for name in (*figures, "changes.json")]
 
 
-def _feature_maps(scored: Mapping[str, Scored], dataset: VOCDetection, index: int) -> dict[str, np.ndarray]:
+def _feature_maps(scored: Mapping[str, Scored], dataset: DetectionSet, index: int) -> dict[str, np.ndarray]:
     """The maps on picture number *index* of the models that are detectors; empty where there is none."""
     sources = {role: one.source for role, one in scored.items()}
     try:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from detkt.config import load_config
-from detkt.data.voc import VOCDetection
+from detkt.data.detection import DetectionSet
 from detkt.distiller import Distiller
 from detkt.visualization.matching import DISTILLED, STUDENT, TEACHER
 from detkt.visualization.method_maps import CONFIG, holds_method, picture_maps, restore
@@ -31,7 +31,7 @@ def trained_distiller(sources: Mapping[str, Source]) -> Distiller | None:
 
 
 def compared_maps(
-    sources: Mapping[str, Source], distiller: Distiller | None, dataset: VOCDetection, index: int
+    sources: Mapping[str, Source], distiller: Distiller | None, dataset: DetectionSet, index: int
 ) -> dict[str, np.ndarray]:
     """Title -> map (C, h, w) of picture number *index*: those of the *sources* that are detectors.
 
@@ -48,6 +48,6 @@ def compared_maps(
     return maps
 
 
-def _first_output(model: nn.Module, dataset: VOCDetection, index: int) -> np.ndarray:
+def _first_output(model: nn.Module, dataset: DetectionSet, index: int) -> np.ndarray:
     with Distiller(model, None, "none") as alone:
         return next(iter(picture_maps(alone.eval(), dataset, index).maps.values()))

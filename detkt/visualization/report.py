@@ -29,7 +29,7 @@ from tqdm import tqdm
 from detkt.base.errors import InputError
 from detkt.base.files import make_folder, write_atomically
 from detkt.data.boxes import voc_to_corners
-from detkt.data.voc import VOCDetection
+from detkt.data.detection import DetectionSet
 from detkt.evaluation import voc
 from detkt.evaluation.bootstrap import PairedIntervals
 from detkt.visualization.judging import ERRORS, Judged, Verdict, box_overlaps
@@ -71,7 +71,7 @@ def write_report(
     folder: Path,
     scored: Mapping[str, Scored],
     comparison: Comparison,
-    dataset: VOCDetection,
+    dataset: DetectionSet,
     split: str,
     gain: Mapping[str, PairedIntervals],
     *,
@@ -101,7 +101,7 @@ def write_report(
     return folder / "index.html"
 
 
-def report_data(scored: Mapping[str, Scored], comparison: Comparison, dataset: VOCDetection) -> dict[str, Any]:
+def report_data(scored: Mapping[str, Scored], comparison: Comparison, dataset: DetectionSet) -> dict[str, Any]:
     """What the page draws and counts, ready for JSON.
 
     "threshold", "least", "most": the score threshold at first, and the slider's ends; "classes", "sizes", "verdicts":
@@ -289,7 +289,7 @@ def _picture_file(number: int) -> str:
     return f"pictures/{number:06}.jpg"
 
 
-def _write_picture(dataset: VOCDetection, number: int, path: Path) -> None:
+def _write_picture(dataset: DetectionSet, number: int, path: Path) -> None:
     image, _ = dataset[number]
     picture = Image.fromarray((image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
     picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))

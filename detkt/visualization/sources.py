@@ -14,7 +14,7 @@ from torch import nn
 from detkt.base.errors import InputError
 from detkt.config import DataConfig, load_config
 from detkt.data import test_set
-from detkt.data.voc import VOCDetection
+from detkt.data.detection import DetectionSet
 from detkt.evaluation import voc
 from detkt.evaluation.bootstrap import PairedIntervals, bootstrap_difference
 from detkt.evaluation.coco_ids import coco_ids
@@ -100,7 +100,7 @@ def comparison_data(
     path = run / "config.yaml"
     configured = load_config(path).data if path.is_file() else DataConfig()
     if root is not None:
-        reading = {key: getattr(configured, key) for key in ("year", "test", "boxes", "exif", "max_pixels")}
+        reading = {key: getattr(configured, key) for key in ("format", "year", "test", "boxes", "exif", "max_pixels")}
         data = DataConfig(root=root, **reading)
     elif path.is_file():
         data = configured
@@ -111,7 +111,7 @@ def comparison_data(
 
 def open_dataset(
     data: DataConfig, sources: Mapping[str, Source], coco_annotations: str | None = None
-) -> tuple[VOCDetection, dict[str, Any]]:
+) -> tuple[DetectionSet, dict[str, Any]]:
     """The pictures to compare on, and how to read files of detections for them (see `score_source`).
 
     The classes are the models'; if there are only files of detections those of the data set, and those that the files
@@ -128,7 +128,7 @@ def open_dataset(
 
 def score_source(
     source: Source,
-    dataset: VOCDetection,
+    dataset: DetectionSet,
     device: torch.device,
     *,
     batch_size: int = 8,
@@ -161,7 +161,7 @@ def score_source(
     return Scored(source, detections, result, parameters, milliseconds)
 
 
-def student_gain(scored: Mapping[str, Scored], dataset: VOCDetection) -> dict[str, PairedIntervals]:
+def student_gain(scored: Mapping[str, Scored], dataset: DetectionSet) -> dict[str, PairedIntervals]:
     """What the distilled model gains over the student, with the interval that the luck of the pictures leaves.
 
     By "map_voc07" and "map_area"; `RESAMPLES` of the pictures, of which `CONFIDENCE` lie within.

@@ -111,7 +111,7 @@ def test_augmentation_comes_after(folder, tmp_path):
 def test_later_reads_decode_nothing(folder, tmp_path, monkeypatch):
     first = [image for image, _ in cached(folder, tmp_path / "cache")]
     dataset = cached(folder, tmp_path / "cache")
-    monkeypatch.setattr("detkt.data.voc.read_image", lambda *args: pytest.fail("decoded again"))
+    monkeypatch.setattr("detkt.data.detection.read_image", lambda *args: pytest.fail("decoded again"))
     assert all(torch.equal(image, before) for (image, _), before in zip(dataset, first, strict=True))
     assert len(files(tmp_path / "cache")) == 4
 
