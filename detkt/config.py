@@ -19,8 +19,8 @@ from detkt.base.errors import InputError, first_line, suggestion
 from detkt.base.paths import SHIPPED, resolve
 from detkt.base.settings import wrong_value
 
-FORMATS = ("voc", "coco", "yolo", "shapes", "cifar10", "cifar100", "tcifar100", "mnist", "fashion-mnist")
-FORMATS += ("imagenet", "folder")
+_OF_DETECTORS = ("voc", "coco", "yolo", "shapes")
+FORMATS = (*_OF_DETECTORS, "cifar10", "cifar100", "tcifar100", "mnist", "fashion-mnist", "imagenet", "folder")
 
 
 @dataclass

@@ -51,7 +51,7 @@ class AnnotatedPicture:
     @property
     def has_area(self) -> np.ndarray:
         """(n,) bool."""
-        return (self.boxes[:, 2:] > self.boxes[:, :2]).all(axis=1)
+        return np.asarray((self.boxes[:, 2:] > self.boxes[:, :2]).all(axis=1))
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,8 @@ def fit_boxes(boxes: np.ndarray, sizes: np.ndarray, clip: bool) -> tuple[np.ndar
     boxes = rounded(boxes)
     inside = np.clip(boxes, 0, np.tile(sizes, 2))
     overshoot = np.abs(boxes - inside).max(axis=1, initial=0)
-    inverted = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
-    empty = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
+    inverted = np.asarray((boxes[:, 2:] < boxes[:, :2]).any(axis=1))
+    empty = np.asarray((boxes[:, 2:] <= boxes[:, :2]).any(axis=1))
     gone = ((inside[:, 2:] <= inside[:, :2]).any(axis=1) & ~empty) | (empty & (overshoot > TOLERANCE))
     far = (overshoot > TOLERANCE) & ~gone
     flaws: dict[int, str] = {}

@@ -7,6 +7,16 @@ from typing import Protocol
 from torch import Tensor
 
 
+def shared_pictures(one: PictureSet, other: PictureSet) -> set[str]:
+    """The ids of pictures of *one* that *other* has, too: by their files, where those are known, else by their ids.
+
+    Splits may well number their pictures alike: ``train/1.jpg`` and ``val/1.jpg`` are two.
+    """
+    files = [getattr(dataset, "picture_files", dataset.ids) for dataset in (one, other)]
+    both = set(files[0]) & set(files[1])
+    return {id for id, file in zip(one.ids, files[0], strict=True) if file in both}
+
+
 class PictureSet(Protocol):
     """Pictures with their targets, by index or by (index, sample seed), as torch's DataLoader takes them.
 

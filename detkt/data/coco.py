@@ -159,10 +159,10 @@ def _names(path: Path, content: dict, categories: dict[Id, dict]) -> tuple[dict[
 
 def _size(image: dict) -> tuple[int, int] | None:
     """(width, height) as stated; None where they are not, or are 0 or parts of a pixel."""
-    sides = [image.get(key) for key in ("width", "height")]
+    sides: list[Any] = [image.get(key) for key in ("width", "height")]
     if not all(_is_number(side) and side >= 1 and float(side).is_integer() for side in sides):
         return None
-    return int(sides[0]), int(sides[1])  # type: ignore[arg-type]
+    return int(sides[0]), int(sides[1])
 
 
 def _is_number(value: Any) -> bool:
@@ -188,7 +188,8 @@ class _Objects:
         id = item.get("id", f"at place {place}")
         number = _known(numbers, item.get("image_id"))
         name = _known(names, item.get("category_id"))
-        box, area = item.get("bbox"), item.get("area")
+        box: Any = item.get("bbox")
+        area = item.get("area")
         crowd, difficult = item.get("iscrowd", 0), item.get("difficult", 0)
         what = ""
         if number is None:
@@ -206,9 +207,9 @@ class _Objects:
             self._flaws.append(Flaw(self._path, f"{self._path}, annotation {id}", what))
             return
         x, y, width, height = map(float, box)
-        self._rows[number].append(len(self._ids))  # type: ignore[index]
+        self._rows[number].append(len(self._ids))
         self._measured.append((x, y, width, height, width * height if area is None else float(area)))
-        self._names.append(name)  # type: ignore[arg-type]
+        self._names.append(name)
         self._flags.append((bool(crowd), bool(difficult)))
         self._ids.append(id)
 

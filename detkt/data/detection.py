@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -73,6 +74,7 @@ class DetectionSet(Dataset):
         self.pictures, self._size_name, self.all_classes = contents.pictures, contents.size_name, contents.all_classes
         self.notes = contents.notes
         self.ids = [picture.id for picture in self.pictures]
+        self.picture_files = [os.path.abspath(one.image) if one.image else one.id for one in self.pictures]
         self.sizes: list[Any] = [picture.size for picture in self.pictures]
         self.classes = contents.classes if reading.classes is None else checked_classes(reading.classes)
         number = {name: label for label, name in enumerate(self.classes, start=1)}

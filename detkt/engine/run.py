@@ -23,7 +23,7 @@ from detkt.base.processes import Processes
 from detkt.base.seeds import seed_everything
 from detkt.config import Config, save_config
 from detkt.data import data_root
-from detkt.data.base import PictureSet
+from detkt.data.base import PictureSet, shared_pictures
 from detkt.distiller import Distiller, settings_told_as_keys
 from detkt.engine.nets import build_net, build_teacher, inherit
 from detkt.engine.run_folder import BEST, check_run_folder, open_folder, versions, write_metrics
@@ -154,7 +154,7 @@ def _open_data(job: _Job) -> _Data:
     with job.processes.main_first():
         training = job.kind.training_set(job.config, progress)
     held_out = job.kind.test_set(data, training.classes)
-    if shared := set(training.ids) & set(held_out.ids):
+    if shared := shared_pictures(training, held_out):
         log.warning(
             "data.train=%s and data.test=%s share %d pictures, such as %s: the scores will look better than they are",
             data.train,
@@ -166,7 +166,7 @@ def _open_data(job: _Job) -> _Data:
         return _Data(training, held_out, None)
     validation = job.kind.test_set(replace(data, test=data.val), training.classes)
     for other, part in ((training, "train"), (held_out, "test")):
-        if shared := set(validation.ids) & set(other.ids):
+        if shared := shared_pictures(validation, other):
             raise InputError(
                 f"data.val={data.val} and data.{part}={getattr(data, part)} share {len(shared)} pictures, "
                 f"such as {min(shared)}: a model chosen by them would look better than it is; give a list of others"

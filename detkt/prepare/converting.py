@@ -164,7 +164,7 @@ def _compare(found: Contents, expected: Sequence[AnnotatedPicture], classes: lis
         raise different(f"the classes {shorten(classes)} become {shorten(found.classes)}; rename them")
     for one, other in zip(found.pictures, expected, strict=True):
         if one.size != other.size:
-            sizes = " and ".join("{} x {}".format(*size) for size in (other.size, one.size))
+            sizes = " and ".join(" x ".join(map(str, size or ())) for size in (other.size, one.size))
             raise different(f"{other.image}: sizes {sizes}: turn the picture upright, and take its EXIF tag away")
         if tuple(one.names) != tuple(other.names):
             raise different(f"{other.image}: its objects' classes")

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -105,7 +106,8 @@ def _write_coco(folder: Path, splits: Splits, files: Mapping[str, str], classes:
     numbers = {name: number for number, name in enumerate(classes, start=1)}
     (folder / "annotations").mkdir(parents=True, exist_ok=True)
     for split, pictures in splits.items():
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for image_id, one in enumerate(pictures, start=1):
             assert one.size is not None
             image = {"id": image_id, "file_name": files[one.id], "width": one.size[0], "height": one.size[1]}
@@ -127,8 +129,8 @@ def _write_voc(folder: Path, splits: Splits, files: Mapping[str, str], classes: 
     (folder / "ImageSets/Main").mkdir(parents=True)
     (folder / "Annotations").mkdir()
     for split, pictures in splits.items():
-        lines = "".join(f"{files[one.id]}\n" for one in pictures)
-        (folder / "ImageSets/Main" / f"{split}.txt").write_text(lines, encoding="utf-8")
+        listed = "".join(f"{files[one.id]}\n" for one in pictures)
+        (folder / "ImageSets/Main" / f"{split}.txt").write_text(listed, encoding="utf-8")
     for one in once(splits):
         assert one.size is not None
         lines = [
@@ -154,8 +156,8 @@ def _write_voc(folder: Path, splits: Splits, files: Mapping[str, str], classes: 
 def _write_yolo(folder: Path, splits: Splits, files: Mapping[str, str], classes: Sequence[str]) -> None:
     numbers = {name: number for number, name in enumerate(classes)}
     for split, pictures in splits.items():
-        lines = "".join(f"./images/{files[one.id]}\n" for one in pictures)
-        (folder / f"{split}.txt").write_text(lines, encoding="utf-8")
+        listed = "".join(f"./images/{files[one.id]}\n" for one in pictures)
+        (folder / f"{split}.txt").write_text(listed, encoding="utf-8")
     for one in once(splits):
         assert one.size is not None
         path = folder / "labels" / f"{one.id}.txt"
