@@ -17,7 +17,7 @@ from detkt import methods
 from detkt.base.errors import InputError
 from detkt.base.processes import average_gradients, broadcast, mean_over_processes
 from detkt.knowledge import Knowledge
-from detkt.methods.balance import Balance
+from detkt.methods.balance import Balance, gradient_share
 from detkt.methods.base import STUDENT, Heads, Stage, Update, require_offered
 from detkt.methods.players import Players, schedule_factor
 from detkt.tasks import build_task
@@ -64,6 +64,8 @@ class Distiller(nn.Module):
     Attributes:
         metrics: what the last call, or ``prepare``, knows beside the returned losses, by name: the losses of the
             method's own players, and what it tells of itself (KTAN: how often the discriminator is right).
+        compares_gradients: whether the student's updates have the metric ``gradient_share``
+            (:func:`detkt.methods.balance.gradient_share`).
 
     Raises:
         InputError: the method cannot apply to these two networks.
@@ -112,6 +114,7 @@ class Distiller(nn.Module):
         except BaseException:
             self.close()
             raise
+        self.compares_gradients = False
         self.balance = Balance(shares, mean_over_processes).to(weight.device) if shares else None
         self._stages = list(self.method.stages())
         self.metrics: dict[str, Tensor] = {}
@@ -180,6 +183,8 @@ class Distiller(nn.Module):
             if update.player == STUDENT:
                 if self.balance is not None:
                     update = self.balance.balance(update, student)
+                if self.compares_gradients:
+                    update = gradient_share(update, student)
                 update, done = update.with_task(student.losses), True
             yield update
         if stage.trains_student and not done:

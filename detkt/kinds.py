@@ -22,6 +22,7 @@ from detkt.data.detection import DetectionSet
 from detkt.data.images import check_strip, picture_suffixes, read_image
 from detkt.evaluation.accuracy import classify
 from detkt.evaluation.detector import detect, score
+from detkt.evaluation.outcomes import DetectionOutcomes, Outcomes
 from detkt.models import card_of
 from detkt.models.families import CLASSIFIERS, DETECTORS, Family
 from detkt.models.saved import read_meta
@@ -30,6 +31,11 @@ REAL_PICTURES = 8  # of a data set, to compare an export with its network on
 
 Normalisation = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation, a channel each
 Data = TypeVar("Data", bound=PictureSet)
+Keep = Callable[[Outcomes], None]
+
+
+def forget(outcomes: Outcomes) -> None:
+    """What :data:`Keep` is where nobody asks for it."""
 
 
 class Kind(Protocol[Data]):
@@ -104,12 +110,16 @@ class Kind(Protocol[Data]):
         train: TrainConfig,
         quiet: bool = False,
         processes: Processes | None = None,
+        keep: Keep = forget,
     ) -> dict[str, Any]:
-        """The scores of ``metrics.json``; all *processes* share the work and get them."""
+        """The scores of ``metrics.json``; all *processes* share the work and get them. *keep* gets what is behind them,
+        picture by picture."""
         loading = {"batch_size": train.batch_size, "workers": train.workers}
-        return self.scores(model, held_out, device, **loading, quiet=quiet, processes=processes)
+        return self.scores(model, held_out, device, keep, **loading, quiet=quiet, processes=processes)
 
-    def scores(self, model: nn.Module, held_out: Data, device: torch.device, **options: Any) -> dict[str, Any]:
+    def scores(
+        self, model: nn.Module, held_out: Data, device: torch.device, keep: Keep = forget, **options: Any
+    ) -> dict[str, Any]:
         """What :meth:`evaluate` returns; *options* are those of :func:`detect` and :func:`classify`."""
         ...
 
@@ -159,9 +169,14 @@ class Detection(Kind[DetectionSet]):
             settings = asdict(shapes_config(data))
             data.shapes = settings | {"classes": list(settings["classes"])}
 
-    def scores(self, model: nn.Module, held_out: DetectionSet, device: torch.device, **options: Any) -> dict[str, Any]:
+    def scores(
+        self, model: nn.Module, held_out: DetectionSet, device: torch.device, keep: Keep = forget, **options: Any
+    ) -> dict[str, Any]:
         detections, milliseconds = detect(model, held_out, device, **options)
-        found = score(detections, held_out.annotations(), held_out.classes)
+        annotations = held_out.annotations()
+        found = score(detections, annotations, held_out.classes)
+        if keep is not forget:
+            keep(DetectionOutcomes.of(detections, annotations, held_out.classes))
         return {**found, "milliseconds_per_picture": milliseconds}
 
     def export_pictures(
@@ -194,8 +209,10 @@ class CocoDetection(Detection):
         key: title for key, title in Detection.measures.items() if key != "map_coco"
     }
 
-    def scores(self, model: nn.Module, held_out: DetectionSet, device: torch.device, **options: Any) -> dict[str, Any]:
-        found = super().scores(model, held_out, device, **options)
+    def scores(
+        self, model: nn.Module, held_out: DetectionSet, device: torch.device, keep: Keep = forget, **options: Any
+    ) -> dict[str, Any]:
+        found = super().scores(model, held_out, device, keep, **options)
         return {**found, **{f"ap_{size}": found["coco"][size] for size in ("small", "medium", "large")}}
 
 
@@ -250,9 +267,9 @@ class Classification(Kind[ClassificationSet]):
         return super().random_changes(data) | own
 
     def scores(
-        self, model: nn.Module, held_out: ClassificationSet, device: torch.device, **options: Any
+        self, model: nn.Module, held_out: ClassificationSet, device: torch.device, keep: Keep = forget, **options: Any
     ) -> dict[str, Any]:
-        return classify(model, held_out, device, **options)
+        return classify(model, held_out, device, keep, **options)
 
     def export_pictures(
         self, model: nn.Module, meta: dict[str, Any], run: Path, size: tuple[int, int] | None, root: str | None
@@ -291,6 +308,13 @@ _BY_FORMAT: dict[str, Kind[Any]] = {name: kind for kind in (*KINDS.values(), Coc
 def kind_of(config: Config) -> Kind[Any]:
     """The kind whose data *config* has."""
     return _BY_FORMAT[config.data.format]
+
+
+def kind_of_scores(scores: Iterable[str]) -> Kind[Any] | None:
+    """The kind whose ``metrics.json`` has these keys: of several the one that measures most."""
+    known = set(scores)
+    fitting = [kind for kind in _BY_FORMAT.values() if known.issuperset(kind.measures)]
+    return max(fitting, key=lambda kind: len(kind.measures), default=None)
 
 
 def require_kind(config: Config, task: str) -> None:

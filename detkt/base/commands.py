@@ -14,6 +14,7 @@ COMMANDS: dict[str, str | None] = {
     "predict": "predict",
     "export": "export",
     "compare": "compare",
+    "reproduce": None,
     "prepare": "prepare_data",
     "methods": None,
 }

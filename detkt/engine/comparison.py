@@ -1,31 +1,43 @@
-"""Many methods, several seeds, one config: run what is missing, collect what is there, tabulate."""
+"""Many methods, several seeds, one config: which runs that makes, and what the finished ones scored."""
 
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from detkt.base.device import resolve_device
 from detkt.base.errors import InputError
 from detkt.base.files import load_json
-from detkt.config import Config, load_config
-from detkt.engine.nets import build_teacher
-from detkt.engine.run import resolve_config, train
-from detkt.engine.run_folder import write_metrics
+from detkt.config import Config, NetConfig, load_config
+from detkt.engine.jobs import Job, check_settings, run_job
+from detkt.engine.nets import build_net, build_teacher
+from detkt.engine.run_folder import PICTURES, write_metrics
+from detkt.evaluation.outcomes import Outcomes, read_outcomes, write_outcomes
 from detkt.kinds import kind_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
 class Row:
-    """All runs of one method: their ``metrics.json`` in the order of the seeds."""
+    """All runs of one method, in the order of the seeds.
+
+    Attributes:
+        method: what the row is called.
+        runs: their ``metrics.json``.
+        outcomes: what each did picture by picture, None where that is not known.
+    """
 
     method: str
     runs: list[dict[str, Any]] = field(default_factory=list)
+    outcomes: list[Outcomes | None] = field(default_factory=list)
 
     def mean(self, measure: str) -> float:
         return statistics.fmean(run[measure] for run in self.runs)
@@ -38,15 +50,28 @@ class Row:
 
 def run_folder(root: Path, config: Config, method: str, seed: int) -> Path:
     """Where the run of *method* with *seed* is kept below *root*."""
-    return root / _run_config(config, method, seed).run_name
+    return root / run_config(config, method, seed).run_name
 
 
-def _run_config(config: Config, method: str, seed: int) -> Config:
+def run_config(config: Config, method: str, seed: int) -> Config:
     """*config* for one run, with the settings of its own methods only: it need not know where others are defined."""
     own = copy.deepcopy(config)
     own.method, own.train.seed = method, seed
     own.methods = {name: own.methods[name] for name in own.method_name.split("+") if name in own.methods}
     return own
+
+
+def jobs_of(
+    config: Config, methods: Iterable[str], seeds: Sequence[int], root: Path, call: Sequence[str] = ()
+) -> list[Job]:
+    """A run for each method and seed, seed by seed; *call* is the command that makes all, less both."""
+    jobs = []
+    for seed in seeds:
+        for method in methods:
+            wanted = run_config(config, method, seed)
+            own = (*call[:1], "--methods", method, "--seeds", str(seed), *call[1:])
+            jobs.append(Job(f"{wanted.label}, seed {seed}", wanted, run_folder(root, config, method, seed), own))
+    return jobs
 
 
 def run_missing(config: Config, methods: Iterable[str], seeds: Sequence[int], root: Path, quiet: bool) -> None:
@@ -55,53 +80,45 @@ def run_missing(config: Config, methods: Iterable[str], seeds: Sequence[int], ro
     Raises:
         InputError: a run in the folder was made with other settings.
     """
-    for seed in seeds:
-        for method in methods:
-            folder, wanted = run_folder(root, config, method, seed), _run_config(config, method, seed)
-            if (folder / "config.yaml").exists():
-                _check_same(wanted, folder)
-            if (folder / "metrics.json").exists():
-                continue
-            checkpoint = folder / "last.pt"
-            resume = checkpoint if checkpoint.exists() else None
-            print(f"{wanted.label}, seed {seed}: {'going on' if resume else 'training'} in {folder}", flush=True)
-            train(wanted, folder, resume=resume, overwrite=resume is None, quiet=quiet)
+    for job in jobs_of(config, list(methods), seeds, root):
+        run_job(job, quiet)
 
 
-def _check_same(wanted: Config, folder: Path) -> None:
-    """A run made with other settings must not pass for this one. What does not change the result may differ."""
-    # The run's own is resolved already: a setting that it lacks is younger than the run, and had no value then.
-    found, wanted = load_config(folder / "config.yaml"), resolve_config(wanted)
-    for config in (found, wanted):
-        config.train.device, config.train.workers, config.data.root, config.paper = "", 0, None, {}
-    if found != wanted:
-        differing = [key for key, value in vars(wanted).items() if vars(found)[key] != value]
-        raise InputError(
-            f"{folder} holds a run with other settings ({', '.join(differing)}); choose another --output or remove it"
-        )
-
-
-def collect(config: Config, methods: Iterable[str], seeds: Sequence[int], root: Path) -> list[Row]:
+def collect(
+    config: Config,
+    methods: Iterable[str],
+    seeds: Sequence[int],
+    root: Path,
+    *,
+    pictures: bool = False,
+    quiet: bool = True,
+) -> list[Row]:
     """The finished runs below *root*, a row a method, best mean first; methods without one are left out.
+
+    *pictures*: with what they did picture by picture; a run that has not kept it is looked at once.
 
     Raises:
         InputError: a run in the folder was made with other settings.
     """
-    rows = []
-    for method in methods:
-        runs = []
-        for seed in seeds:
-            folder, wanted = run_folder(root, config, method, seed), _run_config(config, method, seed)
-            if (folder / "metrics.json").exists():
-                _check_same(wanted, folder)
-                runs.append(_read_scores(folder / "metrics.json", [*kind_of(config).measures, "updates", "seconds"]))
-        if runs:
-            rows.append(Row(wanted.label, runs))
-    measure = next(iter(kind_of(config).measures))
-    return sorted(rows, key=lambda row: row.mean(measure), reverse=True)
+    return collect_jobs(jobs_of(config, list(methods), seeds, root), pictures=pictures, quiet=quiet)
 
 
-def _read_scores(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+def collect_jobs(jobs: Sequence[Job], *, pictures: bool = False, quiet: bool = True) -> list[Row]:
+    """What :func:`collect` returns, of any runs of one kind."""
+    measures = kind_of(jobs[0].config).measures
+    rows: dict[str, Row] = {}
+    for job in jobs:
+        if not job.finished:
+            continue
+        check_settings(job)
+        row = rows.setdefault(job.config.label, Row(job.config.label))
+        row.runs.append(read_scores(job.folder / "metrics.json", [*measures, "updates", "seconds"]))
+        row.outcomes.append(find_outcomes(job.folder, quiet) if pictures else None)
+    measure = next(iter(measures))
+    return sorted(rows.values(), key=lambda row: row.mean(measure), reverse=True)
+
+
+def read_scores(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     """The ``metrics.json`` at *path*; InputError where it is damaged or holds no numbers under *keys*.
 
     What cannot be measured, as COCO's AP of small objects where there are none, is nan.
@@ -113,6 +130,30 @@ def _read_scores(path: Path, keys: Sequence[str]) -> dict[str, Any]:
         if not isinstance(scores, dict) or not isinstance(scores.get(key), int | float):
             raise InputError(f"{path} holds no number under '{key}'; remove the file, and the run will be scored anew")
     return scores
+
+
+def find_outcomes(folder: Path, quiet: bool) -> Outcomes | None:
+    """What the run in *folder* did picture by picture; where it has not kept that, its model is looked at once.
+
+    None where there is neither that nor a model with its pictures.
+    """
+    path = folder / PICTURES
+    if path.exists():
+        return read_outcomes(path)
+    if not (folder / "model.safetensors").exists():
+        return None
+    print(f"{folder}: its pictures are looked at, once", flush=True)
+    try:
+        config = load_config(folder / "config.yaml")
+        kind, device = kind_of(config), resolve_device(config.train.device)
+        held_out = kind.test_set(config.data)
+        net = NetConfig(architecture=config.trained_net.architecture, checkpoint=str(folder))
+        model = build_net(kind, net, config.role, held_out.classes).to(device)
+        kind.evaluate(model, held_out, device, config.train, quiet, keep=partial(write_outcomes, path))
+    except InputError as error:
+        log.warning("%s: %s; its interval is that of the seeds alone", folder, error)
+        return None
+    return read_outcomes(path)
 
 
 def _known_scores(path: Path) -> dict[str, Any]:
@@ -142,35 +183,3 @@ def teacher_scores(config: Config, root: Path, quiet: bool = False) -> dict[str,
         write_metrics(path, {**kind.evaluate(model, held_out, device, config.train, quiet), **source})
         known = _known_scores(path)
     return known
-
-
-def markdown_table(
-    rows: Sequence[Row], measures: dict[str, str], paper: dict[str, float], teacher: dict[str, Any] | None = None
-) -> str:
-    """Mean ± standard deviation in percent, the budget, the wall time, and the paper's number where there is one.
-
-    The wall time is the median run's: one that another process held up would move the mean.
-    """
-    header = ["method", "seeds", *measures.values(), "updates", "seconds", "paper"]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    for row in rows:
-        cells = [row.method, str(len(row.runs))]
-        cells += [_with_spread(row.mean(measure), row.spread(measure)) for measure in measures]
-        seconds = statistics.median(run["seconds"] for run in row.runs)
-        cells += [f"{row.mean('updates'):.0f}", f"{seconds:.0f}", _paper(paper, row.method)]
-        lines.append("| " + " | ".join(cells) + " |")
-    if teacher is not None:
-        scores = ["–" if teacher[measure] is None else f"{100 * teacher[measure]:.1f}" for measure in measures]
-        cells = ["teacher", "1", *scores, "–", "–", _paper(paper, "teacher")]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _paper(paper: dict[str, float], method: str) -> str:
-    return f"{paper[method]:.1f}" if method in paper else "–"
-
-
-def _with_spread(mean: float, spread: float | None) -> str:
-    if math.isnan(mean):
-        return "–"
-    return f"{100 * mean:.1f}" if spread is None else f"{100 * mean:.1f} ± {100 * spread:.1f}"

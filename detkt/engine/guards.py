@@ -119,4 +119,7 @@ class Watcher:
         return {"first": list(self._first), "since": list(self._since), "told": list(self._told)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._first, self._since, self._told = (list(state[key]) for key in ("first", "since", "told"))
+        # A watch that is younger than the checkpoint begins with it.
+        known = min(len(self._watches), len(state["told"]))
+        for ours, key in ((self._first, "first"), (self._since, "since"), (self._told, "told")):
+            ours[:known] = state[key][:known]

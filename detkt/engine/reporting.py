@@ -20,6 +20,24 @@ from detkt.base.processes import Processes
 from detkt.engine.guards import SkippedUpdates, Watcher
 from detkt.methods.base import Watch
 
+WHOLE_RUN = {"clipped": "clipped_share", "gradient_share": "gradient_share"}
+"""What is logged and kept as a mean over the whole run as well -> its name in ``metrics.json``."""
+OUR_WATCHES = (
+    Watch(
+        "the gradient of the method's terms is more than 10 times the task's at the student's maps",
+        "the task is drowned: set the method's balance (0.5, say), or lower its weight",
+        ("gradient_share",),
+        lambda now, first: now["gradient_share"] > 10,
+    ),
+    Watch(
+        "the student's gradient is clipped in most steps",
+        "every step is as long, whatever the loss says: lower train.lr_per_image or the method's weight, or raise "
+        "train.clip_norm",
+        ("clipped",),
+        lambda now, first: now["clipped"] > 0.5,
+    ),
+)
+
 
 class Reporter:
     """Writes one JSON object a logged step and keeps the progress bar.
@@ -113,7 +131,9 @@ class Journal:
 
     def __init__(self, folder: Path, watches: Sequence[Watch], processes: Processes, quiet: bool) -> None:
         self._folder, self._processes, self._quiet = folder, processes, quiet
-        self._window, self._watcher, self.skipped = Window(), Watcher(watches), SkippedUpdates()
+        # Ours come last: a checkpoint of before there were any has states of the method's alone.
+        self._watcher, self.skipped = Watcher([*watches, *OUR_WATCHES]), SkippedUpdates()
+        self._window, self._whole = Window(), Window()
         self._reporter: Reporter | NoReporter = NoReporter()
 
     def open(self, resume_step: int | None) -> None:
@@ -132,6 +152,12 @@ class Journal:
     def add(self, values: dict[str, Tensor], images: int, learning_rate: float) -> None:
         """What one batch, or part of it, has to be logged; looked at only when a line is due."""
         self._window.add(values, images, learning_rate)
+        self._whole.add({name: values[name] for name in WHOLE_RUN if name in values}, images, learning_rate)
+
+    def whole_run(self) -> dict[str, float]:
+        """Means over the whole run, for ``metrics.json``."""
+        means = self._whole.means(self._processes)
+        return {key: means[name] for name, key in WHOLE_RUN.items() if name in means}
 
     def line(self, step: int) -> dict[str, Any]:
         """Means since the last line, and warnings that are due at *step*."""
@@ -153,12 +179,18 @@ class Journal:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that a resumed run tells the same."""
-        return {"window": self._window.state_dict(), "watcher": self._watcher.state_dict()}
+        return {
+            "window": self._window.state_dict(),
+            "whole": self._whole.state_dict(),
+            "watcher": self._watcher.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """The reverse of :meth:`state_dict`."""
         self._window.load_state_dict(state["window"], device)
         self._watcher.load_state_dict(state["watcher"])
+        if "whole" in state:  # else the means are those of the rest
+            self._whole.load_state_dict(state["whole"], device)
 
 
 class Window:
@@ -183,17 +215,23 @@ class Window:
         self._learning_rate = learning_rate
 
     def flush(self, processes: Processes | None = None) -> dict[str, float]:
-        """The means, of each value over the steps that have it and over all *processes*, and a fresh start."""
+        """The means, with learning rate and speed, and a fresh start; nothing where nothing was added."""
+        if not self._sums:
+            return {}
+        entry = {"lr": self._learning_rate} | self.means(processes)
+        images = self._images * (1 if processes is None else processes.count)
+        entry["images_per_second"] = images / (time.perf_counter() - self._since)
+        self._reset()
+        return entry
+
+    def means(self, processes: Processes | None = None) -> dict[str, float]:
+        """Of each value over the steps that have it and over all *processes*."""
         if not self._sums:
             return {}
         names = list(self._sums)
         means = torch.stack([self._sums[name] / self._counts[name] for name in names])
         means = means if processes is None else processes.mean(means)
-        entry = {"lr": self._learning_rate} | dict(zip(names, means.tolist(), strict=True))
-        images = self._images * (1 if processes is None else processes.count)
-        entry["images_per_second"] = images / (time.perf_counter() - self._since)
-        self._reset()
-        return entry
+        return dict(zip(names, means.tolist(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint between two log lines keeps, so that a resumed run logs the same means."""

@@ -26,12 +26,13 @@ from detkt.data import data_root
 from detkt.data.base import PictureSet, shared_pictures
 from detkt.distiller import Distiller, settings_told_as_keys
 from detkt.engine.nets import build_net, build_teacher, inherit
-from detkt.engine.run_folder import BEST, check_run_folder, open_folder, versions, write_metrics
+from detkt.engine.run_folder import BEST, PICTURES, check_run_folder, open_folder, versions, write_metrics
 from detkt.engine.synced_norm import sync_batch_norms
 from detkt.engine.teacher_cache import TeacherCache
 from detkt.engine.trainer import Trainer
 from detkt.engine.validation import Validation
-from detkt.kinds import Kind, kind_of
+from detkt.evaluation.outcomes import Outcomes, write_outcomes
+from detkt.kinds import Keep, Kind, forget, kind_of
 from detkt.methods import parse
 from detkt.models import card_of, save_model
 from detkt.tasks.compiling import compile_backbones
@@ -92,10 +93,12 @@ class _Job:
     device: torch.device
     processes: Processes
 
-    def score(self, model: nn.Module, held_out: PictureSet, quiet: bool | None = None) -> dict[str, Any]:
-        """The scores of *model*, the work shared by all processes."""
+    def score(
+        self, model: nn.Module, held_out: PictureSet, quiet: bool | None = None, keep: Keep = forget
+    ) -> dict[str, Any]:
+        """The scores of *model*, the work shared by all processes; *keep* gets what is behind them."""
         quiet = self.quiet if quiet is None else quiet
-        return self.kind.evaluate(model, held_out, self.device, self.config.train, quiet, self.processes)
+        return self.kind.evaluate(model, held_out, self.device, self.config.train, quiet, self.processes, keep)
 
     def save(self, model: nn.Module, folder: Path, classes: Sequence[str], **more: Any) -> None:
         """Save *model* with what its file has to tell of this run."""
@@ -254,6 +257,7 @@ def _validation(job: _Job, student: nn.Module, pictures: PictureSet) -> Validati
 def _score_and_save(job: _Job, data: _Data, trainer: Trainer, inherited: dict[str, Any] | None) -> dict[str, Any]:
     """Write ``metrics.json``, which is returned, and the model."""
     config, student, progress = job.config, trainer.distiller.student, trainer.progress
+    outcomes: list[Outcomes] = []
     metrics = {
         "method": config.method_name,
         "role": config.role,
@@ -261,7 +265,8 @@ def _score_and_save(job: _Job, data: _Data, trainer: Trainer, inherited: dict[st
         "data_root": str(data_root(config.data)),
         "split": config.data.test,
         "seed": config.train.seed,
-        **job.score(student, data.held_out),
+        **job.score(student, data.held_out, keep=outcomes.append),
+        **trainer.journal.whole_run(),
         "parameters": sum(p.numel() for p in student.parameters()),
         "updates": progress.student_step,
         "seconds": progress.seconds,
@@ -273,7 +278,12 @@ def _score_and_save(job: _Job, data: _Data, trainer: Trainer, inherited: dict[st
         metrics["inherited"] = inherited
     if trainer.validation is not None:
         metrics["best"] = {"model": BEST, "split": config.data.val, **(trainer.validation.best or {})}
+        metrics["curve"] = [
+            {"updates": record["epoch"] * trainer.per_epoch, **{key: record[key] for key in job.kind.measures}}
+            for record in trainer.validation.history
+        ]
     if job.processes.is_main:
         job.save(student, job.folder, data.training.classes)
+        write_outcomes(job.folder / PICTURES, outcomes[0])
         write_metrics(job.folder / "metrics.json", metrics)
     return metrics

@@ -18,7 +18,8 @@ from detkt.base.files import check_folder, write_atomically
 from detkt.base.version import __version__
 from detkt.engine.checkpoint import LAST, older_checkpoints
 
-RUN_FILES = ("config.yaml", "log.jsonl", "metrics.json", "last.pt", "model.safetensors", "model.json")
+PICTURES = "pictures.npz"  # what became of each test picture (detkt.evaluation.outcomes)
+RUN_FILES = ("config.yaml", "log.jsonl", "metrics.json", PICTURES, "last.pt", "model.safetensors", "model.json")
 BEST = "best"  # the folder of the best model, where there is a list to choose it by
 
 

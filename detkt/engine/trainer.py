@@ -29,6 +29,8 @@ from detkt.engine.validation import Validation
 from detkt.methods.base import STUDENT, Stage
 from detkt.methods.players import Players, schedule_factor
 
+COMPARE_EVERY = 200  # updates of the student
+
 __all__ = ["Interrupted", "Progress", "Trainer"]
 
 log = logging.getLogger(__name__)
@@ -93,7 +95,7 @@ class Trainer:
         self.validation = validation
         self.device = next(distiller.student.parameters()).device
         self.processes = processes or Processes(self.device.type == "cpu")
-        batches = self._batches()
+        batches = self.batches()
         self.batch_size, self.per_epoch = batches.batch_size, batches.per_epoch
         self.student_steps = config.epochs * self.per_epoch
         self.warmup_steps = min(config.warmup_steps, self.student_steps // 10)
@@ -112,6 +114,7 @@ class Trainer:
         self._stops = Stops(self.processes, folder)
         self._saved_step: int | None = None  # of the last.pt in the folder, where it is of this run
         self._batch: list[str] = []  # the pictures of the step that is being computed
+        self._clipped: Tensor | None = None  # whether the student's gradient was, in that step
         self._started = time.perf_counter()
 
     # The loop
@@ -126,7 +129,7 @@ class Trainer:
         progress, self._started = self.progress, time.perf_counter()
         # Where the validation is still due, a line of its step is of a process that was killed after it.
         self.journal.open(progress.step - self._validation_is_due() if progress.step else None)
-        order = self._batches(start=progress.step)
+        order = self.batches(start=progress.step)
         loader = iter(training_loader(self.dataset, order, self.config.workers, self.device.type == "cuda"))
         try:
             with self._stops.listening(), dead_workers_in_one_line(), closing(loader):
@@ -174,6 +177,7 @@ class Trainer:
             images, targets = next(loader)
             pictures = [self.dataset.ids[index] for index in self.distiller.task.pictures(targets)]
             self._batch += pictures
+            self.distiller.compares_gradients = part == 0 and self._compares_gradients()
             updates = self.distiller.updates(stage, images, targets)
             logged: dict[str, Tensor] = {}
             while True:
@@ -186,6 +190,8 @@ class Trainer:
                 logged |= {**update.losses, **update.metrics}
                 if update.player == STUDENT:
                     logged["loss"] = update.total.detach()
+                    if self._clipped is not None:
+                        logged["clipped"], self._clipped = self._clipped, None
             self.journal.add(logged, len(images), learning_rate)
 
     def _validation_is_due(self) -> bool:
@@ -210,7 +216,8 @@ class Trainer:
 
     # What a step is made with
 
-    def _batches(self, start: int = 0) -> EndlessBatches:
+    def batches(self, start: int = 0) -> EndlessBatches:
+        """The pictures of every batch from number *start* on."""
         config, processes = self.config, self.processes
         groups = getattr(self.dataset, "aspect_groups", None) if config.group_by_aspect else None
         share = (processes.rank, processes.count)
@@ -239,7 +246,19 @@ class Trainer:
             look=self._look_at_gradient,
         )
 
+    def _compares_gradients(self) -> bool:
+        """Whether this step measures what the method pulls against the task: for the first line, and rarely after.
+
+        Not where it could not: compiled backbones run backward once, and unscaled float16 gradients vanish.
+        """
+        if self.config.compile or self.config.precision == "fp16":
+            return False
+        since = self.progress.student_step + 1 - self.config.log_every
+        return since >= 0 and since % COMPARE_EVERY == 0
+
     def _look_at_gradient(self, player: str, norm: Tensor) -> None:
+        if player == STUDENT and self.config.clip_norm:
+            self._clipped = ((norm > self.config.clip_norm) & norm.isfinite()).float()
         if self.players.half:
             self.journal.skipped.add(player, norm)
         else:

@@ -17,7 +17,8 @@ class Validation:
 
     Attributes:
         epochs: how many have been scored.
-        best: the record of the best score: ``step``, ``epoch`` and the measures; None before the first.
+        history: a record an epoch: ``step``, ``epoch`` and the measures.
+        best: that of the best score; None before the first.
     """
 
     def __init__(
@@ -25,6 +26,7 @@ class Validation:
     ) -> None:
         self._score, self._measures, self._keep = score, list(measures), keep
         self.epochs = 0
+        self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
 
     def run(self, step: int) -> dict[str, float | None]:
@@ -36,6 +38,7 @@ class Validation:
             self._keep(record)
             self.best = record
         self.epochs += 1
+        self.history.append(record)
         return {f"val_{name}": value for name, value in found.items()}
 
     def _value(self, record: dict[str, Any]) -> float:
@@ -43,7 +46,8 @@ class Validation:
         return -math.inf if value is None else value
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epochs": self.epochs, "best": self.best}
+        return {"epochs": self.epochs, "best": self.best, "history": self.history}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epochs, self.best = state["epochs"], state["best"]
+        self.history = list(state.get("history", []))  # a checkpoint of before it was kept: the rest of the curve

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from detkt.base.device import clock
 from detkt.base.processes import Processes
 from detkt.data.base import PictureSet
 from detkt.data.loading import dead_workers_in_one_line, evaluation_loader, share_of_batches
+from detkt.evaluation.outcomes import ClassificationOutcomes
 from detkt.models.layout import channels_last
 
 
@@ -33,6 +35,7 @@ def classify(
     model: nn.Module,
     dataset: PictureSet,
     device: torch.device,
+    keep: Callable[[ClassificationOutcomes], None] | None = None,
     *,
     batch_size: int = 128,
     workers: int = 0,
@@ -41,8 +44,8 @@ def classify(
 ) -> dict[str, Any]:
     """Accuracies of *model*, as shares: ``top1``, ``top5``, top-1 by class, and mean milliseconds a picture.
 
-    A class without pictures has None. The time is that of the model alone, not of reading pictures. Several
-    *processes* take every n-th batch each and all get the whole.
+    *keep* is called with what is behind them, picture by picture. A class without pictures has None. The time is that
+    of the model alone, not of reading pictures. Several *processes* take every n-th batch each and all get the whole.
     """
     model.eval()
     channels_last(getattr(model, "backbone", model))
@@ -63,6 +66,10 @@ def classify(
         labels, first, fifth = ([part for share in shares for part in share[i]] for i in range(3))
         seconds = sum(share[3] for share in shares)
     truth, top1, top5 = torch.cat(labels), torch.cat(first), torch.cat(fifth)
+    if keep is not None:
+        parts = (share_of_batches(len(dataset), batch_size, each, count) for each in range(count))
+        order = torch.tensor([index for part in parts for index in part]).argsort()
+        keep(ClassificationOutcomes(tuple(map(str, dataset.ids)), top1[order].numpy(), top5[order].numpy()))
     counts = torch.bincount(truth, minlength=len(dataset.classes))
     right = torch.bincount(truth[top1], minlength=len(dataset.classes))
     return {

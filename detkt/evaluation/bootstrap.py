@@ -17,7 +17,7 @@ it enters no mean of `detkt.evaluation.voc`. A resample without any object at al
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from detkt.evaluation.records import Records, flatten_annotations, number_labels
 from detkt.evaluation.voc import ClassMatch, Matching, match, score
 
 METRICS = ("map_voc07", "map_area")
+Curve = tuple[np.ndarray, np.ndarray]
 # Resamples weighed at once: the weights of all detections of a class take 512 bytes a detection.
 _CHUNK = 64
 
@@ -152,9 +153,14 @@ def weighted_maps(matching: Matching, objects: dict[str, np.ndarray], weights: n
     objects: as `objects_per_picture` counts them, for every class of *matching*. weights: (r, pictures) int64.
     Classes without an object enter no mean; the mAP is nan where no class has one.
     """
+    return maps_of_curves({name: counted(curve) for name, curve in matching.per_class.items()}, objects, weights)
+
+
+def maps_of_curves(curves: Mapping[str, Curve], objects: Mapping[str, np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """What :func:`weighted_maps` returns, of the detections that count alone, class by class."""
     weights = np.ascontiguousarray(weights.T)
     total, known = np.zeros((2, weights.shape[1])), np.zeros(weights.shape[1])
-    for name, curve in matching.per_class.items():
+    for name, curve in curves.items():
         present = objects[name] @ weights
         # Where no object is present none is hit, so that 0 is added.
         total += _weighted_ap(curve, np.maximum(present, 1), weights)
@@ -162,19 +168,28 @@ def weighted_maps(matching: Matching, objects: dict[str, np.ndarray], weights: n
     return np.divide(total, known, out=np.full(total.shape, np.nan), where=known > 0)
 
 
-def _weighted_ap(curve: ClassMatch, present: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def counted(match: ClassMatch) -> Curve:
+    """The detections of a class that count, in descending order of score: (n,) pictures, (n,) whether each is a hit.
+
+    Ignored detections count for nothing. Precision peaks at hits only, and only there does recall grow: what comes
+    after the last hit does not matter.
+    """
+    kept = np.flatnonzero(~match.ignored)
+    hits = np.flatnonzero(match.true_positive[kept])
+    kept = kept[: hits[-1] + 1 if len(hits) else 0]
+    return match.pictures[kept], match.true_positive[kept]
+
+
+def _weighted_ap(curve: Curve, present: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(2, r) AP, 11-point and area, of one class; weights: (pictures, r); present: (r,) objects, 1 or more."""
-    # Ignored detections count for nothing. Precision peaks at hits only, and only there does recall grow: the
-    # curve is needed at the hits alone, and what comes after the last one does not matter.
-    counted = np.flatnonzero(~curve.ignored)
-    hits = np.flatnonzero(curve.true_positive[counted])
+    pictures, true_positive = curve
+    hits = np.flatnonzero(true_positive)
     if not len(hits):
         return np.zeros((2, len(present)))
-    counted = counted[: hits[-1] + 1]
-    gained = weights.take(curve.pictures[counted[hits]], axis=0)
+    gained = weights.take(pictures[hits], axis=0)
     found = np.cumsum(gained, axis=0)
     # From behind one hit to the next, the hit itself included.
-    steps = np.add.reduceat(weights.take(curve.pictures[counted], axis=0), np.append(0, hits[:-1] + 1), axis=0)
+    steps = np.add.reduceat(weights.take(pictures, axis=0), np.append(0, hits[:-1] + 1), axis=0)
     precision = found / np.maximum(np.cumsum(steps, axis=0), 1)
     recall = found / present
     eleven = sum(precision.max(axis=0, where=recall >= t, initial=0.0) for t in np.arange(11) * 0.1) / 11
@@ -184,16 +199,26 @@ def _weighted_ap(curve: ClassMatch, present: np.ndarray, weights: np.ndarray) ->
 
 def _resample(matchings: Sequence[Matching], annotations: Records, resamples: int, seed: int) -> list[np.ndarray]:
     """For each matching the (2, resamples) mAPs of the same resamples of the pictures."""
-    generator, n = np.random.default_rng(seed), len(annotations)
     objects = [objects_per_picture(annotations, list(matching.per_class)) for matching in matchings]
     maps = [np.empty((2, resamples)) for _ in matchings]
+    start = 0
+    for weights in draws(len(annotations), resamples, seed):
+        for out, matching, counts in zip(maps, matchings, objects, strict=True):
+            out[:, start : start + len(weights)] = weighted_maps(matching, counts, weights)
+        start += len(weights)
+    return maps
+
+
+def draws(pictures: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each picture is drawn in each resample: (r, pictures) int64, some resamples at a time.
+
+    The same numbers give the same draws.
+    """
+    generator = np.random.default_rng(seed)
     for start in range(0, resamples, _CHUNK):
         rows = min(_CHUNK, resamples - start)
-        drawn = generator.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
-        weights = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
-        for out, matching, counts in zip(maps, matchings, objects, strict=True):
-            out[:, start : start + rows] = weighted_maps(matching, counts, weights)
-    return maps
+        drawn = generator.integers(pictures, size=(rows, pictures)) + pictures * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * pictures).reshape(rows, pictures)
 
 
 def _intervals(matching: Matching, samples: np.ndarray, confidence: float) -> dict[str, Interval]:

@@ -139,6 +139,24 @@ class Balance(nn.Module):
         return found
 
 
+def gradient_share(update: Update, student: Knowledge) -> Update:
+    """*update* with the metric ``gradient_share``: the norm of the gradient of all its terms together at the student's
+    maps, over that of the task's; as it is where one of both has no gradient there.
+
+    Nothing else is changed: the gradients of the step are computed anew.
+    """
+    maps = [feature for feature in student.features.values() if feature.requires_grad]
+    if not maps or not update.losses:
+        return update
+    masks = [student.mask(feature) for feature in maps]
+    task, terms = (
+        _gradient(torch.stack([loss.float() for loss in losses.values()]).sum(), maps, masks).norm()
+        for losses in (student.losses, update.losses)
+    )
+    share = torch.where(task > 0, terms / task, torch.zeros_like(task))
+    return replace(update, metrics={**update.metrics, "gradient_share": share})
+
+
 def _gradient(loss: Tensor, maps: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Tensor:
     """The gradient of *loss* at *maps* as one vector, over the cells of *masks*; the graph stays."""
     if not loss.requires_grad:

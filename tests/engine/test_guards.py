@@ -11,7 +11,9 @@ import torch
 from detkt import methods
 from detkt.base.errors import InputError
 from detkt.engine.guards import FiniteGuard, SkippedUpdates, Watcher
+from detkt.engine.reporting import OUR_WATCHES
 from detkt.engine.run import train
+from detkt.engine.trainer import Trainer
 from detkt.knowledge import FeatureSpec, Spec
 from detkt.methods import method_config
 from detkt.methods.base import Watch
@@ -150,3 +152,64 @@ def test_a_run_warns_in_one_line_and_goes_on(tiny_config, tmp_path, monkeypatch,
     assert [line["step"] for line in log] == list(range(1, 12))
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert told == [f"warning: step 9: {log[8]['warning']}"]
+
+
+# -- of every run ----------------------------------------------------------------------------------------------------
+
+
+def logged(watcher, name, values, every=20):
+    """What is told of *values* of *name*, logged so often: step -> lines."""
+    steps = range(every, every * len(values) + 1, every)
+    found = {step: watcher.warnings(step, {name: value}) for step, value in zip(steps, values, strict=True)}
+    return {step: told for step, told in found.items() if told}
+
+
+def test_a_task_that_is_drowned_is_told_of_once_with_what_to_do():
+    (told,) = logged(Watcher(OUR_WATCHES), "gradient_share", [70.0, 40, 12, 11, 20], every=200).items()
+    assert told == (
+        400,
+        [
+            "the gradient of the method's terms is more than 10 times the task's at the student's maps (seen from step "
+            "200 on): the task is drowned: set the method's balance (0.5, say), or lower its weight"
+        ],
+    )
+    assert logged(Watcher(OUR_WATCHES), "gradient_share", [70.0, 9, 11, 10, 70], every=200) == {}
+
+
+def test_clipping_in_most_steps_is_told_of_once_with_what_to_do():
+    ((step, (line,)),) = logged(Watcher(OUR_WATCHES), "clipped", [0.5] + 20 * [0.55]).items()
+    assert step == 40 + 200
+    assert line.startswith("the student's gradient is clipped in most steps (seen from step 40 on): ")
+    assert "lower train.lr_per_image" in line
+    assert logged(Watcher(OUR_WATCHES), "clipped", 30 * [0.5]) == {}
+
+
+def test_a_checkpoint_of_before_our_watches_is_read():
+    old, watcher = Watcher([LARGE]), Watcher([LARGE, *OUR_WATCHES])
+    lines(old, [1, 11])
+    watcher.load_state_dict(old.state_dict())
+    assert lines(watcher, [12, 13], 40) == {80: ["x is large (seen from step 40 on): lower it"]}
+    assert logged(watcher, "clipped", 20 * [1.0])
+
+
+@pytest.mark.parametrize(("norm", "share"), [(1e-4, 1.0), (1e4, 0.0), (0, None)])
+def test_a_run_tells_how_often_it_was_clipped(norm, share, tiny_config, tmp_path):
+    config = tiny_config("train.epochs=1", f"train.clip_norm={norm}", "method=fitnet", "train.log_every=3")
+    train(config, tmp_path / "run", quiet=True)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert metrics.get("clipped_share") == share
+    assert [line.get("clipped") for line in log] == 2 * [share]
+    # The third step of four is looked at, for the first line.
+    assert ["gradient_share" in line for line in log] == [True, False]
+    assert metrics["gradient_share"] == log[0]["gradient_share"] > 0
+
+
+def test_looking_at_gradients_changes_nothing_that_is_learnt(tiny_config, tmp_path, monkeypatch):
+    models = []
+    for number, looks in enumerate((True, False)):
+        monkeypatch.setattr(Trainer, "_compares_gradients", lambda _, looks=looks: looks)
+        train(tiny_config("method=ktan+kd"), tmp_path / str(number), quiet=True)
+        models.append((tmp_path / str(number) / "model.safetensors").read_bytes())
+        assert ("gradient_share" in (tmp_path / str(number) / "log.jsonl").read_text()) is looks
+    assert models[0] == models[1]

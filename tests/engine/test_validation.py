@@ -74,6 +74,11 @@ def test_every_epoch_is_scored_and_the_best_kept(finished):
     }
     assert json.loads((folder / "metrics.json").read_text())["best"] == {"model": "best", "split": "val", **record}
     assert load_model(folder / "best", task="classification")[1]["extra"]["validation"] == record
+    # The student's updates: 4 an epoch.
+    assert metrics["curve"] == [
+        {"updates": 4 * (number + 1), "top1": line["val_top1"], "top5": line["val_top5"]}
+        for number, line in enumerate(scored)
+    ]
 
 
 def test_the_best_model_is_the_student_as_it_was_scored(tiny_classifier_file, finished, tmp_path, monkeypatch):

@@ -60,3 +60,33 @@ def test_scores_of_a_known_model():
     assert result["top5"] == 1.0
     assert result["per_class"] == {"a": 1 / 2, "b": 2 / 3, "c": None, "d": None}
     assert result["milliseconds_per_picture"] > 0
+
+
+class _Shared:
+    """Two processes, of which the other has gathered *other* already; None: keep what this one brings."""
+
+    count = 2
+
+    def __init__(self, rank, other=None):
+        self.rank, self.other, self.brought = rank, other, None
+
+    def gather(self, value):
+        self.brought = value
+        return [value, self.other or value]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_is_kept_is_in_the_order_of_the_pictures(shared):
+    """Of two processes, the first has the pictures 0, 1 and 4, and brings them first."""
+    options = {"batch_size": 2, "quiet": True}
+    dataset, kept = _Numbers(), []
+    dataset.ids = list("vwxyz")
+    if shared:
+        second = _Shared(1)
+        classify(_Answer(), dataset, torch.device("cpu"), **options, processes=second)
+        options["processes"] = _Shared(0, second.brought)
+    classify(_Answer(), dataset, torch.device("cpu"), kept.append, **options)
+    (outcomes,) = kept
+    assert outcomes.pictures == tuple("vwxyz")
+    assert outcomes.top1.tolist() == [True, False, True, True, False]
+    assert outcomes.top5.tolist() == [True] * 5

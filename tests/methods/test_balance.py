@@ -9,7 +9,8 @@ import torch
 
 import detkt
 from detkt.base.errors import InputError
-from detkt.methods.balance import EVERY, LARGEST, MEMORY, Balance
+from detkt.knowledge import Knowledge
+from detkt.methods.balance import EVERY, LARGEST, MEMORY, Balance, gradient_share
 from detkt.methods.base import STUDENT, Update
 
 
@@ -195,3 +196,40 @@ def test_a_validation_loss_is_weighed_and_not_looked_at(detector, batch):
 def test_a_share_is_a_number_of_at_least_0(detector, share):
     with pytest.raises(InputError, match="balance.* is .*: it must be a number of at least 0"):
         detkt.Distiller(detector(), detector(seed=1), "fitnet", {"balance": share})
+
+
+# What is told of terms of fixed weights
+
+
+def test_the_terms_share_together_by_hand():
+    """At the map (3, 4): the task pulls (3, 4), the terms (30, 0) and (0, -8): 31.05 to 5."""
+    feature = torch.tensor([[[[3.0, 4.0]]]], requires_grad=True)
+    frozen = torch.ones(1, 1, 1, 2)
+    task = {"half": 0.25 * (feature**2).sum(), "other": 0.25 * (feature**2).sum()}
+    terms = {"hint": 30 * feature[..., 0].sum(), "adversary": -8 * feature[..., 1].sum()}
+    student = Knowledge({"output": feature, "layer1": frozen}, losses=task)
+    update = gradient_share(Update(STUDENT, terms, {"kept": torch.tensor(1.0)}), student)
+    assert update.metrics["gradient_share"].item() == pytest.approx(math.hypot(30, 8) / 5)
+    assert update.metrics["kept"].item() == 1
+    assert update.losses is terms
+    assert feature.grad is None
+    padded = Knowledge({"output": feature}, losses=task, valid=[(1.0, 0.5)])  # the left cell alone
+    assert gradient_share(Update(STUDENT, terms), padded).metrics["gradient_share"].item() == pytest.approx(10)
+    nothing = gradient_share(Update(STUDENT, {}), student)
+    assert nothing.metrics == {}
+
+
+@pytest.mark.parametrize("method", ["fitnet", "kd", "at+kd"])
+def test_looking_changes_no_bit_of_the_gradients(detector, batch, method):
+    def gradients(compares: bool) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        torch.manual_seed(0)
+        distiller = detkt.Distiller(detector(), detector(seed=1), method).train()
+        distiller.compares_gradients = compares
+        torch.manual_seed(1)
+        sum(distiller(*batch).values()).backward()
+        return [p.grad for p in distiller.student.parameters() if p.grad is not None], distiller.metrics
+
+    with_it, without = gradients(True), gradients(False)
+    assert with_it[1]["gradient_share"].item() > 0
+    assert "gradient_share" not in without[1]
+    assert all(torch.equal(*pair) for pair in zip(with_it[0], without[0], strict=True))

@@ -1,0 +1,134 @@
+"""``detkt reproduce``: every table's plan, and one from end to end with tiny nets on tiny pictures."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import pytest
+from conftest import TINY_OPTIONS
+
+from detkt.base.errors import InputError
+from detkt.cli.reproduce import main
+from detkt.engine.recipes import RECIPES, find_recipe, plan
+from detkt.prepare.sources import SOURCES
+
+
+@pytest.fixture(scope="module")
+def small(voc_folder) -> list[str]:
+    """The flags that make KTAN's table of it that a minute is enough for."""
+    options = json.dumps(TINY_OPTIONS)
+    return [
+        "voc2007-table2", "--data-root", str(voc_folder), "--as-is", "--rows", "none,fitnet,ktan", "--quiet",
+        "student.architecture=fasterrcnn_resnet10x0.125_c4", "teacher.architecture=fasterrcnn_resnet10x0.25_c4",
+        "student.weights=null", "teacher.weights=null", f"student.options={options}", f"teacher.options={options}",
+        "train.epochs=2", "train.batch_size=4", "train.workers=0", "train.warmup_steps=2", "train.device=cpu",
+        "methods.ktan.regressor_steps=3", "methods.ktan.warmup_steps=3", "methods.ktan.discriminator_width=8",
+        "methods.dln.regressor_steps=3",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_table_can_be_planned(name, tmp_path):
+    recipe = find_recipe(name)
+    made = plan(recipe, recipe.methods(), [0, 1], tmp_path)
+    assert {job.config.method_name for job in made.students()} == set(recipe.load().paper) - {"teacher"}
+    assert SOURCES[recipe.data].format in ("voc", made.jobs[0].config.data.format.removeprefix("t"))
+    assert [job.folder.name for job in made.jobs if job.config.role == "teacher"] == ["teacher"]
+    assert all(job.config.teacher.checkpoint == str(tmp_path / "teacher") for job in made.then)
+    assert len({job.folder for job in made.jobs}) == len(made.jobs) == 1 + 2 * len(recipe.methods())
+    for job in made.then:
+        starts = job.config.method in recipe.from_plain
+        seed = job.config.train.seed
+        assert job.config.student.checkpoint == (str(tmp_path / f"none-s{seed}") if starts else None)
+
+
+def test_settings_of_rows_and_teachers(tmp_path):
+    made = plan(RECIPES["voc2007-ft"], ["none", "ft"], [0], tmp_path)
+    assert [(job.folder.name, job.config.train.weight_decay, job.config.train.clip_norm) for job in made.jobs] == [
+        ("teacher", 0.0001, 0),
+        ("none-s0", 0.0005, 10),
+        ("ft-s0", 0.0005, 10),
+    ]
+    made = plan(RECIPES["cifar10-kr"], ["none", "kr", "nst"], [0], tmp_path)
+    assert [job.config.student.architecture for job in made.students()] == [
+        "cifar_resnet8x1.25",
+        "cifar_resnet8x1.1",
+        "cifar_resnet8x1.25",
+    ]
+    made = plan(RECIPES["cifar10-ktan"], ["ktan"], [2], tmp_path, ["train.epochs=3"])
+    rates = {job.folder.name: job.config.train.lr_per_image for job in made.jobs}
+    assert rates == {"teacher": 0.00625, "none-s2": 0.00625, "ktan-s2": 0.0003125}, "the plain student is its start"
+    assert {job.config.train.epochs for job in made.jobs} == {3}
+
+
+def test_a_table_from_end_to_end(small, tmp_path, capsys):
+    root = tmp_path / "table"
+    call = [*small, "--output", str(root)]
+    main([*call, "--hours"])
+    out = capsys.readouterr().out
+    for name in ("teacher", "none", "fitnet", "ktan"):
+        assert f"  {name}: 0.00 h a run" in out
+    assert "4 runs, 0.00 hours to expect one after the other on " in out
+    assert not root.exists()
+
+    main([*call, "--print-jobs"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [shlex.split(line)[-1] for line in lines if not line.startswith("#")] == [
+        "teacher",
+        "none-s0",
+        "fitnet-s0",
+        "ktan-s0",
+    ]
+    with pytest.raises(InputError, match="--only ktan-s0 reads the model of .*/teacher, which is not finished yet"):
+        main([*call, "--only", "ktan-s0"])
+    main([*call, "--only", "teacher"])
+    teacher = (root / "teacher" / "metrics.json").read_bytes()
+    capsys.readouterr()
+
+    main([*call, "--no-hours"])
+    out = capsys.readouterr().out
+    assert (root / "teacher" / "metrics.json").read_bytes() == teacher, "what is finished is kept"
+    assert "teacher: " not in out
+    assert "KTAN, Table 2" in out
+    cells = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")]
+        for line in (root / "table.md").read_text().splitlines()
+        if line.startswith("|")
+    }
+    assert {name: row[-2] for name, row in cells.items() if name in ("none", "fitnet", "ktan", "teacher")} == {
+        "none": "70.4",
+        "fitnet": "71.4",
+        "ktan": "73.0",
+        "teacher": "75.4",
+    }
+    assert cells["teacher"][3] == f"{100 * json.loads(teacher)['map_voc07']:.1f}"
+    config = (root / "ktan-s0" / "config.yaml").read_text()
+    assert f"checkpoint: {root}/none-s0" in config and f"checkpoint: {root}/teacher" in config
+
+    main([*call, "--no-hours"])
+    assert "training in" not in capsys.readouterr().out
+    main([*call, "--hours"])
+    assert capsys.readouterr().out == "", "nothing is left to do"
+
+
+def test_the_list_names_tables_and_rows(capsys):
+    main(["--list"])
+    out = capsys.readouterr().out
+    assert "voc2007-table2: KTAN, Table 2" in out
+    assert "rows none, kd, fitnet, dln, ktan, ktan+kd; config voc2007_resnet152_resnet50" in out
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("", "the following arguments are required: TABLE"),
+        ("voc2007-table3", r"unknown table 'voc2007-table3' \(did you mean 'voc2007-table2'\?\)"),
+        ("voc2007-table2 --rows none,ktn", r"--rows: no row 'ktn' \(did you mean 'ktan'\?\); there are: none, kd"),
+        ("voc2007-table2 --only kd-s3", "--only kd-s3: no such run; there are: teacher, none-s0, "),
+        ("voc2007-table2 --seeds a", "--seeds 'a' is not a comma-separated list of whole numbers"),
+    ],
+)
+def test_what_cannot_be_reproduced_is_told(call, message):
+    with pytest.raises(InputError, match=message):
+        main(call.split())
