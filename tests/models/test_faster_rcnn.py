@@ -7,9 +7,10 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import fastrcnn_loss
+from torchvision.models.detection.ssd import SSD
 
 from detkt.base.errors import InputError
 from detkt.models import available_detectors, build_detector, card_of, default_options
@@ -169,11 +170,10 @@ def test_fpn_has_one_anchor_size_and_one_pooling_scale_a_level():
     model = on_meta("fasterrcnn_resnet50_fpn")
     assert model.rpn.anchor_generator.sizes == ((32,), (64,), (128,), (256,), (512,))
     assert model.rpn.anchor_generator.num_anchors_per_location() == [3] * 5
-    assert model.rpn.anchor_generator.strides == (4, 8, 16, 32, 64)
     assert model.roi_heads.box_roi_pool.scales == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
     assert model.roi_heads.box_roi_pool.featmap_names == ["0", "1", "2", "3"]
-    assert model.transform.min_size == (600,)
-    assert model.roi_heads.nms_thresh == 0.3
+    assert model.transform.min_size == (800,)
+    assert model.roi_heads.nms_thresh == 0.5
     with pytest.raises(InputError, match="one size for each of 5 levels"):
         on_meta("fasterrcnn_resnet50_fpn", anchor_sizes=[16, 32, 64])
 
@@ -224,7 +224,7 @@ def test_every_available_detector_builds():
     names = available_detectors()
     assert {"fasterrcnn_resnet152_c4", "fasterrcnn_resnet50_fpn", "fasterrcnn_vgg16"} <= set(names)
     for name in names:
-        assert isinstance(on_meta(name), FasterRCNN)
+        assert isinstance(on_meta(name), FasterRCNN | FCOS | RetinaNet | SSD)
 
 
 @pytest.mark.parametrize(
@@ -261,8 +261,8 @@ def test_unknown_name(name, hint):
         ({"image_std": [1.0, 1.0]}, "three numbers"),
         ({"box_nms_thresh": 1.5}, "box_nms_thresh must be 0 or more and at most 1"),
         ({"box_nms_thresh": float("nan")}, "box_nms_thresh must be a number"),
-        ({"rpn_bg_iou_thresh": 0.8}, "rpn_bg_iou_thresh is above"),
-        ({"box_bg_iou_thresh": 0.8}, "box_bg_iou_thresh is above"),
+        ({"rpn_bg_iou_thresh": 0.8}, "rpn_bg_iou_thresh 0.8 is above rpn_fg_iou_thresh 0.7"),
+        ({"box_bg_iou_thresh": 0.8}, "box_bg_iou_thresh 0.8 is above box_fg_iou_thresh 0.5"),
         ({"norm": "group"}, "'frozen' or 'batch'"),
         ({"frozen_stages": 5}, "frozen_stages is 0 to 4"),
         ({"frozen_stages": -1}, "frozen_stages must be 0 or more"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -11,7 +12,11 @@ from torch import nn
 from torchvision.models import detection
 from torchvision.models.detection import faster_rcnn, fcos, keypoint_rcnn, mask_rcnn, retinanet, ssd, ssdlite
 
+import detkt
 from detkt.base.errors import InputError
+from detkt.config import DataConfig
+from detkt.data import test_set
+from detkt.evaluation.detector import detect, score
 from detkt.models import build_detector, default_options, load_model, save_model
 from detkt.models.frozen_norm import FrozenBatchNorm2d
 from detkt.models.options import numbers
@@ -37,14 +42,14 @@ SMALL = {
     "fasterrcnn_mobilenet_v3_large_fpn": ROIS
     | {"min_size": 64, "max_size": 96, "norm": "batch", "trainable_backbone_layers": 6, "anchor_sizes": [32, 64]},
     "retinanet_resnet10x0.125_fpn": PYRAMID | DENSE,
-    "retinanet_resnet10x0.125_fpn_v2": PYRAMID | DENSE,
+    "retinanet_resnet10x0.125_fpn_v2": PYRAMID | DENSE | {"fpn_channels": 64},
     "retinanet_timm:test_resnet_fpn": PYRAMID
     | DENSE
     | {"fpn_channels": 32, "norm": "batch", "trainable_backbone_layers": 5},
-    "fcos_resnet10x0.125_fpn": PYRAMID | DENSE,
+    "fcos_resnet10x0.125_fpn": PYRAMID | DENSE | {"fpn_channels": 64},
     "fcos_timm:test_efficientnet_fpn": PYRAMID
     | DENSE
-    | {"fpn_channels": 32, "norm": "batch", "trainable_backbone_layers": 5},
+    | {"fpn_channels": 64, "norm": "batch", "trainable_backbone_layers": 5},
     "ssd300_vgg16": DENSE | {"trainable_backbone_layers": 5},
     "ssdlite320_mobilenet_v3_large": DENSE,
 }
@@ -91,7 +96,8 @@ def test_layers_and_settings_are_torchvisions(name):
         anchors = own.rpn.anchor_generator, original.rpn.anchor_generator
     else:
         pairs, anchors = [(own, original)], (own.anchor_generator, original.anchor_generator)
-        assert vars(own.proposal_matcher) == vars(original.proposal_matcher) if hasattr(own, "topk_candidates") else 1
+        matchers = [vars(getattr(model, "proposal_matcher", torch.Generator)) for model in (own, original)]
+        assert matchers[0] == matchers[1]  # FCOS has none
     for ours, other in pairs:
         for key in ("score_thresh", "nms_thresh", "detections_per_img", "topk_candidates", "neg_to_pos_ratio"):
             assert getattr(ours, key, None) == getattr(other, key, None), key
@@ -113,12 +119,12 @@ def test_what_is_frozen_is_what_torchvision_freezes(name, layers, monkeypatch):
     assert any(key.startswith("backbone") for key in own.state_dict().keys() - ours)
 
 
-def test_frozen_norms_are_those_that_torchvision_freezes_with_weights():
-    for name in NAMES:
-        frozen = any(isinstance(part, FrozenBatchNorm2d) for part in on_meta(name).backbone.body.modules()) if (
-            "ssd" not in name
-        ) else False  # fmt: skip
-        assert frozen == (not name.endswith("_v2") and "ssd" not in name), name
+@pytest.mark.parametrize("name", [name for name in NAMES if "ssd" not in name])
+def test_norms_of_trained_layers_are_frozen_but_for_second_versions(name):
+    body = on_meta(name).backbone.body
+    norms = [part for part in list(body.children())[-1].modules() if "BatchNorm" in type(part).__name__]
+    assert norms
+    assert all(isinstance(norm, FrozenBatchNorm2d) != name.endswith("_v2") for norm in norms)
 
 
 def test_options_by_torchvisions_names():
@@ -188,11 +194,37 @@ class TestSmall:
     def test_trains_a_step(self, small, batch):
         losses = small.train()(*batch)
         total = sum(losses.values())
-        assert math.isfinite(total)
+        assert math.isfinite(total.item())
         small.zero_grad()
         total.backward()
         for name, parameter in small.named_parameters():
             assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+
+    def test_learns_from_a_teacher_at_every_level(self, small, batch):
+        teacher = copy.deepcopy(small)
+        with torch.no_grad():
+            for parameter in teacher.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        with detkt.Distiller(small.train(), teacher, "fitnet") as distiller:
+            (stage,) = distiller.stages
+            (update,) = distiller.updates(stage, *batch)
+            seen = distiller.task
+            levels = [feature for feature in seen._student.features(torch.rand(1, 3, 320, 320)).values()]
+            assert len(distiller.method.pairs()) >= len(levels) - 1  # all but a subsampled last one
+            assert math.isfinite(update.total.item())
+            assert update.losses["fitnet"].item() > 0
+            small.zero_grad()
+            update.losses["fitnet"].backward()
+        names = [name for name, parameter in small.named_parameters() if name.startswith("backbone")]
+        reached = [name for name in names if (grad := small.get_parameter(name).grad) is not None and grad.any()]
+        assert len(reached) > 0.8 * len(names)
+
+    def test_is_scored(self, small, voc_folder):
+        held_out = test_set(DataConfig(root=str(voc_folder)))
+        detections, _ = detect(small, held_out, torch.device("cpu"), batch_size=2, quiet=True)
+        found = score(detections, held_out.annotations(), held_out.classes)
+        assert 0 <= found["map_coco"] <= 1
+        assert sum(len(each["scores"]) for each in detections.values()) > 0
 
     def test_saves_and_loads_alike(self, small, batch, tmp_path):
         save_model(small, tmp_path / "model", ["a", "b", "c"])
