@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import torch
 from map_helpers import added, make, one_update, random_map, rectangle_mask, spec, task_losses
+from torch import nn
 
+from detkt import Distiller
 from detkt.base.errors import InputError
 from detkt.knowledge import FeatureSpec, Knowledge
 from detkt.methods.adapters import Regressor, regressor_geometry
+from detkt.methods.base import Needs
 from detkt.methods.fitnet import hint_loss
 
 
@@ -131,3 +134,88 @@ def test_padding_carries_no_gradient(teacher_size):
 def test_unknown_layer_is_named():
     with pytest.raises(InputError, match="layer9"):
         make("fitnet", spec(output=(3, 4, 6)), spec(output=(3, 4, 6)), layers=["layer9"])
+
+
+def test_normalize_student_makes_its_scale_irrelevant_and_shrinks_nothing():
+    """A map at ten times the scale gives the same hint, and the hint's gradient does not pull at its scale."""
+    student, teacher = random_map(2, 3, 4, 6, seed=1), random_map(2, 5, 4, 6, seed=2)
+    method = make("fitnet", spec(output=(3, 4, 6)), spec(output=(5, 4, 6)), normalize=True, normalize_student=True)
+    losses, pulls = [], []
+    for scale in (1.0, 10.0):
+        feature = (scale * student).requires_grad_()
+        loss = one_update(method, Knowledge({"output": feature}), Knowledge({"output": teacher})).losses["fitnet"]
+        loss.backward()
+        losses.append(loss.detach())
+        pulls.append((feature.grad * feature).sum().item())
+    torch.testing.assert_close(*losses)
+    assert pulls == pytest.approx([0, 0], abs=1e-9)
+    unit = student / student.square().mean().sqrt(), teacher / teacher.square().mean().sqrt()
+    torch.testing.assert_close(losses[0], (4 * hint_loss(method.regressors[0](unit[0]), unit[1])).detach())
+
+
+def test_weighted_hint_by_hand():
+    """Errors 1, 4, 9 under weights 1/2, 0, 1/4: (1/2 + 9/4) / (3/4) / 2; without the last cell 1/2."""
+    student, teacher = torch.tensor([1.0, 2, 3]).reshape(1, 1, 1, 3), torch.zeros(1, 1, 1, 3)
+    weights = torch.tensor([0.5, 0, 0.25]).reshape(1, 1, 1, 3)
+    assert hint_loss(student, teacher, None, weights).item() == pytest.approx(2.75 / 0.75 / 2)
+    mask = torch.tensor([1.0, 1, 0]).reshape(1, 1, 1, 3)
+    assert hint_loss(student, teacher, mask, weights).item() == pytest.approx(0.5)
+    alike = hint_loss(student, teacher, None, torch.full_like(weights, 0.3))
+    torch.testing.assert_close(alike, hint_loss(student, teacher))
+    assert hint_loss(student, teacher, None, torch.zeros_like(weights)).item() == 0
+
+
+def test_cells_count_by_the_teachers_confidence():
+    student, teacher, shown = random_map(2, 3, 4, 6, seed=1), random_map(2, 5, 4, 6, seed=2), [(1.0, 0.5), (0.75, 1.0)]
+    confidence = random_map(2, 1, 4, 6, seed=3).sigmoid()
+    method = make("fitnet", spec(output=(3, 4, 6)), spec(output=(5, 4, 6)), weighting="score", weight=6.0)
+    (stage,) = method.stages()
+    assert stage.needs == Needs.STUDENT | Needs.TEACHER_FEATURES | Needs.TEACHER_CONFIDENCE
+    theirs = Knowledge({"output": teacher}, confidence={"output": confidence}, valid=shown)
+    update = one_update(method, Knowledge({"output": student}, valid=shown), theirs)
+    weights = (confidence * theirs.mask(teacher)).numpy()
+    error = (method.regressors[0](student) - teacher).detach().square().sum(dim=1, keepdim=True).numpy()
+    expected = 6 * 0.5 * (weights * error).sum() / (5 * weights.sum())
+    assert update.losses["fitnet"].item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("teacher_size", [(4, 6), (8, 12), (3, 5)])
+def test_a_projector_is_two_pointwise_convolutions_on_the_resized_map(teacher_size):
+    student, teacher = random_map(2, 3, 4, 6, seed=1, grad=True), random_map(2, 5, *teacher_size, seed=2)
+    method = make("fitnet", spec(output=(3, 4, 6)), spec(output=(5, *teacher_size)), projector="mlp")
+    loss = one_update(method, Knowledge({"output": student}), Knowledge({"output": teacher})).losses["fitnet"]
+    first, _, second = method.regressors[0].layers
+    resized = torch.nn.functional.interpolate(student, teacher_size, mode="bilinear", align_corners=False)
+    w1, w2 = (layer.weight[:, :, 0, 0] for layer in (first, second))
+    hidden = (torch.einsum("dc,nchw->ndhw", w1, resized) + first.bias[:, None, None]).clamp_min(0)
+    projected = torch.einsum("dc,nchw->ndhw", w2, hidden) + second.bias[:, None, None]
+    assert loss.item() == pytest.approx(2 * (projected - teacher).square().mean().item(), abs=1e-9)
+    loss.backward()
+    assert all(p.grad.any() for p in [student, first.weight, second.weight])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weighting": "scores"}, r"unknown methods.fitnet.weighting 'scores' \(did you mean 'score'\?\)"),
+        ({"projector": "cnn"}, "unknown methods.fitnet.projector 'cnn'.*linear, mlp"),
+        ({"weighting": "score", "layers": ["layer2"]}, "the teacher has no scores on 'layer2'"),
+    ],
+)
+def test_settings_that_cannot_be(settings, message):
+    maps = spec(output=(3, 4, 6), layer2=(3, 4, 6))
+    with pytest.raises(InputError, match=message):
+        make("fitnet", maps, maps, **settings)
+
+
+def test_the_rivals_hint_on_detectors(detector, batch):
+    settings = {"weighting": "score", "projector": "mlp", "weight": 6.0}
+    student, teacher = detector(), detector("fasterrcnn_resnet10x0.25_c4", seed=1)
+    with Distiller(student, teacher, "fitnet", settings) as distiller:
+        losses = distiller.train()(*batch)
+        losses["fitnet"].backward()
+    assert losses["fitnet"].isfinite()
+    assert any(p.grad is not None and p.grad.any() for p in student.backbone.parameters())
+    classifiers = [nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()) for _ in range(2)]
+    with pytest.raises(InputError, match="needs scores of every cell, which this teacher does not have"):
+        Distiller(*classifiers, "fitnet", settings, image_size=32)
