@@ -85,7 +85,7 @@ def to_coco_json(
 
     Pictures, classes and objects are numbered from 1 in their order; the picture's id stands in "file_name".
     *sizes*: picture id -> (width, height) in pixels, written where given. A difficult object has ``iscrowd``
-    1; "crowd" says whether it is one.
+    1, a crowd "crowd" 1 besides.
     """
     truth = flatten_annotations(annotations)
     measured, crowds = _as_measured(annotations, truth)
@@ -106,8 +106,8 @@ def to_coco_json(
                 "bbox": box,
                 "area": area,
                 "iscrowd": int(truth.values[i]),
-                "crowd": int(crowds[i]),
             }
+            | ({"crowd": 1} if crowds[i] else {})
         )
     categories = [{"id": number, "name": str(name)} for number, name in enumerate(classes, start=1)]
     return {"images": images, "annotations": objects, "categories": categories}
@@ -135,7 +135,7 @@ class _OrdinaryIoU(COCOeval):
     def computeIoU(self, imgId, catId):  # noqa: N802, N803 (pycocotools' names)
         key = imgId, catId
         objects = self._gts[key]
-        self._gts[key] = [{**item, "iscrowd": item["crowd"]} for item in objects]
+        self._gts[key] = [{**item, "iscrowd": item.get("crowd", 0)} for item in objects]
         try:
             return super().computeIoU(imgId, catId)
         finally:

@@ -20,6 +20,7 @@ from test_agreement import train
 
 from detkt.base.errors import InputError
 from detkt.config import DataConfig
+from detkt.data import training_set
 from detkt.prepare.checking import check_dataset
 
 SPLITS = {"train": ("a", "b", "c"), "val": ("d", "e")}
@@ -307,8 +308,6 @@ def test_pictures_turned_by_exif(tmp_path):
     root = write_yolo(tmp_path / "own", orientation=6)
     assert agree(root, "yolo")[0]
     for exif, size in (("apply", (36, 48)), ("ignore", (48, 36))):
-        from detkt.data import training_set
-
         dataset = training_set(DataConfig(format="yolo", root=str(root), train="train", test="val", exif=exif, flip=0))
         assert dataset.sizes[1] == size
         width, height = size
@@ -367,9 +366,7 @@ word = st.sampled_from(["0", "1", "2", "-1", "0.5", "1", "0.25", "1.2", "1.0005"
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lines=st.lists(st.lists(word, max_size=8).map(" ".join), max_size=2),
-    names=st.sampled_from(
-        [["dog", "cat"], {0: "dog", 1: "cat"}, {0: "dog", 5: "cat"}, ["dog"], "dog", [], {"x": "dog"}]
-    ),
+    names=st.sampled_from([["dog", "cat"], {0: "dog", 1: "cat"}, {0: "dog", 5: "cat"}, ["dog"], [], {"x": "dog"}]),
     size=st.sampled_from([(48, 36), (36, 48), (100, 2), (102, 2), (1, 1)]),
     orientation=st.sampled_from([1, 3, 6]),
     boxes=st.sampled_from(["clip", "refuse"]),
