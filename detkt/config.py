@@ -120,6 +120,8 @@ class TrainConfig:
     numbers agree with uncompiled ones to rounding.
     ``cache_teacher``: a folder for the teacher's maps of the training pictures, so that no step runs the teacher's
     backbone; with no augmentation but flips (:mod:`detkt.engine.teacher_cache`); unused where there is no teacher.
+    ``tracker``: where the logged numbers go besides: ``tensorboard``, ``wandb``, ``mlflow``, ``none``; ``auto`` is
+    TensorBoard where installed. ``stage_limit``: most steps of a stage, for a trial; 0: all.
     """
 
     epochs: int = 14
@@ -143,6 +145,8 @@ class TrainConfig:
     log_every: int = 20
     checkpoint_every: int = 500
     keep: int = 1
+    tracker: str = "auto"
+    stage_limit: int = 0
 
 
 @dataclass
@@ -284,6 +288,14 @@ def _apply(config: DictConfig, overrides: Sequence[str]) -> None:
         _merge(config, nested, "override: ")
 
 
+def shorten(config: Config) -> None:
+    """Make *config* a trial's: two steps of every stage, and scores on eight pictures that say nothing."""
+    data = config.data
+    first = data.test.split("+")[0]
+    config.train.stage_limit, data.val = 2, None
+    data.test = first if "[" in first else f"{first}[:8]"
+
+
 def save_config(config: Config, path: str | Path) -> None:
     """Write *config* as YAML that :func:`load_config` reads back unchanged."""
     Path(path).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
@@ -368,12 +380,22 @@ def _check(config: Config, others: Iterable[str]) -> None:
     for key in positive:
         if not 0 < (value := getattr(train, key)) < math.inf:
             raise InputError(f"'train.{key}' is {value}: it must be greater than 0")
-    for key in ("workers", "warmup_steps", "seed", "momentum", "weight_decay", "clip_norm", "poly_power"):
+    for key in (
+        "workers",
+        "warmup_steps",
+        "stage_limit",
+        "seed",
+        "momentum",
+        "weight_decay",
+        "clip_norm",
+        "poly_power",
+    ):
         if not 0 <= (value := getattr(train, key)) < math.inf:
             raise InputError(f"'train.{key}' is {value}: it must be 0 or more")
     if not all(0 < share <= 1 for share in train.milestones):
         raise InputError(f"'train.milestones' is {train.milestones}: each must be a share of the budget in (0, 1]")
     methods.choose(train.precision, ("fp32", "bf16", "fp16"), "precision")
+    methods.choose(train.tracker, ("auto", "none", "tensorboard", "wandb", "mlflow"), "train.tracker")
     methods.choose(config.role, ("student", "teacher"), "role")
     methods.choose(data.format, FORMATS, "data.format")
     for part in config.student.inherit:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from detkt import methods
 from detkt.base.commands import command
 from detkt.base.errors import InputError
-from detkt.config import Config, find_config, load_config
+from detkt.config import Config, find_config, load_config, shorten
 from detkt.engine.trainer import Interrupted
 
 RESUME = "go on with --resume {folder}"
@@ -95,6 +95,11 @@ def training_parser(name: str, description: str, example: str, default_config: s
     )
     parser.add_argument("--keep", type=int, metavar="N", help="how many checkpoints to keep (default: 1, last.pt)")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
+    parser.add_argument(
+        "--trial",
+        action="store_true",
+        help="two updates a stage, eight test pictures: see that all works before a long run",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="any setting of the config")
     return parser
@@ -134,7 +139,11 @@ def training_config(arguments: argparse.Namespace, default_config: str) -> tuple
         config.teacher.checkpoint = start
     elif arguments.student_init:
         config.student.checkpoint = start
-    return config, Path(arguments.output or f"runs/{config.run_name}"), None
+    name = config.run_name
+    if arguments.trial:
+        shorten(config)
+        name += "-trial"
+    return config, Path(arguments.output or f"runs/{name}"), None
 
 
 def train_and_tell(arguments: argparse.Namespace, default_config: str, task: str) -> None:

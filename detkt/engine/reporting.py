@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: progress bar, ``log.jsonl``, TensorBoard where installed."""
+"""What a run tells while it goes on: progress bar, ``log.jsonl``, a tracker."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from detkt.base.errors import InputError
 from detkt.base.files import write_atomically
 from detkt.base.processes import Processes
 from detkt.engine.guards import SkippedUpdates, Watcher
+from detkt.engine.trackers import open_tracker, track
 from detkt.methods.base import Watch
 
 WHOLE_RUN = {"clipped": "clipped_share", "gradient_share": "gradient_share"}
@@ -46,12 +47,22 @@ class Reporter:
         folder: the run's folder.
         resume_step: on resuming, log lines of later steps (written after the checkpoint) are dropped.
         quiet: no progress bar.
+        tracker: ``train.tracker``.
+        done, total: steps of the whole run, so that the bar tells when all of it ends.
 
     Raises:
-        InputError: the log cannot be written, at the start or later.
+        InputError: the log cannot be written, at the start or later; the tracker cannot begin.
     """
 
-    def __init__(self, folder: Path, resume_step: int | None = None, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        resume_step: int | None = None,
+        quiet: bool = False,
+        tracker: str = "auto",
+        done: int = 0,
+        total: int = 0,
+    ) -> None:
         self.quiet = quiet
         self._path = folder / "log.jsonl"
         if resume_step is not None and self._path.exists():
@@ -62,23 +73,21 @@ class Reporter:
             self._file = self._path.open("a")
         except OSError as error:
             raise InputError(f"cannot write {self._path}: {error.strerror}; choose another folder") from None
-        self._bar: tqdm | None = None
-        self._board = _tensorboard(folder, resume_step)
-
-    def start_stage(self, name: str, done: int, total: int) -> None:
-        """Begin (or, after a resume, go on with) a stage of *total* steps."""
-        self._close_bar()
+        self._tracker = open_tracker(tracker, folder, resume_step)
         self._bar = tqdm(
-            total=total, initial=done, desc=name, unit="step", disable=self.quiet, file=sys.stderr, dynamic_ncols=True
+            total=total, initial=done, unit="step", disable=quiet, file=sys.stderr, dynamic_ncols=True, smoothing=0.05
         )
 
+    def start_stage(self, name: str) -> None:
+        """Begin (or, after a resume, go on with) a stage."""
+        self._bar.set_description(name)
+
     def advance(self) -> None:
-        """One more step of the current stage."""
-        if self._bar is not None:
-            self._bar.update()
+        """One more step."""
+        self._bar.update()
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Write one line of ``log.jsonl``; numbers only in TensorBoard and the bar. A "warning" is shown as well."""
+        """Write one line of ``log.jsonl``; the tracker has its numbers. A "warning" is shown as well."""
         if "warning" in entry:
             tqdm.write(f"warning: step {entry['step']}: {entry['warning']}", file=sys.stderr)
         try:
@@ -87,30 +96,24 @@ class Reporter:
         except OSError as error:
             reason = error.strerror
             raise InputError(f"cannot write {self._path}: {reason}; free space, then go on with --resume") from None
-        if self._bar is not None and "loss" in entry:
+        if "loss" in entry:
             self._bar.set_postfix(loss=f"{entry['loss']:.3f}", refresh=False)
-        if self._board is not None:
-            for key, value in entry.items():
-                if isinstance(value, float):
-                    self._board.add_scalar(f"{entry['stage']}/{key}", value, entry["step"])
+        if self._tracker is not None:
+            track(self._tracker, entry)
 
     def close(self) -> None:
-        self._close_bar()
+        """End the bar, the log and the tracker."""
+        self._bar.close()
         with contextlib.suppress(OSError):  # the full disk that log() has told of already
             self._file.close()
-        if self._board is not None:
-            self._board.close()
-
-    def _close_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        if self._tracker is not None:
+            self._tracker.finish()
 
 
 class NoReporter:
     """What all processes but the first have for a :class:`Reporter`."""
 
-    def start_stage(self, name: str, done: int, total: int) -> None: ...
+    def start_stage(self, name: str) -> None: ...
 
     def advance(self) -> None: ...
 
@@ -127,23 +130,37 @@ class Journal:
         watches: the method's signs of trouble.
         processes: means are taken over all of them, and the first writes.
         quiet: no progress bar.
+        tracker: ``train.tracker``.
+        log_every: how many batches, or parts of one, a line is about.
     """
 
-    def __init__(self, folder: Path, watches: Sequence[Watch], processes: Processes, quiet: bool) -> None:
-        self._folder, self._processes, self._quiet = folder, processes, quiet
+    def __init__(
+        self,
+        folder: Path,
+        watches: Sequence[Watch],
+        processes: Processes,
+        quiet: bool,
+        tracker: str = "auto",
+        log_every: int = 1,
+    ) -> None:
+        self._folder, self._processes, self._quiet, self._tracker = folder, processes, quiet, tracker
         # Ours come last: a checkpoint of before there were any has states of the method's alone.
         self._watcher, self.skipped = Watcher([*watches, *OUR_WATCHES]), SkippedUpdates()
-        self._window, self._whole = Window(), Window()
+        self._window, self._whole = Window(log_every), Window()
         self._reporter: Reporter | NoReporter = NoReporter()
 
-    def open(self, resume_step: int | None) -> None:
+    def open(self, resume_step: int | None, done: int, total: int) -> None:
         """Begin to write; see :class:`Reporter`."""
         if self._processes.is_main:
-            self._reporter = Reporter(self._folder, resume_step, self._quiet)
+            self._reporter = Reporter(self._folder, resume_step, self._quiet, self._tracker, done, total)
 
-    def start_stage(self, name: str, done: int, total: int) -> None:
-        """Begin (or, after a resume, go on with) a stage of *total* steps."""
-        self._reporter.start_stage(name, done, total)
+    def start_stage(self, name: str) -> None:
+        """Begin (or, after a resume, go on with) a stage."""
+        self._reporter.start_stage(name)
+
+    def end_stage(self) -> None:
+        """The next line is of other terms."""
+        self._window.forget_the_line_before()
 
     def advance(self) -> None:
         """One more step of the current stage."""
@@ -170,8 +187,8 @@ class Journal:
         self._reporter.log(line)
 
     def restart(self) -> None:
-        """Forget what was added since the last line, and when that was."""
-        self._window = Window()
+        """Count the seconds, for the speed, from now on."""
+        self._window.restart()
 
     def close(self) -> None:
         """End writing."""
@@ -194,23 +211,37 @@ class Journal:
 
 
 class Window:
-    """Means of the logged values since the last log line, summed on the device."""
+    """Means of the logged values since the last log line, summed on the device.
 
-    def __init__(self) -> None:
+    Args:
+        length: how many batches a line is about. One that is due earlier, at the end of a stage or before a validation,
+            has the batches of the line before as well: one step says nothing of a value that every fourth has.
+    """
+
+    def __init__(self, length: int = 1) -> None:
+        self._length = length
+        self._before: tuple[dict[str, Tensor], dict[str, int]] = {}, {}
         self._reset()
 
     def _reset(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
-        self._images = 0
+        self._batches = self._images = 0
         self._learning_rate = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Count the seconds, for the speed, from now on."""
         self._since = time.perf_counter()
+
+    def forget_the_line_before(self) -> None:
+        """It is of another stage."""
+        self._before = {}, {}
 
     def add(self, values: dict[str, Tensor], images: int, learning_rate: float) -> None:
         for name, value in values.items():
-            value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
+            _add(self._sums, self._counts, name, value.detach().float(), 1)
+        self._batches += 1
         self._images += images
         self._learning_rate = learning_rate
 
@@ -218,9 +249,14 @@ class Window:
         """The means, with learning rate and speed, and a fresh start; nothing where nothing was added."""
         if not self._sums:
             return {}
+        if self._batches < self._length:
+            sums, counts = self._before
+            for name, value in sums.items():
+                _add(self._sums, self._counts, name, value, counts[name])
         entry = {"lr": self._learning_rate} | self.means(processes)
         images = self._images * (1 if processes is None else processes.count)
         entry["images_per_second"] = images / (time.perf_counter() - self._since)
+        self._before = self._sums, self._counts
         self._reset()
         return entry
 
@@ -238,16 +274,27 @@ class Window:
         return {
             "sums": dict(self._sums),
             "counts": dict(self._counts),
+            "before": {"sums": dict(self._before[0]), "counts": dict(self._before[1])},
+            "batches": self._batches,
             "images": self._images,
             "learning_rate": self._learning_rate,
             "seconds": time.perf_counter() - self._since,
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
-        self._counts, self._images = dict(state["counts"]), state["images"]
+        def on_device(part: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, int]]:
+            return {name: value.to(device) for name, value in part["sums"].items()}, dict(part["counts"])
+
+        self._sums, self._counts = on_device(state)
+        self._before = on_device(state.get("before", {"sums": {}, "counts": {}}))
+        self._batches, self._images = state.get("batches", 0), state["images"]
         self._learning_rate = state["learning_rate"]
         self._since = time.perf_counter() - state["seconds"]
+
+
+def _add(sums: dict[str, Tensor], counts: dict[str, int], name: str, value: Tensor, count: int) -> None:
+    sums[name] = sums[name] + value if name in sums else value
+    counts[name] = counts.get(name, 0) + count
 
 
 def _step(line: str) -> float:
@@ -255,11 +302,3 @@ def _step(line: str) -> float:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return float("inf")  # a line cut off when the run was killed
-
-
-def _tensorboard(folder: Path, resume_step: int | None):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=None if resume_step is None else resume_step + 1)

@@ -29,6 +29,7 @@ from detkt.engine.nets import build_net, build_teacher, inherit
 from detkt.engine.run_folder import BEST, PICTURES, check_run_folder, open_folder, versions, write_metrics
 from detkt.engine.synced_norm import sync_batch_norms
 from detkt.engine.teacher_cache import TeacherCache
+from detkt.engine.trackers import check_tracker
 from detkt.engine.trainer import Trainer
 from detkt.engine.validation import Validation
 from detkt.evaluation.outcomes import Outcomes, write_outcomes
@@ -127,6 +128,7 @@ class _Nets:
 
 def _check(config: Config, folder: Path, resume: Path | None, overwrite: bool, quiet: bool) -> _Job:
     """What can be known to be wrong before any file of the data set is read."""
+    check_tracker(config.train.tracker)
     device = resolve_device(config.train.device)
     processes = Processes(on_cpu=device.type == "cpu")
     if processes.count > 1:

@@ -17,6 +17,7 @@ from detkt.base.errors import InputError
 from detkt.base.files import check_folder, write_atomically
 from detkt.base.version import __version__
 from detkt.engine.checkpoint import LAST, older_checkpoints
+from detkt.engine.trackers import ID
 
 PICTURES = "pictures.npz"  # what became of each test picture (detkt.evaluation.outcomes)
 RUN_FILES = ("config.yaml", "log.jsonl", "metrics.json", PICTURES, "last.pt", "model.safetensors", "model.json")
@@ -61,7 +62,7 @@ def open_folder(folder: Path, resume: Path | None) -> None:
 
 def _run_files(folder: Path) -> list[Path]:
     """What a run wrote to *folder*."""
-    names = [*RUN_FILES, f"{BEST}/model.safetensors", f"{BEST}/model.json"]
+    names = [*RUN_FILES, ID, f"{BEST}/model.safetensors", f"{BEST}/model.json"]
     others = [*older_checkpoints(folder), *folder.glob("events.out.tfevents.*")]
     return [folder / name for name in names if os.path.lexists(folder / name)] + sorted(others)
 

@@ -107,9 +107,12 @@ class Trainer:
                 self.warmup_steps,
             )
         self.lengths = _stage_lengths(distiller.stages, self.student_steps)
+        if config.stage_limit:
+            self.lengths = [min(length, config.stage_limit) for length in self.lengths]
         self.progress = Progress()
         self.guard = FiniteGuard()
-        self.journal = Journal(folder, distiller.method.watches(), self.processes, quiet)
+        lines = config.log_every * config.accumulate
+        self.journal = Journal(folder, distiller.method.watches(), self.processes, quiet, config.tracker, lines)
         self.players = self._players()
         self._stops = Stops(self.processes, folder)
         self._saved_step: int | None = None  # of the last.pt in the folder, where it is of this run
@@ -128,13 +131,15 @@ class Trainer:
         """
         progress, self._started = self.progress, time.perf_counter()
         # Where the validation is still due, a line of its step is of a process that was killed after it.
-        self.journal.open(progress.step - self._validation_is_due() if progress.step else None)
+        resume_step = progress.step - self._validation_is_due() if progress.step else None
+        self.journal.open(resume_step, progress.step, sum(self.lengths))
         order = self.batches(start=progress.step)
         loader = iter(training_loader(self.dataset, order, self.config.workers, self.device.type == "cuda"))
         try:
             with self._stops.listening(), dead_workers_in_one_line(), closing(loader):
                 while progress.stage < len(self.lengths):
                     self._run_stage(loader)
+                    self.journal.end_stage()
                     progress.stage, progress.stage_step = progress.stage + 1, 0
                     self.save()
                 self._stops.check()
@@ -145,7 +150,7 @@ class Trainer:
     def _run_stage(self, loader: Iterator) -> None:
         config, progress = self.config, self.progress
         stage, length = self.distiller.stages[progress.stage], self.lengths[progress.stage]
-        self.journal.start_stage(stage.name, progress.stage_step, length)
+        self.journal.start_stage(stage.name)
         self.distiller.train()
         if self.validation is not None and self._validation_is_due():
             self._validate(self.validation, stage)
