@@ -30,7 +30,7 @@ EXAMPLE = """examples:
   %(prog)s --runs runs/photos --against plain
 
 Every row is compared with the plain student (method none), or with --against, in pairs of one seed: the mean
-difference, its 95 % interval, which holds the draw of the test pictures and of the seeds, and the exact p of the
+difference, its 95 %% interval, which holds the draw of the test pictures and of the seeds, and the exact p of the
 sign-flip test (* where below 0.05, which takes 6 seeds at least). The column about updates needs data.val."""
 
 
