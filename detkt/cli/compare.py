@@ -58,10 +58,9 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.runs:
         _compare_runs(arguments)
         return
-    if not arguments.methods:
+    methods = [absolute(name) for name in (arguments.methods or "").split(",") if name.strip()]
+    if not methods:
         parser.error("the following arguments are required: --methods")
-
-    methods = [absolute(name) for name in arguments.methods.split(",") if name.strip()]
     config = load_config(find_config(arguments.config or CONFIG), arguments.overrides, methods)
     seeds, root = whole_numbers("--seeds", arguments.seeds or SEEDS), Path(arguments.output or OUTPUT)
     jobs = jobs_of(config, methods, seeds, root, _call(arguments, root))

@@ -105,6 +105,8 @@ def collect(
 
 def collect_jobs(jobs: Sequence[Job], *, pictures: bool = False, quiet: bool = True) -> list[Row]:
     """What :func:`collect` returns, of any runs of one kind."""
+    if not jobs:
+        return []
     measures = kind_of(jobs[0].config).measures
     rows: dict[str, Row] = {}
     for job in jobs:
