@@ -4,8 +4,8 @@
 #   DATA=.../VOCdevkit WEIGHTS=.../weights bash docs/results/photos/queue.sh docs/results/photos/plain.txt
 #
 # A line of the list is NAME and train_det.py's arguments, in which RUNS stands for that folder. Each run goes to RUNS/NAME (RUNS: runs/photos); one that has
-# its metrics.json there is skipped, one that was stopped goes on, and finished metrics are copied to COPIES/NAME.json
-# (COPIES: docs/results/photos). Several lists, or one list given to several queues at once, are no trouble: a run that
+# its metrics.json there is skipped, one that was stopped goes on, and what finished runs scored is copied to COPIES/NAME.json
+# and NAME.npz (COPIES: docs/results/photos). Several lists, or one list given to several queues at once, are no trouble: a run that
 # another queue holds is left to it.
 set -u
 RUNS=${RUNS:-runs/photos} COPIES=${COPIES:-docs/results/photos} PYTHON=${PYTHON:-python}
@@ -24,7 +24,7 @@ cat "$@" | sed 's/#.*//' | while read -r name arguments; do
         "student.weights=$WEIGHTS/efficientnet_lite0_timm.safetensors" "data.cache=$RUNS/cache" ${arguments//RUNS/$RUNS}
     fi
     nice -n "${NICE:-10}" "$PYTHON" tools/train_det.py --quiet "$@" < /dev/null >> "$RUNS/$name.log" 2>&1 \
-      && cp "$RUNS/$name/metrics.json" "$COPIES/$name.json"
+      && cp "$RUNS/$name/metrics.json" "$COPIES/$name.json" && cp "$RUNS/$name/pictures.npz" "$COPIES/$name.npz"
     echo "$(date '+%H:%M:%S') $name: exit $?"
   ) 9> "$RUNS/$name.lock"
 done
