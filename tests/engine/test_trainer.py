@@ -316,6 +316,21 @@ def test_the_students_rate_falls_as_configured(tiny_config, tmp_path):
     assert trainer._set_rates() == pytest.approx(trainer.learning_rate * left**2)
 
 
+def test_a_warm_up_is_a_tenth_of_the_run_at_most(tiny_config, tmp_path, caplog):
+    caplog.set_level("INFO", logger="detkt")
+    config = tiny_config("method=none", "train.epochs=10", "train.warmup_steps=500")
+    trainer = make_trainer(config, tmp_path)
+    assert (trainer.student_steps, trainer.warmup_steps) == (40, 4)
+    assert "warms up over 4 updates, a tenth of the run's 40, and not train.warmup_steps=500" in caplog.text
+    rates = []
+    for trainer.progress.student_step in range(6):
+        rates.append(trainer._set_rates() / trainer.learning_rate)
+    assert rates == pytest.approx([0.1, 0.325, 0.55, 0.775, 1, 1])
+    caplog.clear()
+    within = make_trainer(tiny_config("method=none", "train.epochs=10", "train.warmup_steps=4"), tmp_path)
+    assert within.warmup_steps == 4 and "warms up" not in caplog.text
+
+
 # -- players ---------------------------------------------------------------------------------------------------------
 
 

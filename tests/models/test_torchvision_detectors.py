@@ -19,6 +19,7 @@ from detkt.data import test_set
 from detkt.evaluation.detector import detect, score
 from detkt.models import build_detector, default_options, load_model, save_model
 from detkt.models.frozen_norm import FrozenBatchNorm2d
+from detkt.models.onnx_export import DETECTOR_GRAPHS
 from detkt.models.options import numbers
 
 NAMES = torchvision.models.list_models(module=detection)
@@ -225,6 +226,24 @@ class TestSmall:
         found = score(detections, held_out.annotations(), held_out.classes)
         assert 0 <= found["map_coco"] <= 1
         assert sum(len(each["scores"]) for each in detections.values()) > 0
+
+    def test_exports(self, small, tmp_path):
+        pytest.importorskip("onnxruntime")
+        pictures = [torch.rand(3, *size, generator=torch.Generator().manual_seed(1)) for size in ((64, 64), (70, 90))]
+        model = copy.deepcopy(small)
+        heads = getattr(model, "roi_heads", model)
+        with torch.no_grad():
+            for _ in range(3):  # statistics with which maps are as large as those of a trained net
+                model.train().backbone(torch.rand(2, 3, 320, 320))
+            for name, parameter in model.named_parameters():
+                if name.endswith(("cls_score.weight", "cls_logits.weight")):
+                    parameter.mul_(20)
+                elif name.endswith("cls_logits.bias"):
+                    parameter.zero_()
+        heads.score_thresh = 0.1 if hasattr(model, "roi_heads") else 0.3
+        found = DETECTOR_GRAPHS.export(model, tmp_path / "model.onnx", ["a", "b", "c"], pictures)
+        assert found.compared > 5
+        assert found.box < 0.01 and found.score < 1e-3
 
     def test_saves_and_loads_alike(self, small, batch, tmp_path):
         save_model(small, tmp_path / "model", ["a", "b", "c"])
