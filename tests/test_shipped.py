@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import detkt
-from detkt.config import load_config
+from detkt.config import load_config, published_name
 from detkt.data import shapes_config
 from detkt.data.shapes import write_shapes
 from detkt.data.voc import VOCDetection
@@ -20,6 +20,7 @@ from detkt.evaluation import voc
 from detkt.evaluation.detector import detect
 from detkt.kinds import kind_of
 from detkt.models import load_model
+from detkt.models.published import published
 
 PROJECT = Path(__file__).resolve().parent.parent
 MODELS = PROJECT / "data" / "models"
@@ -57,11 +58,13 @@ def test_a_config_names_what_exists(path):
     assert config.name == path.stem
     for net in (config.student, config.teacher):
         kind_of(config).family.resolve_options(net.architecture, net.options)
-        if net.checkpoint:
+        if net.checkpoint and (found := published_name(net.checkpoint)):
+            assert published(*found).meta["categories"]
+        elif net.checkpoint:
             assert (PROJECT / net.checkpoint / "model.json").is_file()
     resolved = resolve_config(config)
     assert resolved.methods["ktan"]["beta"] > 0
-    if kind_of(config).task == "detection":
+    if "rpn_nms_thresh" in resolved.student.options:
         assert resolved.student.options["rpn_nms_thresh"] == 0.7
 
 

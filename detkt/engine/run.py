@@ -36,6 +36,7 @@ from detkt.evaluation.outcomes import Outcomes, write_outcomes
 from detkt.kinds import Keep, Kind, forget, kind_of
 from detkt.methods import parse
 from detkt.models import card_of, save_model
+from detkt.models.class_names import class_map
 from detkt.tasks.compiling import compile_backbones
 
 log = logging.getLogger(__name__)
@@ -118,11 +119,16 @@ class _Data:
 
 @dataclass(frozen=True)
 class _Nets:
-    """The network that is trained, its teacher, if the method has one, with its classes, and what it has from it."""
+    """The network that is trained, and, if the method has one, its teacher.
+
+    ``class_map``: which of the teacher's classes each of the data's is; None: they are the same. ``inherited``: what
+    the student begins with of the teacher.
+    """
 
     student: nn.Module
     teacher: nn.Module | None = None
     teacher_classes: Sequence[str] = ()
+    class_map: list[int | None] | None = None
     inherited: dict[str, Any] | None = None
 
 
@@ -200,7 +206,18 @@ def _build_nets(job: _Job, data: _Data) -> _Nets:
     if config.teacher.checkpoint is None and known == list(classes):
         # Published weights: how good they are on these pictures is known only from here on.
         log.info("teacher: %s on %s", job.kind.summary(job.score(teacher, data.held_out)), config.data.test)
-    return _Nets(student, teacher, known, inherited)
+    return _Nets(student, teacher, known, _class_map(job, classes, known), inherited)
+
+
+def _class_map(job: _Job, ours: Sequence[str], theirs: Sequence[str]) -> list[int | None] | None:
+    """Which of the teacher's classes each of ours is; None where they are the same, or of classifiers."""
+    told = job.config.teacher.class_map
+    if job.kind.task != "detection" or (list(ours) == list(theirs) and not told):
+        return None
+    found = class_map(ours, theirs, told)
+    shared = sum(index is not None for index in found)
+    log.info("the teacher knows %d classes, among them %d of the student's %d", len(theirs), shared, len(ours))
+    return found
 
 
 def _prepare_training(job: _Job, data: _Data, nets: _Nets) -> Trainer:
@@ -220,6 +237,7 @@ def _prepare_training(job: _Job, data: _Data, nets: _Nets) -> Trainer:
             nets.teacher_classes,
             job.kind.image_size(data.training),
             cache,
+            class_map=nets.class_map,
         )
     if distiller.method.reads_student_head and config.trained_net.checkpoint is None:
         log.warning(

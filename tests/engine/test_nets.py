@@ -16,7 +16,7 @@ from detkt.config import TeacherConfig, load_config
 from detkt.engine.nets import build_teacher, inherit
 from detkt.engine.run import train
 from detkt.kinds import KINDS
-from detkt.models import build_detector, load_model
+from detkt.models import build_detector, load_model, save_model
 from detkt.models.plain import classes_in
 from detkt.models.published import published, published_classes, with_eps
 
@@ -82,6 +82,22 @@ def test_a_coco_teacher_serves_a_student_of_other_classes(hub, tiny_config, tmp_
     assert kept.teacher.checkpoint == f"torchvision:{SSDLITE}"
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert all(line["fitnet"] > 0 for line in lines)
+
+
+def test_score_methods_compare_the_classes_that_both_know(tiny_config, tiny_teacher, tmp_path, caplog):
+    """The teacher knows four classes in another order; the config says which is the student's star."""
+    caplog.set_level("INFO", logger="detkt")
+    net = tiny_config().teacher
+    torch.manual_seed(1)
+    other = build_detector(net.architecture, 5, **net.options)
+    save_model(other, tmp_path / "teacher", ["disc", "asterisk", "Cross", "heart"])
+    settings = [f"teacher.checkpoint={tmp_path / 'teacher'}", "train.epochs=1", "teacher.class_map={star: asterisk}"]
+    train(tiny_config("method=kd", *settings), tmp_path / "run", quiet=True)
+    assert "the teacher knows 4 classes, among them 3 of the student's 3" in caplog.text
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert all(line["kd"] > 0 for line in lines)
+    with pytest.raises(InputError, match=r"teacher.class_map: the teacher has no class 'nova'"):
+        train(tiny_config("method=kd", *settings[:2], "teacher.class_map={star: nova}"), tmp_path / "b", quiet=True)
 
 
 def test_a_student_is_not_torchvisions(tiny_config, tmp_path):

@@ -291,11 +291,13 @@ def test_a_teacher_of_another_architecture_is_refused(tiny_config, tiny_student,
 
 
 @pytest.mark.parametrize("classes", [["disc", "cross", "star"], ["cross", "disc", "heart"], ["cross", "disc"]])
-def test_a_teacher_of_other_classes_is_refused(classes, tiny_config, tmp_path, no_training):
+def test_a_start_of_other_classes_is_refused_and_a_teacher_of_such_is_not(classes, tiny_config, tmp_path, no_training):
     config = tiny_config("method=ktan", f"teacher.checkpoint={tmp_path / 'teacher'}")
     net = build_detector(config.teacher.architecture, len(classes) + 1, **config.teacher.options)
     save_model(net, tmp_path / "teacher", classes)
-    message = start(config, tmp_path)
+    with pytest.raises(pytest.fail.Exception, match="training started"):
+        train(config, tmp_path / "goes-on", quiet=True)
+    message = start(tiny_config("role=teacher", f"teacher.checkpoint={tmp_path / 'teacher'}"), tmp_path)
     assert f"knows the classes {', '.join(classes)}, but the data set has cross, disc, star" in message
 
 

@@ -264,13 +264,13 @@ def test_a_batch_larger_than_the_data_set_is_the_data_set(tiny_config, tmp_path)
 
 
 def test_the_schedule_counts_the_students_updates_alone(tiny_config, tmp_path):
-    """Warm-up over 2 updates from a tenth, a tenth again after 70 % of 8; 3 regressor steps go before."""
-    make_trainer(tiny_config("method=ktan", "train.log_every=1"), tmp_path / "run").fit()
+    """Warm-up over 2 updates from a tenth, a tenth again after 70 % of 20; 3 regressor steps go before."""
+    make_trainer(tiny_config("method=ktan", "train.log_every=1", "train.epochs=5"), tmp_path / "run").fit()
     log = read_log(tmp_path / "run")
-    assert [line["stage"] for line in log] == ["regressor"] * 3 + ["warmup"] * 3 + ["adversarial"] * 5
-    assert [line["step"] for line in log] == list(range(1, 12))
-    assert [line["epoch"] for line in log] == [step / 4 for step in range(1, 12)]
-    factors = [0.1] * 3 + [0.1, 0.55] + [1.0] * 4 + [0.1] * 2
+    assert [line["stage"] for line in log] == ["regressor"] * 3 + ["warmup"] * 3 + ["adversarial"] * 17
+    assert [line["step"] for line in log] == list(range(1, 24))
+    assert [line["epoch"] for line in log] == [step / 4 for step in range(1, 24)]
+    factors = [0.1] * 3 + [0.1, 0.55] + [1.0] * 12 + [0.1] * 6
     assert [line["lr"] for line in log] == pytest.approx([0.004 * factor for factor in factors])
 
 
@@ -314,6 +314,21 @@ def test_the_students_rate_falls_as_configured(tiny_config, tmp_path):
     trainer.progress.student_step = trainer.student_steps // 2
     left = 1 - trainer.progress.student_step / trainer.student_steps
     assert trainer._set_rates() == pytest.approx(trainer.learning_rate * left**2)
+
+
+def test_a_warm_up_is_a_tenth_of_the_run_at_most(tiny_config, tmp_path, caplog):
+    caplog.set_level("INFO", logger="detkt")
+    config = tiny_config("method=none", "train.epochs=10", "train.warmup_steps=500")
+    trainer = make_trainer(config, tmp_path)
+    assert (trainer.student_steps, trainer.warmup_steps) == (40, 4)
+    assert "warms up over 4 updates, a tenth of the run's 40, and not train.warmup_steps=500" in caplog.text
+    rates = []
+    for trainer.progress.student_step in range(6):
+        rates.append(trainer._set_rates() / trainer.learning_rate)
+    assert rates == pytest.approx([0.1, 0.325, 0.55, 0.775, 1, 1])
+    caplog.clear()
+    within = make_trainer(tiny_config("method=none", "train.epochs=10", "train.warmup_steps=4"), tmp_path)
+    assert within.warmup_steps == 4 and "warms up" not in caplog.text
 
 
 # -- players ---------------------------------------------------------------------------------------------------------
