@@ -13,13 +13,14 @@ from torchvision.models import resnet18
 
 from detkt.base.errors import InputError
 from detkt.config import FORMATS, Config, DataConfig, NetConfig, load_config
-from detkt.kinds import KINDS, Classification, Detection, kind_of, require_kind
+from detkt.kinds import KINDS, Classification, CocoDetection, Detection, kind_of, require_kind
 from detkt.models import ModelCard, build_classifier, card_of, save_model
 from detkt.models.families import FAMILIES
 
 
 def test_every_format_and_every_family_has_one_kind():
-    assert sorted(name for kind in KINDS.values() for name in kind.formats) == sorted(FORMATS)
+    own = [name for kind in (*KINDS.values(), CocoDetection()) for name in kind.formats]
+    assert sorted(own) == sorted(FORMATS)
     assert {task: kind.family for task, kind in KINDS.items()} == FAMILIES
     for name in FORMATS:
         assert name in kind_of(Config(data=DataConfig(format=name))).formats

@@ -17,7 +17,7 @@ from children import Child, wait_until_gone
 from detkt.cli.shared import run_tool
 from detkt.config import load_config
 from detkt.data.loading import evaluation_loader
-from detkt.data.voc import VOCDetection
+from detkt.data.detection import DetectionSet
 from detkt.engine.checkpoint import load_checkpoint
 from detkt.engine.run import train
 from detkt.engine.trainer import Interrupted, Trainer
@@ -82,7 +82,7 @@ def test_a_dead_worker_ends_the_training_with_a_message(training, place):
 
 def test_a_dead_worker_ends_the_scoring_with_a_message(place, tool, tmp_path):
     program, pids = tool("eval_voc"), tmp_path / "pids"
-    original = VOCDetection.__getitem__
+    original = DetectionSet.__getitem__
 
     def slow(self, index):
         pids.write_text(str(os.getpid()))
@@ -90,7 +90,7 @@ def test_a_dead_worker_ends_the_scoring_with_a_message(place, tool, tmp_path):
         return original(self, index)
 
     def action():
-        VOCDetection.__getitem__ = slow
+        DetectionSet.__getitem__ = slow
         run_tool(lambda _: program.main(flags))
 
     flags = place.flags("--checkpoint {student} --data-root {voc} --quiet --device cpu --workers 1 --batch-size 2")
@@ -111,7 +111,7 @@ def test_a_stop_before_or_after_the_training_is_one_word(name, place, tool, tmp_
     flags = place.flags(lines[name])
 
     def action():
-        VOCDetection.__init__ = lambda self, *arguments, **options: os.kill(os.getpid(), signal.SIGINT)
+        DetectionSet.__init__ = lambda self, *arguments, **options: os.kill(os.getpid(), signal.SIGINT)
         run_tool(lambda _: program.main(flags))
 
     child = Child(action, tmp_path)
