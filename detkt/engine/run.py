@@ -35,6 +35,7 @@ from detkt.engine.validation import Validation
 from detkt.evaluation.outcomes import Outcomes, write_outcomes
 from detkt.kinds import Keep, Kind, forget, kind_of
 from detkt.methods import parse
+from detkt.methods.base import Needs
 from detkt.models import card_of, save_model
 from detkt.tasks.compiling import compile_backbones
 
@@ -203,6 +204,14 @@ def _build_nets(job: _Job, data: _Data) -> _Nets:
     return _Nets(student, teacher, known, inherited)
 
 
+def _tell_shared_classes(distiller: Distiller) -> None:
+    """Log which classes' scores are compared, where they are not all of them."""
+    scores = distiller.method.student_spec.scores
+    reads = any(Needs.TEACHER_LOGITS in stage.needs for stage in distiller.stages)
+    if reads and scores is not None and scores.shared:
+        log.info("scores are compared of the classes that the teacher knows, too: %s", ", ".join(scores.shared))
+
+
 def _prepare_training(job: _Job, data: _Data, nets: _Nets) -> Trainer:
     """The trainer, at the step where it begins or goes on, with all that its steps read."""
     config, processes, student, teacher = job.config, job.processes, nets.student, nets.teacher
@@ -220,7 +229,9 @@ def _prepare_training(job: _Job, data: _Data, nets: _Nets) -> Trainer:
             nets.teacher_classes,
             job.kind.image_size(data.training),
             cache,
+            class_map=config.teacher.class_map or None,
         )
+    _tell_shared_classes(distiller)
     if distiller.method.reads_student_head and config.trained_net.checkpoint is None:
         log.warning(
             "method '%s' reads the student's head before it trains the student, and this one is untrained: "
