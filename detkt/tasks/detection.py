@@ -317,13 +317,14 @@ class DetectionTask:
         """What the dense heads of both nets make of the batch."""
         towers = known(known(self._teacher).towers)
         positives = torch.stack([(matched >= 0).sum().clamp_min(1) for matched in seen.matched]).sum()
-        student.dense = Dense(**seen.towers, positives=positives)
+        student.dense = Dense(seen.towers["classification"], seen.towers["regression"], positives=positives)
         with torch.no_grad():
             levels = full_precision(list(as_pyramid(teacher.features).values()))
-            first = towers.first(levels)
-            logits, codes = towers.rest(*first)
+            classification, regression = towers.first(levels)
+            logits, codes = towers.rest(classification, regression)
             boxes = towers.decoded(codes, towers.dense.anchors(levels, seen.images))
-            teacher.dense = Dense(*first, logits, boxes, towers.dense.shown(levels, teacher.mask))
+            shown = towers.dense.shown(levels, teacher.mask)
+            teacher.dense = Dense(classification, regression, logits, boxes, shown)
 
     def _roi_labels(self, seen: Pass) -> Tensor:
         """Classes (M,) of the student's sampled RoIs, as its RoI head assigned them (0 is background)."""
