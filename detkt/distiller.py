@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -41,8 +41,7 @@ class Distiller(nn.Module):
         image_size: side, or height and width, of a classifier's pictures (default: 32 for CIFAR nets, else 224).
         teacher_cache: the teacher's maps of your pictures, to be read in place of its backbone's passes.
         accumulate: in how many calls a batch of yours comes, where you step your optimizer after so many only.
-        class_map: for each of a detector's classes the index of the teacher's that it is, None for none; not given: by
-            equal names.
+        class_map: a class of a detector's -> the teacher's that it is, None for none; the others are found by name.
 
     Your loop trains ``trainable_parameters()`` on the returned losses; the method's other players (a discriminator,
     say) learn inside the call, with optimizers of their own::
@@ -82,7 +81,7 @@ class Distiller(nn.Module):
         image_size: int | tuple[int, int] | None = None,
         teacher_cache: TeacherMaps | None = None,
         accumulate: int = 1,
-        class_map: Sequence[int | None] | None = None,
+        class_map: Mapping[str, str | None] | None = None,
     ) -> None:
         super().__init__()
         _check(method, settings)

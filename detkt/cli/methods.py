@@ -1,10 +1,12 @@
-"""List the distillation methods: what each does, its paper, what it needs and the nets it brings along."""
+"""List the distillation methods: what each does, its paper, what it needs, the nets it brings along, and its cost."""
 
 from __future__ import annotations
 
 import functools
+import json
 import operator
 import re
+from pathlib import Path
 
 import torch
 
@@ -20,9 +22,13 @@ EXAMPLES = """examples:
   %(prog)s ktan path/to/file.py:CLASS
 
 Any two can be summed, as ktan+kd. The weights of a method's own nets are counted for two pyramids of four levels with
-256 channels; none of these nets is part of the trained student."""
+256 channels; none of these nets is part of the trained student. What a step takes was measured on two cores, of a pair
+of ResNet-10s; its floor is a plain step of the student and one pass of the teacher's backbone."""
 
 LEVELS, CHANNELS = 4, 256
+COSTS = Path(__file__).with_name("step_costs.json")
+"""Ratio of a step's time to its floor, with its quartiles, by method: written by docs/write_reference.py from a report
+of tools/benchmark.py."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,9 +52,26 @@ def describe(cls: type[Method]) -> str:
     with torch.device("meta"):  # neither memory nor random numbers
         method = cls(methods.method_config(cls), pyramid(), pyramid() if cls.needs_teacher else None)
     needs = needs_of(method)
-    serves = "detectors" if {"boxes", "anchors"} & set(needs) else "detectors and classifiers"
-    lines.append(f"for {serves}; needs {', '.join(needs) or 'no teacher'}; own nets: {nets_of(method) or 'none'}")
+    lines.append(
+        f"for {serves(needs)}; needs {', '.join(needs) or 'no teacher'}; own nets: {nets_of(method) or 'none'}"
+    )
+    lines.append(cost_of(cls.name))
     return "\n    ".join(line for line in lines if line)
+
+
+def serves(needs: list[str]) -> str:
+    """Between which networks a method of these *needs* can teach."""
+    if "heads" in needs:
+        return "RetinaNets and FCOSs"
+    if "scores" in needs:
+        return "classifiers, two detectors of two stages, or two of one stage with the same anchors"
+    return "detectors" if {"boxes", "anchors"} & set(needs) else "detectors and classifiers"
+
+
+def cost_of(name: str) -> str:
+    """What a step of the method takes, where it has been measured; else nothing."""
+    cost = json.loads(COSTS.read_text(encoding="utf-8")).get(name)
+    return "a step takes {median:.2f} ({low:.2f} to {high:.2f}) times its floor".format(**cost) if cost else ""
 
 
 def year_of(citation: str) -> str:
@@ -65,9 +88,10 @@ def pyramid() -> Spec:
 
 
 def needs_of(method: Method) -> list[str]:
-    """What the method reads of the two networks beside the student's losses: features, logits, ..."""
+    """What the method reads of the two networks beside the student's losses: features, scores, ..."""
     needs = functools.reduce(operator.or_, (stage.needs for stage in method.stages()))
-    return sorted({(need.name or "").rpartition("_")[2].lower() for need in needs if need != Needs.STUDENT})
+    words = {(need.name or "").rpartition("_")[2].lower() for need in needs if need != Needs.STUDENT}
+    return sorted("scores" if word == "logits" else word for word in words)
 
 
 def nets_of(method: Method) -> str:

@@ -35,8 +35,8 @@ from detkt.engine.validation import Validation
 from detkt.evaluation.outcomes import Outcomes, write_outcomes
 from detkt.kinds import Keep, Kind, forget, kind_of
 from detkt.methods import parse
+from detkt.methods.base import Needs
 from detkt.models import card_of, save_model
-from detkt.models.class_names import class_map
 from detkt.tasks.compiling import compile_backbones
 
 log = logging.getLogger(__name__)
@@ -121,14 +121,12 @@ class _Data:
 class _Nets:
     """The network that is trained, and, if the method has one, its teacher.
 
-    ``class_map``: which of the teacher's classes each of the data's is; None: they are the same. ``inherited``: what
-    the student begins with of the teacher.
+    ``inherited``: what the student begins with of the teacher.
     """
 
     student: nn.Module
     teacher: nn.Module | None = None
     teacher_classes: Sequence[str] = ()
-    class_map: list[int | None] | None = None
     inherited: dict[str, Any] | None = None
 
 
@@ -206,18 +204,15 @@ def _build_nets(job: _Job, data: _Data) -> _Nets:
     if config.teacher.checkpoint is None and known == list(classes):
         # Published weights: how good they are on these pictures is known only from here on.
         log.info("teacher: %s on %s", job.kind.summary(job.score(teacher, data.held_out)), config.data.test)
-    return _Nets(student, teacher, known, _class_map(job, classes, known), inherited)
+    return _Nets(student, teacher, known, inherited)
 
 
-def _class_map(job: _Job, ours: Sequence[str], theirs: Sequence[str]) -> list[int | None] | None:
-    """Which of the teacher's classes each of ours is; None where they are the same, or of classifiers."""
-    told = job.config.teacher.class_map
-    if job.kind.task != "detection" or (list(ours) == list(theirs) and not told):
-        return None
-    found = class_map(ours, theirs, told)
-    shared = sum(index is not None for index in found)
-    log.info("the teacher knows %d classes, among them %d of the student's %d", len(theirs), shared, len(ours))
-    return found
+def _tell_shared_classes(distiller: Distiller) -> None:
+    """Log which classes' scores are compared, where they are not all of them."""
+    scores = distiller.method.student_spec.scores
+    reads = any(Needs.TEACHER_LOGITS in stage.needs for stage in distiller.stages)
+    if reads and scores is not None and scores.shared:
+        log.info("scores are compared of the classes that the teacher knows, too: %s", ", ".join(scores.shared))
 
 
 def _prepare_training(job: _Job, data: _Data, nets: _Nets) -> Trainer:
@@ -237,8 +232,9 @@ def _prepare_training(job: _Job, data: _Data, nets: _Nets) -> Trainer:
             nets.teacher_classes,
             job.kind.image_size(data.training),
             cache,
-            class_map=nets.class_map,
+            class_map=config.teacher.class_map or None,
         )
+    _tell_shared_classes(distiller)
     if distiller.method.reads_student_head and config.trained_net.checkpoint is None:
         log.warning(
             "method '%s' reads the student's head before it trains the student, and this one is untrained: "

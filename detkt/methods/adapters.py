@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkt.knowledge import FeatureSpec
-from detkt.methods.reductions import full_precision
+from detkt.methods.reductions import full_precision, require_one_shape
 
 Pool = Callable[[Tensor, Tensor | None, tuple[int, ...]], tuple[Tensor, Tensor | None]]
 Convolution = TypeVar("Convolution", nn.Conv2d, nn.ConvTranspose2d)
@@ -98,6 +98,15 @@ def max_pool(feature: Tensor, mask: Tensor | None, size: tuple[int, ...]) -> tup
     lowest = torch.finfo(feature.dtype).min
     pooled = F.adaptive_max_pool2d(feature.masked_fill(mask == 0, lowest), size)
     return pooled.masked_fill(covered == 0, 0), covered
+
+
+def in_one_shape(
+    student: Tensor, teacher: Tensor, mask: Tensor | None, teacher_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """:func:`to_common_size` of maps that have one number of channels; ValueError where they have not."""
+    student, teacher, mask = to_common_size(student, teacher, mask, teacher_mask)
+    require_one_shape(student, teacher)
+    return student, teacher, mask
 
 
 def to_common_size(

@@ -23,10 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detkt.knowledge import Knowledge, Spec
-from detkt.methods.adapters import to_common_size
+from detkt.methods.adapters import in_one_shape
 from detkt.methods.base import STUDENT, Heads, MethodConfig, Stage, Update
 from detkt.methods.paired_maps import PairedMaps
-from detkt.methods.reductions import require_one_shape
 
 
 def cwd_loss(
@@ -47,8 +46,7 @@ def cwd_loss(
     Raises:
         ValueError: unequal channels or pictures.
     """
-    student, teacher, mask = to_common_size(student, teacher, mask, teacher_mask)
-    require_one_shape(student, teacher)
+    student, teacher, mask = in_one_shape(student, teacher, mask, teacher_mask)
     ours, theirs = (_log_distribution(feature / temperature, mask) for feature in (student, teacher))
     difference = theirs - ours
     if mask is not None:

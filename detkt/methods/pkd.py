@@ -31,10 +31,10 @@ import torch
 from torch import Tensor
 
 from detkt.knowledge import Knowledge
-from detkt.methods.adapters import to_common_size
+from detkt.methods.adapters import in_one_shape
 from detkt.methods.base import STUDENT, Heads, MethodConfig, Stage, Update
 from detkt.methods.paired_maps import PairedMaps
-from detkt.methods.reductions import full_precision, mean_square, require_one_shape
+from detkt.methods.reductions import full_precision, mean_square
 
 
 def standardised(feature: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -71,8 +71,7 @@ def pkd_loss(
     Raises:
         ValueError: unequal channels or pictures.
     """
-    student, teacher, mask = to_common_size(student, teacher, mask, teacher_mask)
-    require_one_shape(student, teacher)
+    student, teacher, mask = in_one_shape(student, teacher, mask, teacher_mask)
     return 0.5 * mean_square(standardised(student, mask) - standardised(teacher, mask), mask)
 
 

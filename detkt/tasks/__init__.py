@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -20,7 +20,7 @@ def build_task(
     teacher_classes: Iterable[str] = (),
     image_size: int | tuple[int, int] | None = None,
     teacher_cache: TeacherMaps | None = None,
-    class_map: Sequence[int | None] | None = None,
+    class_map: Mapping[str, str | None] | None = None,
 ) -> Task:
     """The task that fits the student: detection for a torchvision detector, classification for any other network.
 

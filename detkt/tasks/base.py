@@ -135,6 +135,37 @@ class LayerRecorder:
             self._recorded = None
 
 
+class Revealing:
+    """A net whose backbone runs in ``features`` and reveals inner layers; ``features`` can be compiled.
+
+    Args:
+        backbone: whose layers are named.
+        role: ``student`` or ``teacher``, for messages.
+    """
+
+    def __init__(self, backbone: nn.Module, role: str) -> None:
+        self.backbone, self.role = backbone, role
+        self.recorder = LayerRecorder(backbone, [], role)
+
+    def _record(self, names: Iterable[str]) -> None:
+        """Record these inner layers from now on, and no others."""
+        self.recorder.close()
+        self.recorder = LayerRecorder(self.backbone, list(dict.fromkeys(names)), self.role)
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Backbone alone: its outputs by name and the revealed inner layers."""
+        raise NotImplementedError
+
+    def compile(self) -> None:
+        """Run the backbone through ``torch.compile``."""
+        self.recorder.stay()
+        self.features = torch.compile(self.features)  # type: ignore[method-assign]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Hooks lead from a compiled network to here: with a compiled function it could not be copied or pickled."""
+        return {name: value for name, value in vars(self).items() if name != "features"}
+
+
 @dataclass
 class _AsItCame:
     """How a network was before it was frozen, by names of its parts, and how many hold it frozen."""

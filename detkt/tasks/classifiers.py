@@ -11,33 +11,21 @@ from torch import Tensor, nn
 
 from detkt.base.errors import InputError
 from detkt.models.classifier import Classifier
-from detkt.tasks.base import Calling, LayerRecorder, evaluating, replaced
+from detkt.tasks.base import Calling, LayerRecorder, Revealing, evaluating, replaced
 
 
-class SplitNet:
+class SplitNet(Revealing):
     """A :class:`~detkt.models.Classifier`: its ``backbone`` gives the last map, its ``head`` reads it."""
 
     def __init__(self, model: Classifier, role: str) -> None:
-        self.model, self.backbone, self.role = model, model.backbone, role
-        self.recorder = LayerRecorder(model.backbone, [], role)
+        super().__init__(model.backbone, role)
+        self.model = model
 
     def reveal(self, layers: Iterable[str], picture: Tensor) -> None:
         """Record these inner layers of the backbone from now on."""
-        names = [name for name in dict.fromkeys(layers) if name != "output"]
-        self.recorder.close()
-        self.recorder = LayerRecorder(self.backbone, names, self.role)
-
-    def compile(self) -> None:
-        """Run the backbone through ``torch.compile``."""
-        self.recorder.stay()
-        self.features = torch.compile(self.features)  # type: ignore[method-assign]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Hooks lead from a compiled network to here: with a compiled function it could not be copied or pickled."""
-        return {name: value for name, value in vars(self).items() if name != "features"}
+        self._record(name for name in layers if name != "output")
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Backbone alone: ``output`` and the revealed inner layers."""
         with self.recorder.recording() as inner:
             output = self.backbone(images)
         return {"output": output, **inner}

@@ -6,7 +6,7 @@ normalisation, and its RoI head on the student's sampled RoIs only where logits 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -46,8 +46,7 @@ class DetectionTask:
         teacher: frozen until :meth:`close`; None for plain training.
         student_classes, teacher_classes: names without background; scores are compared of those that both know.
         teacher_cache: the teacher's maps of the training pictures, to be read in place of its backbone's passes.
-        class_map: for each of the student's classes the index of the teacher's that it is, None for none; not given: by
-            equal names.
+        class_map: a class of the student's -> the teacher's that it is, None for none; the others are found by name.
 
     Raises:
         InputError: no such detector, one net or part of a net in both roles, or class names that are not as many as a
@@ -61,7 +60,7 @@ class DetectionTask:
         student_classes: Iterable[str] = (),
         teacher_classes: Iterable[str] = (),
         teacher_cache: TeacherMaps | None = None,
-        class_map: Sequence[int | None] | None = None,
+        class_map: Mapping[str, str | None] | None = None,
     ) -> None:
         self.student: Any = student  # torchvision's parts have no types
         self.teacher, self._cache = teacher, teacher_cache
@@ -318,13 +317,14 @@ class DetectionTask:
         """What the dense heads of both nets make of the batch."""
         towers = known(known(self._teacher).towers)
         positives = torch.stack([(matched >= 0).sum().clamp_min(1) for matched in seen.matched]).sum()
-        student.dense = Dense(**seen.towers, positives=positives)
+        student.dense = Dense(seen.towers["classification"], seen.towers["regression"], positives=positives)
         with torch.no_grad():
             levels = full_precision(list(as_pyramid(teacher.features).values()))
-            first = towers.first(levels)
-            logits, codes = towers.rest(*first)
+            classification, regression = towers.first(levels)
+            logits, codes = towers.rest(classification, regression)
             boxes = towers.decoded(codes, towers.dense.anchors(levels, seen.images))
-            teacher.dense = Dense(*first, logits, boxes, towers.dense.shown(levels, teacher.mask))
+            shown = towers.dense.shown(levels, teacher.mask)
+            teacher.dense = Dense(classification, regression, logits, boxes, shown)
 
     def _roi_labels(self, seen: Pass) -> Tensor:
         """Classes (M,) of the student's sampled RoIs, as its RoI head assigned them (0 is background)."""

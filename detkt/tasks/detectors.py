@@ -22,7 +22,7 @@ from detkt.base.errors import InputError
 from detkt.knowledge import known
 from detkt.methods.base import outputs
 from detkt.methods.reductions import full_precision
-from detkt.tasks.base import Calling, LayerRecorder, evaluating, replaced
+from detkt.tasks.base import Calling, Revealing, evaluating, replaced
 from detkt.tasks.dense import DenseHead, Towers
 
 Targets = list[dict[str, Any]]
@@ -68,7 +68,7 @@ class Pass:
     towers: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
-class Detector:
+class Detector(Revealing):
     """A torchvision detector that is read, and never changed.
 
     Args:
@@ -91,12 +91,10 @@ class Detector:
                 f"the {role} is in {dtype}, in which torchvision's detectors find no boxes: call float() on it and run "
                 "the distiller under torch.autocast"
             )
+        super().__init__(parts["backbone"], role)
         self.model: Any = model  # torchvision's parts have no types
-        self.backbone: nn.Module = parts["backbone"]
-        self.role = role
         self.dense = DenseHead.of(model)
         self.towers = Towers.of(self.dense)
-        self.recorder = LayerRecorder(self.backbone, [], role)
         self._normalisation: tuple[tuple, dict[str, Tensor]] | None = None
         if _is_compiled(self.backbone):
             # A graph that torch made of another network of this kind would be taken again, without our hooks.
@@ -109,27 +107,15 @@ class Detector:
 
     def reveal(self, layers: Iterable[str]) -> None:
         """Record these inner layers of the backbone from now on."""
-        names = [name for name in dict.fromkeys(layers) if name.split(".")[0] != "output"]
-        self.recorder.close()
-        self.recorder = LayerRecorder(self.backbone, names, self.role)
+        self._record(name for name in layers if name.split(".")[0] != "output")
         if _is_compiled(self.backbone):
             self.recorder.stay()
-
-    def compile(self) -> None:
-        """Run the backbone through ``torch.compile``."""
-        self.recorder.stay()
-        self.features = torch.compile(self.features)  # type: ignore[method-assign]
 
     def close(self) -> None:
         """Leave the network without a trace."""
         self.recorder.close()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Hooks lead from a compiled network to here: with a compiled function it could not be copied or pickled."""
-        return {name: value for name, value in vars(self).items() if name != "features"}
-
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Backbone alone: its outputs by name and the revealed inner layers."""
         with self.recorder.recording() as inner:
             outputs = named_outputs(self.backbone(images))
         return {**outputs, **inner}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from detkt.base.errors import InputError
 from detkt.knowledge import Scores, Spec
+from detkt.models.class_names import class_map
 
 
 @dataclass(frozen=True)
@@ -46,29 +47,25 @@ class SharedClasses:
         return replace(spec, scores=scores if spec.scores is not None else None)
 
 
-def shared_classes(student: Spec, teacher: Spec, class_map: Sequence[int | None] | None) -> SharedClasses | None:
-    """The classes that two detectors share; None where the lists are one, or nothing is known of them.
+def shared_classes(student: Spec, teacher: Spec, extra: Mapping[str, str | None] | None) -> SharedClasses | None:
+    """The classes that two detectors share, by name (:func:`~detkt.models.class_names.class_map`).
+
+    None where the lists are one, or names are not known.
 
     Args:
         student, teacher: as probed; their ``classes`` are the names, without background.
-        class_map: for each of the student's classes the index of the teacher's that it is, None for none; not given:
-            by equal names.
+        extra: a student's class -> the teacher's class that it is, None for none, whatever the names say.
 
     Raises:
-        InputError: the map is not as long as the student's classes are many, or names a class that the teacher has not.
+        InputError: *extra* without names of both nets, or with one that a net does not have.
     """
-    if class_map is None:
-        if not (student.classes and teacher.classes) or student.classes == teacher.classes:
-            return None
-        class_map = [teacher.classes.index(name) if name in teacher.classes else None for name in student.classes]
-    ours, theirs = student.num_classes - 1, teacher.num_classes - 1
-    if len(class_map) != ours or not all(index is None or 0 <= index < theirs for index in class_map):
-        raise InputError(
-            f"class_map must have an index below {theirs} of the teacher's classes, or None, for each of the student's "
-            f"{ours} classes"
-        )
-    if list(class_map) == list(range(theirs)):
+    if not (student.classes and teacher.classes):
+        if extra:
+            raise InputError("class_map goes by the names of both nets' classes: give both lists of them")
         return None
-    pairs = [(i, j) for i, j in enumerate(class_map) if j is not None]
-    names = tuple(student.classes[i] if student.classes else f"class {i + 1}" for i, _ in pairs)
-    return SharedClasses(names, tuple(i for i, _ in pairs), tuple(j for _, j in pairs), ours)
+    found = class_map(student.classes, teacher.classes, extra)
+    if found == list(range(len(teacher.classes))):
+        return None
+    pairs = [(i, j) for i, j in enumerate(found) if j is not None]
+    names = tuple(student.classes[i] for i, _ in pairs)
+    return SharedClasses(names, tuple(i for i, _ in pairs), tuple(j for _, j in pairs), len(student.classes))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,8 @@ from detkt import methods
 from detkt.base.errors import InputError
 from detkt.cli.methods import describe, main, year_of
 from detkt.methods import outside
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -23,6 +27,8 @@ def test_every_method_has_a_sentence_a_paper_and_what_it_needs(told):
     assert list(told) == methods.available()
     for name, text in told.items():
         first, *citation, needs = text.splitlines()
+        if "times its floor" in needs:
+            *citation, needs = citation
         if name == "none":
             assert (first, citation) == ("none: Only the network's own task losses.", [])
             assert needs == "    for detectors and classifiers; needs no teacher; own nets: none"
@@ -31,19 +37,33 @@ def test_every_method_has_a_sentence_a_paper_and_what_it_needs(told):
         assert "See the module" not in first
         assert citation == [f"    {methods.method_class(name).citation}"]
         assert re.fullmatch(
-            r"    for detectors( and classifiers)?; needs ([a-z]+, )*(features|logits); own nets: .+", needs
+            r"    for (detectors|detectors and classifiers|classifiers, two detectors .+|RetinaNets and FCOSs); "
+            r"needs ([a-z]+, )*(features|scores|heads); own nets: .+",
+            needs,
         )
 
 
 def test_needs_and_nets_by_hand(told):
     """A 1 x 1 convolution between maps of 256 channels has 256 * 256 + 256 weights, on each of four levels."""
-    assert told["fitnet"].endswith(f"needs features; own nets: regressors {4 * 256 * 257:,}")
-    assert told["kd"].endswith("needs logits; own nets: none")
+    assert f"needs features; own nets: regressors {4 * 256 * 257:,}\n" in told["fitnet"]
+    assert "one stage with the same anchors; needs scores; own nets: none\n" in told["kd"]
+    assert told["crosskd"].endswith("for RetinaNets and FCOSs; needs heads; own nets: none")
     assert "for detectors; needs anchors, boxes, features; own nets: adapters " in told["fgfi"]
-    assert "for detectors and classifiers; needs logits; " in told["dkd"]
     assert "(2015)" in told["kd"].splitlines()[0]
-    assert re.search(r"regressors [\d,]+, discriminators [\d,]+$", told["ktan"])
-    assert re.search(r"own nets: regressors [\d,]+$", told["dln"]), "the adversary is KTAN's alone"
+    assert re.search(r"regressors [\d,]+, discriminators [\d,]+$", told["ktan"], re.MULTILINE)
+    assert re.search(r"own nets: regressors [\d,]+$", told["dln"], re.MULTILINE), "the adversary is KTAN's alone"
+
+
+def test_costs_are_the_benchmarks(told):
+    """Of what has been measured the report's median and quartiles; of nothing else a number."""
+    report = json.loads((ROOT / "docs/results/benchmark/shapes.json").read_text())["methods"]
+    for name, text in told.items():
+        if name in report:
+            low, median, high = (f"{report[name]['ratio'][key]:.2f}" for key in ("low", "median", "high"))
+            assert text.endswith(f"a step takes {median} ({low} to {high}) times its floor")
+        else:
+            assert "a step takes" not in text
+    assert "a step takes" in told["ktan"]
 
 
 @pytest.mark.parametrize(

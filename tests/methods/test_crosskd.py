@@ -10,12 +10,13 @@ import torch
 from map_helpers import make, random_map, rectangle_mask
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import generalized_box_iou_loss
 
 from detkt import Distiller
 from detkt.base.errors import InputError
 from detkt.knowledge import Dense, FeatureSpec, Knowledge, Spec, Tower
 from detkt.methods.base import Needs
-from detkt.methods.crosskd import quality_focal_loss, with_statistics_of
+from detkt.methods.crosskd import giou_loss, quality_focal_loss, with_statistics_of
 
 SIZES = [(3, 7), (5, 2)]  # rows, columns of two pictures in maps of 5 x 7
 
@@ -50,6 +51,19 @@ def test_quality_focal_loss_by_hand():
     teacher = torch.tensor([np.log(3.0), 0.0])
     assert quality_focal_loss(torch.zeros(2), teacher).tolist() == pytest.approx([0.25 * np.log(2), 0])
     assert quality_focal_loss(torch.tensor([200.0]), torch.tensor([-200.0])).item() == pytest.approx(200)
+
+
+def test_giou_is_torchvisions_own():
+    """Boxes that overlap, touch, stand apart, lie within one another, and are empty."""
+    boxes = torch.tensor([[0.0, 0, 4, 4], [2, 2, 6, 5], [4, 0, 8, 4], [1, 1, 2, 3], [9, 9, 9, 9]]).double()
+    first, second = boxes.repeat_interleave(5, 0).requires_grad_(), boxes.repeat(5, 1)
+    reference = first.detach().requires_grad_()
+    ours, theirs = giou_loss(first, second), generalized_box_iou_loss(reference, second)
+    torch.testing.assert_close(ours, theirs)
+    apart = torch.arange(25) % 6 != 0  # equal boxes: either side of the maximum has the gradient
+    (ours * apart).sum().backward()
+    (theirs * apart).sum().backward()
+    torch.testing.assert_close(first.grad, reference.grad)
 
 
 def test_gradients():

@@ -209,12 +209,14 @@ def test_shared_classes_by_name_and_by_map():
     assert shared.restricted(logits, "student", sigmoid=False).tolist() == [[0, 1, 3]]
     assert shared.restricted(logits, "teacher", sigmoid=False).tolist() == [[0, 3, 1]]
     assert shared.restricted(logits, "teacher", sigmoid=True).tolist() == [[2, 0]]
-    mapped = shared_classes(*two_specs(), [2, 1, None])
+    mapped = shared_classes(*two_specs(), {"dog": "tree", "bird": None})
     assert (mapped.names, mapped.teacher) == (("cat", "dog"), (2, 1))
     assert shared_classes(*two_specs(theirs=NAMES), None) is None
     assert shared_classes(*two_specs((), ()), None) is None
-    with pytest.raises(InputError, match="class_map must have an index below 4"):
-        shared_classes(*two_specs(), [0, 9, None])
+    with pytest.raises(InputError, match="the teacher has no class 'tre'.*did you mean 'tree'"):
+        shared_classes(*two_specs(), {"dog": "tre"})
+    with pytest.raises(InputError, match="class_map goes by the names of both nets' classes"):
+        shared_classes(*two_specs(()), {"dog": "tree"})
 
 
 @pytest.mark.parametrize("kind", ["rcnn", *KINDS])
@@ -274,7 +276,8 @@ def test_anchors_of_other_shapes_are_refused(net):
 
 
 def test_class_map_is_for_detectors(net):
-    with Distiller(net("retinanet"), net("retinanet", 3, seed=1), "kd", class_map=[1, None, 0]) as distiller:
-        assert distiller.task.shared.names == ("class 1", "class 3")
+    nets, names = (net("retinanet"), net("retinanet", 3, seed=1)), (NAMES, ("tree", "cat"))
+    with Distiller(*nets, "kd", None, *names, class_map={"dog": "tree"}) as distiller:
+        assert distiller.task.shared.names == ("cat", "dog")
     with pytest.raises(InputError, match="class_map is for detectors"):
-        Distiller(nn.Conv2d(3, 3, 1), None, "none", class_map=[0])
+        Distiller(nn.Conv2d(3, 3, 1), None, "none", class_map={"cat": None})
