@@ -225,14 +225,6 @@ TEACHERS = [
         "teacher",
     ),
     _case(
-        "teacher-classes",
-        "a teacher of other classes than the data's",
-        lambda p, m: _meta(p, f"{m}/model.json", classes=["cross", "star", "disc"]),
-        "the teacher's checkpoint teacher knows the classes cross, star, disc, but the data set has cross, "
-        "disc, star; train the teacher on this data set or give data.classes in its order",
-        "teacher",
-    ),
-    _case(
         "teacher-architecture",
         "a teacher of another architecture",
         lambda p, m: p.update({m: p["student"]}),
@@ -277,6 +269,14 @@ TEACHERS = [
         "checkpoint teacher is a fasterrcnn_resnet10x0.25_c4 but the student is to be a "
         "fasterrcnn_resnet10x0.125_c4; set student.architecture=fasterrcnn_resnet10x0.25_c4 or give another "
         "checkpoint",
+    ),
+    Case(
+        "student-classes",
+        "a student of other classes to start from",
+        {"train_det": f"{TRAIN_DET} --student-init {{student}}"},
+        "the student's checkpoint student knows the classes cross, star, disc, but the data set has cross, "
+        "disc, star; train the student on this data set or give data.classes in its order",
+        lambda place: _meta(place, "student/model.json", classes=["cross", "star", "disc"]),
     ),
 ]
 WEIGHTS = [
