@@ -16,8 +16,8 @@ from children import Child, wait_until_gone
 
 from detkt.cli.shared import run_tool
 from detkt.config import load_config
-from detkt.data.loading import evaluation_loader
 from detkt.data.detection import DetectionSet
+from detkt.data.loading import evaluation_loader
 from detkt.engine.checkpoint import load_checkpoint
 from detkt.engine.run import train
 from detkt.engine.trainer import Interrupted, Trainer
