@@ -131,22 +131,15 @@ class Journal:
         processes: means are taken over all of them, and the first writes.
         quiet: no progress bar.
         tracker: ``train.tracker``.
-        log_every: how many batches, or parts of one, a line is about.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        watches: Sequence[Watch],
-        processes: Processes,
-        quiet: bool,
-        tracker: str = "auto",
-        log_every: int = 1,
+        self, folder: Path, watches: Sequence[Watch], processes: Processes, quiet: bool, tracker: str = "auto"
     ) -> None:
         self._folder, self._processes, self._quiet, self._tracker = folder, processes, quiet, tracker
         # Ours come last: a checkpoint of before there were any has states of the method's alone.
         self._watcher, self.skipped = Watcher([*watches, *OUR_WATCHES]), SkippedUpdates()
-        self._window, self._whole = Window(log_every), Window()
+        self._window, self._whole = Window(), Window()
         self._reporter: Reporter | NoReporter = NoReporter()
 
     def open(self, resume_step: int | None, done: int, total: int) -> None:
@@ -213,20 +206,18 @@ class Journal:
 class Window:
     """Means of the logged values since the last log line, summed on the device.
 
-    Args:
-        length: how many batches a line is about. One that is due earlier, at the end of a stage or before a validation,
-            has the batches of the line before as well: one step says nothing of a value that every fourth has.
+    Where a line is due early, at the end of a stage or before a validation, a value of fewer than half as many steps
+    as in the line before has those steps, too: one step says nothing of a value that every fourth has.
     """
 
-    def __init__(self, length: int = 1) -> None:
-        self._length = length
+    def __init__(self) -> None:
         self._before: tuple[dict[str, Tensor], dict[str, int]] = {}, {}
         self._reset()
 
     def _reset(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
-        self._batches = self._images = 0
+        self._images = 0
         self._learning_rate = 0.0
         self.restart()
 
@@ -241,7 +232,6 @@ class Window:
     def add(self, values: dict[str, Tensor], images: int, learning_rate: float) -> None:
         for name, value in values.items():
             _add(self._sums, self._counts, name, value.detach().float(), 1)
-        self._batches += 1
         self._images += images
         self._learning_rate = learning_rate
 
@@ -249,10 +239,10 @@ class Window:
         """The means, with learning rate and speed, and a fresh start; nothing where nothing was added."""
         if not self._sums:
             return {}
-        if self._batches < self._length:
-            sums, counts = self._before
-            for name, value in sums.items():
-                _add(self._sums, self._counts, name, value, counts[name])
+        sums, counts = self._before
+        for name in self._sums:
+            if self._counts[name] < counts.get(name, 0) / 2:
+                _add(self._sums, self._counts, name, sums[name], counts[name])
         entry = {"lr": self._learning_rate} | self.means(processes)
         images = self._images * (1 if processes is None else processes.count)
         entry["images_per_second"] = images / (time.perf_counter() - self._since)
@@ -275,7 +265,6 @@ class Window:
             "sums": dict(self._sums),
             "counts": dict(self._counts),
             "before": {"sums": dict(self._before[0]), "counts": dict(self._before[1])},
-            "batches": self._batches,
             "images": self._images,
             "learning_rate": self._learning_rate,
             "seconds": time.perf_counter() - self._since,
@@ -287,7 +276,7 @@ class Window:
 
         self._sums, self._counts = on_device(state)
         self._before = on_device(state.get("before", {"sums": {}, "counts": {}}))
-        self._batches, self._images = state.get("batches", 0), state["images"]
+        self._images = state["images"]
         self._learning_rate = state["learning_rate"]
         self._since = time.perf_counter() - state["seconds"]
 

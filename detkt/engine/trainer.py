@@ -111,8 +111,7 @@ class Trainer:
             self.lengths = [min(length, config.stage_limit) for length in self.lengths]
         self.progress = Progress()
         self.guard = FiniteGuard()
-        lines = config.log_every * config.accumulate
-        self.journal = Journal(folder, distiller.method.watches(), self.processes, quiet, config.tracker, lines)
+        self.journal = Journal(folder, distiller.method.watches(), self.processes, quiet, config.tracker)
         self.players = self._players()
         self._stops = Stops(self.processes, folder)
         self._saved_step: int | None = None  # of the last.pt in the folder, where it is of this run

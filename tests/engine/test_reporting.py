@@ -21,33 +21,34 @@ def filled(window: Window, values: list[float]) -> Window:
     return window
 
 
-def test_a_short_line_has_the_steps_of_the_line_before_as_well():
-    window = Window(length=4)
+def test_a_value_of_few_steps_has_those_of_the_line_before_as_well():
+    window = Window()
     assert filled(window, [1, 2, 3, 6]).flush()["loss"] == 3
     # One step alone would tell 13; of five it is 25 / 5.
     assert filled(window, [13]).flush()["loss"] == 5
-    assert filled(window, [2, 2, 2, 2]).flush()["loss"] == 2
+    assert filled(window, [2, 2, 2]).flush()["loss"] == 2
+    assert filled(window, [3, 5]).flush()["loss"] == 4  # half as many and more
     window.forget_the_line_before()  # another stage
     assert filled(window, [7]).flush()["loss"] == 7
     assert window.flush() == {}
 
 
 def test_a_value_of_every_fourth_step_is_weighed_by_its_own_steps():
-    window = Window(length=8)
-    for step in range(8):
+    window = Window()
+    for step in range(12):
         window.add({"loss": torch.tensor(1.0)} | ({"d": torch.tensor(2.0)} if step % 4 == 0 else {}), 1, 0.1)
     assert window.flush()["d"] == 2
     window.add({"loss": torch.tensor(1.0), "d": torch.tensor(8.0)}, 1, 0.1)
-    assert window.flush()["d"] == pytest.approx((2 + 2 + 8) / 3)
+    assert window.flush()["d"] == pytest.approx((2 + 2 + 2 + 8) / 4)
 
 
 def test_a_window_goes_on_after_a_checkpoint():
-    whole, first, second = Window(4), Window(4), Window(4)
+    whole, first, second = Window(), Window(), Window()
     for window in (whole, first):
-        filled(window, [1, 2, 3, 4]).flush()
+        filled(window, [1, 2, 3, 4, 5]).flush()
         filled(window, [9])
     second.load_state_dict(first.state_dict(), torch.device("cpu"))
-    assert filled(whole, [5]).flush()["loss"] == filled(second, [5]).flush()["loss"] == pytest.approx(24 / 6)
+    assert filled(whole, [6]).flush()["loss"] == filled(second, [6]).flush()["loss"] == pytest.approx(30 / 7)
     old = {
         "sums": {"loss": torch.tensor(6.0)},
         "counts": {"loss": 2},
