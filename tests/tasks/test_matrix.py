@@ -76,7 +76,14 @@ def ssdlite(seed: int = 0) -> nn.Module:
     net = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4)
     net.transform.fixed_size = (96, 96)
     for block in net.head.classification_head.module_list:
-        nn.init.normal_(block[1].weight)  # else all its scores are alike
+        nn.init.normal_(block[1].weight)
+    # In evaluation its norms are to know its maps: else a teacher's scores are all alike, and DIST has no correlation.
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = 0.9
+    with torch.no_grad():
+        for _ in range(3):
+            net.train()(BATCH["images"], BATCH["targets"])
     return net
 
 
