@@ -29,20 +29,23 @@ class DataConfig:
 
     ``format``: for detectors ``voc`` (any VOC-format folder), ``coco`` (JSON files), ``yolo`` (``data.yaml`` and text
     files) or ``shapes`` (scenes drawn once into ``root``, see ``shapes``); for classifiers one of the other
-    :data:`FORMATS`.
+    :data:`FORMATS`. ``root``: the data set's folder; None: the usual one below ``data/``. ``year``: which ``VOC<year>``
+    below it, for names of lists without a year.
     ``train``, ``test``: names of splits, several joined by ``+``: lists in ImageSets/Main, each optionally
     ``YEAR:LIST``, JSON files, keys of ``data.yaml``. A part can be held out: ``train[:-5000]``, ``train[-5000:]``.
     ``val``: another split, by which the best model of a run is chosen; None: its last model is its only one.
     ``classes``: None takes those that the data set names; in VOC's format VOC's or, in a folder with names of its own,
-    those found.
+    those found. ``keep_difficult``: learn VOC's difficult objects, too.
     ``flip``: probability; ``color``: strength of colour jitter in [0, 1]; ``scale``: range of random zoom.
     ``boxes``: ``clip`` cuts boxes that reach beyond their picture, ``refuse`` stops at them. ``exif``: ``apply`` turns
     pictures as their EXIF orientation says where the annotation's size does not tell, ``ignore`` does not.
     ``max_pixels``: larger pictures are refused.
     ``cache``: a folder for training pictures decoded and reduced to the detector's size, once; for detectors.
+    ``shapes``: how many scenes are drawn and of what (:class:`~detkt.data.shapes.ShapesConfig`).
 
-    Classifiers alone: ``image_size``: side of the square crop in pixels, 0: pictures as they are, kept decoded in
-    memory and cropped after zero padding of ``crop_padding`` pixels. ``mean``, ``std``: a channel, of pictures in
+
+    ``image_size``: side of the square crop in pixels, 0: pictures as they are, kept decoded in memory and cropped after
+    zero padding. ``crop_padding``: of so many pixels. ``mean``, ``std``: a channel, of pictures in
     [0, 1]; empty: the data set's own.
     """
 
@@ -72,10 +75,10 @@ class DataConfig:
 class NetConfig:
     """A detector or a classifier.
 
-    ``weights``: ``imagenet``; of a detector ``torchvision`` or ``torchvision:COCO_V1``, torchvision's own of the same
-    name with a new predictor; a file of (partial) weights; or None. ``checkpoint``: a trained detkt model (folder or
-    .safetensors), whose architecture and classes must agree; ``options``: those of ``build_detector`` or
-    ``build_classifier``.
+    ``architecture``: its name. ``weights``: ``imagenet``; of a detector ``torchvision`` or ``torchvision:COCO_V1``,
+    torchvision's own of the same name with a new predictor; a file of (partial) weights; or None. ``checkpoint``: a
+    trained detkt model (folder or .safetensors), whose architecture and classes must agree; ``options``: those of
+    ``build_detector`` or ``build_classifier``.
     """
 
     architecture: str = "fasterrcnn_resnet50_c4"
@@ -109,12 +112,16 @@ class TeacherConfig(NetConfig):
 class TrainConfig:
     """The budget and the student's optimizer (SGD).
 
-    ``lr_per_image`` times the batch size is the learning rate. ``milestones``: shares of the student's updates after
-    which it is multiplied by ``gamma``. ``poly_power``: besides, it falls as (1 - share of the updates done) to this
-    power; 0: not. ``warmup_steps``: linear, from a tenth of the rate, over a tenth of the run at most. ``clip_norm``: 0
-    switches clipping off.
-    ``batch_size`` counts the pictures of an update: those of all processes of ``torchrun`` and of all ``accumulate``
-    parts that it is computed in. ``group_by_aspect``: batches of wide or of tall pictures, to waste less padding.
+    ``epochs``: passes over the training pictures. ``lr_per_image``: times the batch size it is the learning rate.
+    ``momentum``, ``weight_decay``: of SGD. ``milestones``: shares of the student's updates after which the rate is
+    multiplied. ``gamma``: by so much. ``poly_power``: besides, it falls as (1 - share of the updates done) to this
+    power; 0: not. ``warmup_steps``: linear, from a tenth of the rate, over a tenth of the run at most.
+    ``clip_norm``: largest norm of the gradient; 0: any.
+    ``batch_size``: pictures of an update, those of all processes of ``torchrun`` and of all parts together.
+    ``accumulate``: in so many parts it is computed. ``seed``: of all random numbers. ``device``: ``auto``, ``cpu``,
+    ``cuda``, ``cuda:N``. ``precision``: ``fp32``, ``bf16``, ``fp16``. ``workers``: processes that load pictures.
+    ``group_by_aspect``: batches of wide or of tall pictures, to waste less padding.
+    ``log_every``: steps of a line in ``log.jsonl``. ``checkpoint_every``: steps from one ``last.pt`` to the next.
     ``keep``: how many checkpoints, ``last.pt`` and those before it as ``checkpoint-<step>.pt``.
     ``compile``: translate the backbones with ``torch.compile`` at the first step of each stage; this takes a while, and
     numbers agree with uncompiled ones to rounding.
@@ -153,6 +160,8 @@ class TrainConfig:
 class Config:
     """A data set, a teacher/student pair, the budget, and the methods' settings for them (a section a method).
 
+    ``name``: of the pair, by default the file's. ``method``: the student's, or a sum such as ``ktan+kd``. ``role``:
+    which of the two is trained, ``student`` or ``teacher``.
     ``paper``: published scores of the pair by method, in percent, shown beside ours.
     """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 
 from detkt import config, methods
@@ -17,7 +17,12 @@ from detkt.cli.methods import COSTS, describe
 
 FOLDER = Path(__file__).parent / "reference"
 REPORT = Path(__file__).parent / "results" / "benchmark" / "shapes.json"
-SECTIONS = {"data": config.DataConfig, "student, teacher": config.NetConfig, "train": config.TrainConfig}
+SECTIONS = {
+    "data": config.DataConfig,
+    "student": config.StudentConfig,
+    "teacher": config.TeacherConfig,
+    "train": config.TrainConfig,
+}
 
 
 def main() -> None:
@@ -81,12 +86,13 @@ def told(cls: type) -> tuple[str, dict[str, str]]:
     """A settings class's docstring: what it says of all, and of each key (``key``: text)."""
     text = inspect.cleandoc(cls.__doc__ or "")
     text = re.sub(r":\w+:`~?([^`]+)`", r"``\1``", text)
-    first, *parts = re.split(r"(?:^|(?<=[.;] )|(?<=\n))((?:``\w+``(?:, )?)+): ", text)
+    first, *parts = re.split(r"(?:^|(?<=[.;] )|(?<=\n))((?:``\w+``(?:, )?)+):\s", text)
     meanings = {}
     for names, meaning in zip(parts[::2], parts[1::2], strict=True):
         for name in re.findall(r"``(\w+)``", names):
             meanings[name] = " ".join(meaning.split()).rstrip(";").replace("``", "`")
-    return first.strip().replace("``", "`"), meanings
+    inherited = told(cls.__base__)[1] if is_dataclass(cls.__base__) else {}
+    return first.strip().replace("``", "`"), inherited | meanings
 
 
 def prose(cls: type) -> str:
