@@ -20,6 +20,7 @@ from detkt.data.base import PictureSet
 from detkt.data.classification import ClassificationSet, normalisation
 from detkt.data.detection import DetectionSet
 from detkt.data.images import check_strip, picture_suffixes, read_image
+from detkt.data.random_pictures import noise, scenes
 from detkt.evaluation.accuracy import classify
 from detkt.evaluation.detector import detect, score
 from detkt.evaluation.outcomes import DetectionOutcomes, Outcomes
@@ -198,7 +199,7 @@ class Detection(Kind[DetectionSet]):
             shorter, longer = transform.min_size[-1], transform.max_size
             height, width = real[0].shape[1:] if real else (shorter, min(longer, 4 * shorter // 3))
             size = height, width
-        return self.family.graphs.random_pictures(size) + real, None
+        return scenes(size) + real, None
 
 
 class CocoDetection(Detection):
@@ -296,7 +297,7 @@ class Classification(Kind[ClassificationSet]):
             raise InputError(
                 "the size of the classifier's pictures is not known: give --image-size H W, such as 32 32 for CIFAR"
             )
-        return self.family.graphs.random_pictures(size, card_of(model).channels) + real, found
+        return noise(size, card_of(model).channels) + real, found
 
 
 KINDS: dict[str, Kind[Any]] = {kind.task: kind for kind in (Detection(), Classification())}
