@@ -44,7 +44,7 @@ class Kind(Protocol[Data]):
 
     ``family``: its networks. ``tool``: the command that trains them. ``formats``: those of ``data.format`` for it.
     ``measures``: key of ``metrics.json`` -> column title, the one that counts first; ``score_format``: of a score in
-    percent.
+    percent. ``exports``: the forms that its networks are exported in besides safetensors.
     """
 
     family: ClassVar[Family]
@@ -52,6 +52,7 @@ class Kind(Protocol[Data]):
     formats: ClassVar[tuple[str, ...]]
     measures: ClassVar[dict[str, str]]
     score_format: ClassVar[str]
+    exports: ClassVar[tuple[str, ...]]
 
     @property
     def task(self) -> str:
@@ -145,6 +146,7 @@ class Detection(Kind[DetectionSet]):
     formats: ClassVar[tuple[str, ...]] = ("voc", "yolo", "shapes")
     measures = {"map_voc07": "mAP VOC07", "map_area": "mAP area", "map_coco": "mAP COCO"}
     score_format = "{:.1f}"
+    exports = ("onnx", "int8", "openvino", "torchscript", "--raw")
 
     def training_set(self, config: Config, progress: Callable | None = None) -> DetectionSet:
         if config.data.cache is None:
@@ -225,6 +227,7 @@ class Classification(Kind[ClassificationSet]):
     formats = ("cifar10", "cifar100", "tcifar100", "mnist", "fashion-mnist", "imagenet", "folder")
     measures = {"top1": "top-1", "top5": "top-5"}
     score_format = "{:.2f} %"
+    exports = ("onnx", "torchscript")
 
     def training_set(self, config: Config, progress: Callable | None = None) -> ClassificationSet:
         if config.data.cache is not None:

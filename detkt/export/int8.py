@@ -56,9 +56,8 @@ class Int8:
         steps = ", ".join(f"{trial.kept}: {100 * trial.score:.2f}" for trial in self.trials)
         worst = ", ".join(f"{name} ({self.losses[name]:.3f})" for name in self.kept[:5])
         more = f" and {len(self.kept) - 5} more" if len(self.kept) > 5 else ""
-        return (
-            f"{len(self.kept)} of {self.layers} layers kept in float: {worst}{more}; score by layers kept in float: {steps}"
-        )
+        kept = f"{len(self.kept)} of {self.layers} layers kept in float: {worst}{more}"
+        return f"{kept}; score by layers kept in float: {steps}"
 
 
 class Quantiser:

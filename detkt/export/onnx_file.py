@@ -34,6 +34,7 @@ ONNX_FILE = "model.onnx"
 OPSETS = range(16, 21)
 """Versions of ONNX's operators: from the first that has torchvision's RoIAlign to the last that torch traces."""
 DEFAULT_OPSET = 17
+_FEW = 64  # numbers that are not worth a node
 DETECTIONS = ("boxes", "labels", "scores", "pictures")
 
 Normalisation = tuple[Sequence[float], Sequence[float]]
@@ -267,3 +268,21 @@ def packages() -> tuple[ModuleType, ModuleType]:
     except ImportError as error:
         raise InputError(f"ONNX needs packages that are not installed ({error}): pip install detkt[onnx]") from error
     return onnx, onnxruntime
+
+
+def half_weights(content: bytes) -> bytes:
+    """The graph with its large weights stored as fp16, half the size; they are computed with in float32."""
+    onnx, _ = packages()
+    proto = onnx.load_from_string(content)
+    casts = []
+    for tensor in proto.graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT or np.prod(tensor.dims) < _FEW:
+            continue
+        stored = f"{tensor.name}_fp16"
+        values = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+        casts.append(onnx.helper.make_node("Cast", [stored], [tensor.name], to=onnx.TensorProto.FLOAT))
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values, stored))
+    nodes = [*casts, *proto.graph.node]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    return proto.SerializeToString()
