@@ -70,13 +70,14 @@ def model_card(about: About, rows: Sequence[Row]) -> str:
     if about.opset:
         lines.append(f"| ONNX opset | {about.opset} |")
     lines += ["\n## After export\n", f"```text\n{export_table(rows)}\n```\n"]
-    lines.append(
-        f"Milliseconds are of one picture: median (quartiles), on {processor()}. Scores are in percent"
-        + (
-            f", of {about.pictures} pictures; boxes differ by more than 0.01 px or 0.001 of the score."
-            if about.data
-            else "; none were taken."
+    scored = "none were taken"
+    if about.data:
+        scored = (
+            f"of {about.pictures} pictures. Boxes differ by more than 0.01 px, or 0.001 of the score; in the last column "
+            "by more than 1 px, or 0.05"
         )
+    lines.append(
+        f"Milliseconds are of one picture: median (quartiles), on {processor()}. Scores in percent: {scored}.\n"
     )
     for row in rows:
         if row.intervals:

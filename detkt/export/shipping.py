@@ -23,7 +23,7 @@ from detkt.export.measuring import Latency, all_threads, latency, torch_threads
 from detkt.export.onnx_file import DEFAULT_OPSET, GRAPHS, ONNX_FILE, Normalisation, export_onnx, half_weights
 from detkt.export.raw import HEAD_FILE, RAW_FILE, SETTINGS_FILE, export_raw
 from detkt.export.runtime import open_exported
-from detkt.export.table import Row, differing
+from detkt.export.table import EXACT, NEAR, Row, differing
 from detkt.export.torchscript import TORCHSCRIPT_FILE, export_torchscript
 from detkt.models import save_model
 from detkt.models.card import card_of
@@ -223,7 +223,8 @@ class Shipment:
         if row is self.rows[0]:
             self.detections = detections
         else:
-            row.differing, row.boxes = differing(self.detections, detections)
+            row.differing, row.boxes = differing(self.detections, detections, EXACT)
+            row.moved, _ = differing(self.detections, detections, NEAR)
 
     def _scores(self, model: nn.Module) -> tuple[dict[str, Any], Any]:
         data = self.request.data

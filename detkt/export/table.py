@@ -12,8 +12,8 @@ import numpy as np
 from detkt.evaluation.records import Records
 from detkt.export.measuring import Latency
 
-SAME_BOX, SAME_SCORE = 0.01, 1e-3
-"""Pixels and score up to which two detections are the same."""
+EXACT, NEAR = (0.01, 1e-3), (1.0, 0.05)
+"""Pixels and score up to which two detections are the same, and about the same."""
 
 
 @dataclass
@@ -21,8 +21,9 @@ class Row:
     """One form of the network.
 
     name: "torch", "ONNX INT8" …; files: of it; latencies: with 1 and all threads; scores: as in ``metrics.json``, None
-    where there was nothing to score on; intervals: of mAP, where there were resamples; differing: of *boxes* boxes,
-    torch's and its own, those that the other has not within :data:`SAME_BOX`; note: how it was made.
+    where there was nothing to score on; intervals: of mAP, where there were resamples; differing, moved: of *boxes*
+    boxes, torch's and its own, those that the other has not within :data:`EXACT` and :data:`NEAR`; note: how it was
+    made.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Row:
     scores: dict[str, Any] | None = None
     intervals: dict[str, Any] = field(default_factory=dict)
     differing: int | None = None
+    moved: int | None = None
     boxes: int | None = None
     note: str = ""
 
@@ -40,31 +42,34 @@ class Row:
         return sum(path.stat().st_size for path in self.files)
 
 
-def differing(first: Records, second: Records) -> tuple[int, int]:
-    """How many boxes of both have no partner in the other's, of one label, place and score; and how many there are."""
+def differing(first: Records, second: Records, within: tuple[float, float]) -> tuple[int, int]:
+    """How many boxes of both have no partner in the other's, of one label, place and score; and how many there are.
+
+    within: pixels and score that partners may be apart.
+    """
     apart = total = 0
     for picture in first.keys() | second.keys():
         one, other = (found.get(picture, {"boxes": [], "labels": [], "scores": []}) for found in (first, second))
         total += len(one["labels"]) + len(other["labels"])
-        apart += _without_partner(one, other) + _without_partner(other, one)
+        apart += _without_partner(one, other, within) + _without_partner(other, one, within)
     return apart, total
 
 
-def _without_partner(one: Mapping[str, Any], other: Mapping[str, Any]) -> int:
+def _without_partner(one: Mapping[str, Any], other: Mapping[str, Any], within: tuple[float, float]) -> int:
     if not len(one["labels"]) or not len(other["labels"]):
         return len(one["labels"])
-    boxes = np.abs(np.asarray(one["boxes"])[:, None] - np.asarray(other["boxes"])).max(2) <= SAME_BOX
-    scores = np.abs(np.asarray(one["scores"])[:, None] - np.asarray(other["scores"])) <= SAME_SCORE
+    boxes = np.abs(np.asarray(one["boxes"])[:, None] - np.asarray(other["boxes"])).max(2) <= within[0]
+    scores = np.abs(np.asarray(one["scores"])[:, None] - np.asarray(other["scores"])) <= within[1]
     labels = np.asarray(one["labels"])[:, None] == np.asarray(other["labels"])
     return int((~(boxes & scores & labels).any(1)).sum())
 
 
 def export_table(rows: Sequence[Row]) -> str:
-    """A line a form: MB, milliseconds a picture, mAP (VOC07, COCO) and what it loses, boxes that differ."""
+    """A line a form: MB, milliseconds a picture, mAP (VOC07, COCO), what it gains or loses, boxes that differ."""
     titles = ["form", "MB"]
     titles += [f"ms, {latency.threads} thread{'s' * (latency.threads > 1)}" for latency in rows[0].latencies]
     scored = rows[0].scores is not None
-    titles += ["VOC07", "COCO", "loss", "boxes that differ"] if scored else []
+    titles += ["VOC07", "COCO", "change", "boxes differ", "by > 1 px"] if scored else []
     lines = [titles]
     for row in rows:
         cells = [row.name, f"{row.size / 1e6:.2f}", *map(str, row.latencies)]
@@ -72,7 +77,7 @@ def export_table(rows: Sequence[Row]) -> str:
             loss = row.scores["map_voc07"] - rows[0].scores["map_voc07"]
             cells += [percent2(row.scores[key]) for key in ("map_voc07", "map_coco")]
             cells.append("-" if row is rows[0] else f"{100 * loss:+.2f}")
-            cells.append("-" if row.differing is None else f"{row.differing} of {row.boxes}")
+            cells += ["-", "-"] if row.differing is None else [f"{row.differing} of {row.boxes}", str(row.moved)]
         lines.append(cells)
     widths = [max(len(line[column]) for line in lines if column < len(line)) for column in range(len(titles))]
     return "\n".join(
@@ -100,6 +105,7 @@ def numbers(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "scores": row.scores,
             "intervals": row.intervals,
             "boxes_that_differ": row.differing,
+            "boxes_that_moved": row.moved,
             "boxes": row.boxes,
             "note": row.note,
         }

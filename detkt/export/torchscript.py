@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from collections.abc import Sequence
@@ -44,5 +45,9 @@ def export_torchscript(
 
     agreement = graphs.compare(model, one_by_one(run) if static else run, pictures, "TorchScript")
     facts = json.dumps(graphs.about(model, classes), ensure_ascii=False)
-    write_atomically(path, lambda temporary: torch.jit.save(traced, str(temporary), _extra_files={"detkt.json": facts}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        content = io.BytesIO()
+        torch.jit.save(traced, content, _extra_files={"detkt.json": facts})
+    write_atomically(path, lambda temporary: temporary.write_bytes(content.getvalue()))
     return agreement
