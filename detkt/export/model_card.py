@@ -73,8 +73,8 @@ def model_card(about: About, rows: Sequence[Row]) -> str:
     scored = "none were taken"
     if about.data:
         scored = (
-            f"of {about.pictures} pictures. Boxes differ by more than 0.01 px, or 0.001 of the score; in the last column "
-            "by more than 1 px, or 0.05"
+            f"of {about.pictures} pictures. Boxes differ by more than 0.01 px, or 0.001 of the score; in the last "
+            "column by more than 1 px, or 0.05"
         )
     lines.append(
         f"Milliseconds are of one picture: median (quartiles), on {processor()}. Scores in percent: {scored}.\n"
