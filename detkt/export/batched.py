@@ -55,6 +55,9 @@ class Preparation(nn.Module):
     which nothing would be left, one pixel is.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, transform: Any) -> None:
         super().__init__()
         self.shorter, self.longer = transform.min_size[-1], transform.max_size
@@ -184,7 +187,7 @@ class TwoStage(nn.Module):
 
     def pool(self, maps: dict[str, Tensor], proposals: Tensor, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the head reads at every proposal (R, C, h, w), and the proposals and pictures in that order."""
-        pool: Any = self.roi_heads.box_roi_pool  # type: ignore[union-attr]
+        pool: Any = self.roi_heads.box_roi_pool
         used = [values for name, values in maps.items() if name in pool.featmap_names]
         if len(used) > 1:
             # By level, one after the other: nothing has to be brought into another order afterwards.

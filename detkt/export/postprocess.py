@@ -168,8 +168,8 @@ def pool(maps: Sequence[np.ndarray], boxes: np.ndarray, settings: Settings) -> n
         levels -= settings["first"]
     pooled = np.empty((len(boxes), maps[0].shape[0], *settings["size"]), np.float32)
     for number, (box, level) in enumerate(zip(boxes, levels, strict=True)):
-        values = maps[level]
-        scaled = box * np.float32(settings["scales"][level])
+        values = maps[int(level)]
+        scaled = box * np.float32(settings["scales"][int(level)])
         # Bilinear samples and their means are weights of rows times weights of columns.
         rows, columns = (
             _sample(scaled[axis], scaled[axis + 2], out, length, settings["samples"])

@@ -47,6 +47,9 @@ PLAIN_OPERATORS = set(
 class _Normalised(nn.Module):
     """Network on pictures in [0, 1]."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, detector: Any) -> None:
         super().__init__()
         self.backbone = detector.backbone
@@ -146,12 +149,11 @@ def export_raw(
         with torch.no_grad():
             channels = _Proposals(detector).eval()(images)[2].shape[1]
         rois = torch.zeros(2, channels, *settings["pool"]["size"])
-        head = {"images": "pooled", "outputs": ["class_logits", "box_codes"]}
         contents[HEAD_FILE] = _graph(
             _Head(detector),
             rois,
-            head["images"],
-            head["outputs"],
+            "pooled",
+            ["class_logits", "box_codes"],
             opset,
             facts | {"input": "pooled (R, C, h, w)", "output": "class_logits, box_codes"},
             any_number=True,
@@ -294,7 +296,7 @@ def settings_of(detector: Any, canvas: tuple[int, int]) -> dict[str, Any]:
         generator = detector.rpn.anchor_generator if hasattr(detector, "rpn") else detector.anchor_generator
         anchors = anchors_of(generator, images, maps)
     settings["levels"] = _levels(
-        anchors, [tuple(values.shape[2:]) for values in maps], generator.num_anchors_per_location()
+        anchors, [(values.shape[2], values.shape[3]) for values in maps], generator.num_anchors_per_location()
     )
     if settings["family"] == "two-stage":
         rpn, heads = detector.rpn, detector.roi_heads

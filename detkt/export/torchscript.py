@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +39,7 @@ def export_torchscript(
     except Exception as error:  # a layer that cannot be traced raises nearly anything
         raise InputError(f"torch {torch.__version__} cannot trace this net: {first_line(error, 160)}") from error
 
-    def run(images):  # type: ignore[no-untyped-def]
+    def run(images: np.ndarray) -> list[np.ndarray]:
         with torch.no_grad():
             outputs = traced(torch.from_numpy(images))
         return [values.numpy() for values in ((outputs,) if isinstance(outputs, Tensor) else outputs)]
