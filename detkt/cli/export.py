@@ -122,7 +122,7 @@ def _describe(shipment: Shipment, arguments: argparse.Namespace, run: Path, tool
         "architecture": meta["architecture"],
         "classes": meta["classes"],
         "opset": request.opset,
-        "split": arguments.split if scored else None,
+        "split": (arguments.split or "test") if scored else None,
         "pictures": len(request.data) if request.data is not None else 0,
         "processor": processor(),
         "max_drop": request.max_drop,
@@ -133,7 +133,7 @@ def _describe(shipment: Shipment, arguments: argparse.Namespace, run: Path, tool
     about = About(
         meta,
         Path(arguments.data_root).resolve().name if scored else None,
-        arguments.split if scored else None,
+        content["split"],
         content["pictures"],
         arguments.license,
         arguments.data_license,

@@ -33,6 +33,8 @@ from detkt.models.weights import WEIGHTS_FILE
 INT8_FILE, OPENVINO_FILE, OPENVINO_INT8_FILE = "model.int8.onnx", "model.xml", "model.int8.xml"
 FORMATS = ("safetensors", "onnx", "int8", "openvino", "torchscript")
 RESAMPLES = 1000
+SECONDS = 2.0
+"""For which each form is timed, with one thread and with all."""
 
 Tell = Callable[[str], None]
 
@@ -150,7 +152,7 @@ class Shipment:
         latencies = []
         for threads in self._threads():
             with torch_threads(threads), torch.inference_mode():
-                latencies.append(latency(call, self._timed(), threads))
+                latencies.append(latency(call, self._timed(), threads, SECONDS))
         row = Row("torch", latencies=tuple(latencies))
         self.rows.append(row)
         self._score(row, model)
@@ -209,7 +211,7 @@ class Shipment:
         found = []
         for threads in self._threads():
             model = open_exported(path, threads)[0]
-            found.append(latency(lambda picture, model=model: model([picture]), self._timed(), threads))
+            found.append(latency(lambda picture, model=model: model([picture]), self._timed(), threads, SECONDS))
         return found
 
     def _score(self, row: Row, model: nn.Module) -> None:

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from detkt.base.errors import InputError
-from detkt.export import int8
+from detkt.export import int8, shipping
 from detkt.export.int8 import distance, quantise
 from detkt.export.measuring import latency
 from detkt.export.onnx_file import export_onnx, open_session
@@ -26,10 +26,13 @@ def shipped(tiny_student, voc_folder, tmp_path_factory):
     """The folder with everything that needs no extra."""
     from detkt.cli import export
 
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(shipping, "SECONDS", 0)
     folder = tmp_path_factory.mktemp("shipped")
     arguments = ["--checkpoint", str(tiny_student), "--data-root", str(voc_folder), "--output", str(folder), "--quiet"]
     arguments += ["--raw", "--calibration", "4", "--max-drop", "100", "--license", "mit"]
     export.main([*arguments, "--format", "safetensors,onnx,int8,torchscript"])
+    monkeypatch.undo()
     return folder
 
 
@@ -73,8 +76,6 @@ def test_exported_files_are_checkpoints(shipped, voc_folder, run, tmp_path, name
 
 
 def test_a_form_that_loses_too_much_is_not_kept(tiny_student, voc_folder, run, tmp_path, monkeypatch):
-    from detkt.export import shipping
-
     scores = shipping.Shipment._scores
     monkeypatch.setattr(
         shipping.Shipment,
