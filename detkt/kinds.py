@@ -20,6 +20,7 @@ from detkt.data.base import PictureSet
 from detkt.data.classification import ClassificationSet, normalisation
 from detkt.data.detection import DetectionSet
 from detkt.data.images import check_strip, picture_suffixes, read_image
+from detkt.data.random_pictures import noise, scenes
 from detkt.evaluation.accuracy import classify
 from detkt.evaluation.detector import detect, score
 from detkt.evaluation.outcomes import DetectionOutcomes, Outcomes
@@ -43,7 +44,7 @@ class Kind(Protocol[Data]):
 
     ``family``: its networks. ``tool``: the command that trains them. ``formats``: those of ``data.format`` for it.
     ``measures``: key of ``metrics.json`` -> column title, the one that counts first; ``score_format``: of a score in
-    percent.
+    percent. ``exports``: the forms that its networks are exported in besides safetensors.
     """
 
     family: ClassVar[Family]
@@ -51,6 +52,7 @@ class Kind(Protocol[Data]):
     formats: ClassVar[tuple[str, ...]]
     measures: ClassVar[dict[str, str]]
     score_format: ClassVar[str]
+    exports: ClassVar[tuple[str, ...]]
 
     @property
     def task(self) -> str:
@@ -144,6 +146,7 @@ class Detection(Kind[DetectionSet]):
     formats: ClassVar[tuple[str, ...]] = ("voc", "yolo", "shapes")
     measures = {"map_voc07": "mAP VOC07", "map_area": "mAP area", "map_coco": "mAP COCO"}
     score_format = "{:.1f}"
+    exports = ("onnx", "int8", "openvino", "torchscript", "--raw")
 
     def training_set(self, config: Config, progress: Callable | None = None) -> DetectionSet:
         if config.data.cache is None:
@@ -198,7 +201,7 @@ class Detection(Kind[DetectionSet]):
             shorter, longer = transform.min_size[-1], transform.max_size
             height, width = real[0].shape[1:] if real else (shorter, min(longer, 4 * shorter // 3))
             size = height, width
-        return self.family.graphs.random_pictures(size) + real, None
+        return scenes(size) + real, None
 
 
 class CocoDetection(Detection):
@@ -224,6 +227,7 @@ class Classification(Kind[ClassificationSet]):
     formats = ("cifar10", "cifar100", "tcifar100", "mnist", "fashion-mnist", "imagenet", "folder")
     measures = {"top1": "top-1", "top5": "top-5"}
     score_format = "{:.2f} %"
+    exports = ("onnx", "torchscript")
 
     def training_set(self, config: Config, progress: Callable | None = None) -> ClassificationSet:
         if config.data.cache is not None:
@@ -296,7 +300,7 @@ class Classification(Kind[ClassificationSet]):
             raise InputError(
                 "the size of the classifier's pictures is not known: give --image-size H W, such as 32 32 for CIFAR"
             )
-        return self.family.graphs.random_pictures(size, card_of(model).channels) + real, found
+        return noise(size, card_of(model).channels) + real, found
 
 
 KINDS: dict[str, Kind[Any]] = {kind.task: kind for kind in (Detection(), Classification())}

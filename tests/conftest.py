@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from detkt.base.commands import COMMANDS
+from detkt.cli.shared import run_tool
 from detkt.config import load_config
 from detkt.data.shapes import ShapesConfig, write_shapes
 from detkt.distiller import Distiller
@@ -213,3 +214,18 @@ def at_call(monkeypatch):
 def at_step(at_call):
     """``at_step(n, action)``: do *action* in the midst of the n-th step from now on."""
     return at_call(Distiller, "updates")
+
+
+@pytest.fixture
+def run(tool, capsys):
+    """``run(name, *arguments)``: exit status, standard output and error of a program of tools/."""
+
+    def call(name: str, *arguments) -> tuple[int, str, str]:
+        status = 0
+        try:
+            run_tool(lambda _: tool(name).main([str(argument) for argument in arguments]))
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return call

@@ -13,6 +13,7 @@ COMMANDS: dict[str, str | None] = {
     "maps": "visualize_maps",
     "predict": "predict",
     "export": "export",
+    "budget": None,
     "compare": "compare",
     "reproduce": None,
     "prepare": "prepare_data",

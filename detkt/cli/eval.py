@@ -28,7 +28,7 @@ from detkt.evaluation.detection_files import (
 from detkt.evaluation.detector import detect, score
 from detkt.evaluation.records import Records
 from detkt.evaluation.table import comparison_table, intervals_table, metrics_table
-from detkt.models import load_model
+from detkt.export.runtime import open_model, parameter_count
 from detkt.visualization.sources import Source, open_sources, score_source
 
 EXAMPLES = """examples:
@@ -48,7 +48,7 @@ unless an entry names its class in category_name, as the files written here do."
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog=command("eval"), description=__doc__, epilog=EXAMPLES)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", metavar="CKPT", help="a run's folder or its model.safetensors")
+    source.add_argument("--checkpoint", metavar="CKPT", help="a run's folder, or an exported file")
     source.add_argument("--detections", metavar="DIR|FILE.json", help="VOC or COCO result files to score, see below")
     parser.add_argument("--data-root", required=True, help="VOC-format folder, or one that holds VOCdevkit/VOC<year>")
     parser.add_argument("--split", default="test", help="list in ImageSets/Main (default: test)")
@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
     # All is opened before any picture is looked at, so that a mistake is known at once.
     other = open_sources({"--compare": resolve(arguments.compare)}, device)["--compare"] if arguments.compare else None
     if arguments.checkpoint:
-        model, meta = load_model(resolve(arguments.checkpoint), device)
+        model, meta = open_model(resolve(arguments.checkpoint), device)
         dataset = test_set(data, list(meta["classes"]))
     else:
         # Detections are scored by the annotations alone, but for a model to compare with, which has to look.
@@ -134,8 +134,7 @@ def main(argv: list[str] | None = None) -> None:
     reading = {"dataset": arguments.coco_annotations, "others": others}
     if arguments.checkpoint:
         detections, milliseconds = detect(model, dataset, device, **running)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        result |= {"checkpoint": arguments.checkpoint, "parameters": parameters}
+        result |= {"checkpoint": arguments.checkpoint, "parameters": parameter_count(model)}
         result["milliseconds_per_picture"] = milliseconds
     else:
         detections = read_detections(arguments.detections, coco_ids(dataset.ids, classes, **reading))

@@ -15,7 +15,6 @@ from detkt.models.classifier import (
     resolve_classifier_options,
 )
 from detkt.models.detectors import build_detector
-from detkt.models.onnx_export import CLASSIFIER_GRAPHS, DETECTOR_GRAPHS, OnnxGraphs
 from detkt.models.options import default_options, parse_name, resolve_options
 
 
@@ -25,7 +24,7 @@ class Family:
 
     ``build(name, num_classes, weights, **options)`` makes one; ``default_options(name)`` are all its options;
     ``resolve_options(name, given)`` are these with some given, checked. ``background``: how many of a network's classes
-    have no name. ``graphs``: how they become ONNX.
+    have no name.
     """
 
     task: str
@@ -33,7 +32,6 @@ class Family:
     default_options: Callable[[str], dict[str, Any]]
     resolve_options: Callable[[str, dict[str, Any]], dict[str, Any]]
     background: int
-    graphs: OnnxGraphs
 
 
 DETECTORS = Family(
@@ -42,7 +40,6 @@ DETECTORS = Family(
     default_options,
     lambda name, given: resolve_options(parse_name(name), given),
     background=1,
-    graphs=DETECTOR_GRAPHS,
 )
 CLASSIFIERS = Family(
     "classification",
@@ -50,6 +47,5 @@ CLASSIFIERS = Family(
     default_classifier_options,
     lambda name, given: resolve_classifier_options(parse_classifier(name), given),
     background=0,
-    graphs=CLASSIFIER_GRAPHS,
 )
 FAMILIES = {family.task: family for family in (DETECTORS, CLASSIFIERS)}

@@ -13,6 +13,7 @@ from torch import nn
 from detkt.base.errors import InputError, first_line
 from detkt.data.boxes import corners_to_voc
 from detkt.data.images import Decoding, check_strip, picture_suffixes, read_image
+from detkt.visualization.video import DRAWN, is_video
 
 CONVENTION = (
     "bbox: x, y, width, height in pixels of the upright picture (EXIF orientation applied), continuous, counted from 0 "
@@ -82,13 +83,14 @@ def detect_picture(
 
 
 def drawn_paths(pictures: Sequence[Path], folder: Path) -> list[Path]:
-    """Where each picture is drawn: in *folder*, a JPEG for a JPEG, else a PNG; numbered where two share a name.
+    """Where each picture is drawn: in *folder*, a JPEG for a JPEG, an MP4 for a video, else a PNG; numbered where two
+    share a name.
 
     Raises InputError where one of the *pictures* themselves would be overwritten.
     """
     drawn: dict[str, Path] = {}
     for picture in pictures:
-        suffix = ".jpg" if picture.suffix.lower() in (".jpg", ".jpeg") else ".png"
+        suffix = ".jpg" if picture.suffix.lower() in (".jpg", ".jpeg") else DRAWN if is_video(picture) else ".png"
         stem = picture.stem.encode(errors="backslashreplace")[:_LONGEST].decode(errors="ignore")
         name, number = f"{stem}{suffix}", 1
         while name.lower() in drawn:

@@ -21,7 +21,7 @@ from detkt.evaluation.coco_ids import coco_ids
 from detkt.evaluation.detection_files import is_coco_file, other_classes, read_detections
 from detkt.evaluation.detector import Detections, detect
 from detkt.evaluation.table import percent, signed
-from detkt.models import load_model
+from detkt.export.runtime import is_exported, open_model, parameter_count
 from detkt.models.saved import META_FILE
 from detkt.models.weights import WEIGHTS_FILE
 from detkt.visualization.matching import DISTILLED, STUDENT
@@ -144,7 +144,7 @@ def score_source(
     if source.model is None:
         detections = read_detections(source.path, coco_ids(dataset.ids, dataset.classes, **(reading or {})))
     else:
-        parameters = sum(parameter.numel() for parameter in source.model.parameters())
+        parameters = parameter_count(source.model)
         # The same pictures, but labels are numbered in the model's own order of the classes.
         pictures = copy(dataset)
         pictures.classes = source.classes
@@ -203,8 +203,8 @@ def _open(role: str, path: Path, device: torch.device) -> Source:
         if not path.is_file():
             raise InputError(f"{role}: no file {path}")
         return Source(role, path, None, None)
-    if path.is_file() or (path / META_FILE).exists() or (path / WEIGHTS_FILE).exists():
-        return Source(role, path, *load_model(path, device))
+    if path.is_file() or is_exported(path) or (path / META_FILE).exists() or (path / WEIGHTS_FILE).exists():
+        return Source(role, path, *open_model(path, device))
     if any(path.glob("*_det_*_*.txt")):
         return Source(role, path, None, None)
     wanted = f"a trained model ({META_FILE}, {WEIGHTS_FILE}) or VOC result files (*_det_<split>_<class>.txt)"

@@ -17,9 +17,9 @@ from detkt.base.errors import InputError
 from detkt.config import DataConfig
 from detkt.data import test_set
 from detkt.evaluation.detector import detect, score
+from detkt.export.onnx_file import export_onnx
 from detkt.models import build_detector, default_options, load_model, save_model
 from detkt.models.frozen_norm import FrozenBatchNorm2d
-from detkt.models.onnx_export import DETECTOR_GRAPHS
 from detkt.models.options import numbers
 
 NAMES = torchvision.models.list_models(module=detection)
@@ -247,7 +247,7 @@ class TestSmall:
     def test_exports(self, lively, tmp_path):
         pytest.importorskip("onnxruntime")
         pictures = [torch.rand(3, *size, generator=torch.Generator().manual_seed(1)) for size in ((64, 64), (70, 90))]
-        found = DETECTOR_GRAPHS.export(lively, tmp_path / "model.onnx", ["a", "b", "c"], pictures)
+        found = export_onnx(lively, tmp_path / "model.onnx", ["a", "b", "c"], pictures)
         assert found.compared > 5
         assert found.box < 0.01 and found.score < 1e-3
 

@@ -196,3 +196,27 @@ def test_drawn_pictures_of_one_name_are_numbered(tmp_path):
     assert [path.name for path in drawn] == ["a.png", "a-2.png", "A-3.png", "a.jpg"]
     with pytest.raises(InputError, match="would be overwritten"):
         drawn_paths(names, tmp_path / "x")
+
+
+def test_videos_are_drawn_and_every_frame_is_listed(run, checkpoint, tmp_path):
+    import cv2
+
+    video, out = tmp_path / "clip.mp4", tmp_path / "out"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"mp4v"), 12, (96, 64))
+    random = np.random.default_rng(0)
+    for _ in range(4):
+        writer.write(random.integers(0, 255, (64, 96, 3), dtype=np.uint8))
+    writer.release()
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    files = [video, tmp_path / "broken.mp4"]
+    status, output, errors = run("predict", "--checkpoint", checkpoint, *files, "--output", out, "--score", "0")
+    assert status == 0, errors
+    assert "broken.mp4: not a video that OpenCV can read; passed over" in errors
+    listed = json.loads((out / "pictures.json").read_text())["images"]
+    assert [one["id"] for one in listed] == [f"{video}#{number}" for number in (1, 2, 3, 4)]
+    assert {(one["width"], one["height"], one["drawn"]) for one in listed} == {(96, 64, "clip.mp4")}
+    found = {one["image_id"] for one in json.loads((out / "detections.json").read_text())}
+    assert found == {one["id"] for one in listed}
+    drawn = cv2.VideoCapture(str(out / "clip.mp4"))
+    assert (drawn.get(cv2.CAP_PROP_FPS), drawn.get(cv2.CAP_PROP_FRAME_COUNT)) == (12, 4)
+    assert sorted(path.name for path in out.iterdir()) == ["clip.mp4", "detections.json", "pictures.json"]

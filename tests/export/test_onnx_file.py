@@ -12,10 +12,15 @@ from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from detkt.base.errors import InputError
-from detkt.models import build_classifier, build_detector, load_model, onnx_export, save_model
+from detkt.data.random_pictures import noise, scenes
+from detkt.export import agreement as agreeing
+from detkt.export import onnx_file
+from detkt.export.agreement import match_detections, split_batch
+from detkt.export.batched import Preparation
+from detkt.export.onnx_file import export_onnx, half_weights, open_session, trace
+from detkt.models import build_classifier, build_detector, load_model, save_model
 from detkt.models.card import ModelCard, add_card
 from detkt.models.classifier import Classifier
-from detkt.models.onnx_export import CLASSIFIER_GRAPHS, DETECTOR_GRAPHS, match_detections, open_session
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -52,7 +57,11 @@ def torch_detections(model, image):
 
 
 def onnx_detections(session, image):
-    return dict(zip(("boxes", "labels", "scores"), session.run(None, {"image": image.numpy()}), strict=True))
+    return onnx_batch(session, [image])[0]
+
+
+def onnx_batch(session, images):
+    return split_batch(session.run(None, {"images": torch.stack(images).numpy()}), len(images))
 
 
 def assert_same(expected, found):
@@ -72,7 +81,7 @@ def assert_same(expected, found):
 def exported(tmp_path_factory):
     """A C4 detector and its graph, traced on the smallest picture here."""
     model, path = net(), tmp_path_factory.mktemp("onnx") / "model.onnx"
-    DETECTOR_GRAPHS.export(model, path, CLASSES, [picture(40, 40)])
+    export_onnx(model, path, CLASSES, [picture(40, 40)])
     return model, path
 
 
@@ -89,7 +98,7 @@ def exported(tmp_path_factory):
 )
 def test_every_kind_of_detector(tmp_path, name, options):
     model, path = net(name, **options), tmp_path / "model.onnx"
-    agreement = DETECTOR_GRAPHS.export(model, path, CLASSES, [picture(64, 64), picture(70, 90), picture(100, 40)])
+    agreement = export_onnx(model, path, CLASSES, [picture(64, 64), picture(70, 90), picture(100, 40)])
     assert agreement.pictures == 3
     assert agreement.compared > 15
     assert agreement.box < 0.01
@@ -110,26 +119,108 @@ def test_pictures_of_any_size(exported):
         assert_same(expected, onnx_detections(session, picture(height, width)))
 
 
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_batches_of_any_length(exported, count):
+    model, path = exported
+    images = [(0.2 + 0.1 * seed) * picture(70, 90, seed) for seed in range(count)]
+    found = onnx_batch(open_session(str(path)), images)
+    for image, one in zip(images, found, strict=True):
+        expected = torch_detections(model, image)
+        assert len(expected["scores"]) > 5
+        assert_same(expected, one)
+
+
+def test_strips_are_run_and_agree(exported):
+    """Pictures so flat that torch's sides round to a few pixels; of the flattest it would leave none."""
+    model, path = exported
+    session = open_session(str(path))
+    for height, width in ((3, 190), (190, 3), (2, 96)):
+        assert_same(torch_detections(model, picture(height, width)), onnx_detections(session, picture(height, width)))
+    with pytest.raises(RuntimeError):
+        torch_detections(model, picture(2, 500))
+    assert np.isfinite(onnx_detections(session, picture(2, 500))["boxes"]).all()
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """torchvision's net with batch norms that know their maps: else random weights make them the same everywhere."""
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = None
+    with torch.no_grad():
+        model.train().backbone(torch.rand(2, 3, 320, 320, generator=torch.Generator().manual_seed(0)))
+        for name, weight in model.named_parameters():
+            if name.endswith(("cls_logits.weight", "cls_score.weight")):
+                weight.mul_(30)
+            if name.endswith("cls_logits.bias"):
+                weight.zero_()
+    return model.eval()
+
+
+ONE_STAGE = {
+    "fcos_resnet10x0.25_fpn": {"min_size": 64, "max_size": 96, "anchor_sizes": [8, 16, 32, 64, 128]},
+    "retinanet_resnet10x0.125_fpn": {"min_size": 64, "max_size": 96, "anchor_sizes": [8, 16, 32, 64, 128]},
+    "ssdlite320_mobilenet_v3_large": {},
+}
+
+
+@pytest.mark.parametrize("name", ONE_STAGE)
+def test_detectors_of_one_stage(tmp_path, name):
+    torch.manual_seed(0)
+    model = lively(build_detector(name, len(CLASSES) + 1, **ONE_STAGE[name]))
+    model.score_thresh = 0.02
+    agreement = export_onnx(
+        model, tmp_path / "model.onnx", CLASSES, [picture(64, 64), picture(70, 90), picture(90, 40)]
+    )
+    assert agreement.compared > 100
+    assert agreement.box < 0.01
+    images = [picture(61, 83, seed) for seed in range(3)]
+    for image, found in zip(images, onnx_batch(open_session(str(tmp_path / "model.onnx")), images), strict=True):
+        expected = torch_detections(model, image)
+        assert len(expected["scores"]) >= 90
+        _, unmatched = match_detections(expected, found, model.score_thresh, model.detections_per_img)
+        assert unmatched is None
+
+
+def test_a_detector_of_another_form_is_refused(tmp_path):
+    model = nn.Module()
+    model.transform = GeneralizedRCNNTransform(64, 96, [0.5] * 3, [0.25] * 3)
+    add_card(model, ModelCard("detection", "own", 3, {}))
+    with pytest.raises(InputError, match="Module cannot be exported: give a torchvision FasterRCNN, RetinaNet"):
+        export_onnx(model, tmp_path / "model.onnx", CLASSES, [picture(64, 64)])
+
+
+def test_a_static_graph_takes_one_size(tmp_path):
+    model, path = net(), tmp_path / "model.onnx"
+    agreement = export_onnx(model, path, CLASSES, [picture(70, 90, seed) for seed in range(3)], static=True)
+    assert (agreement.pictures, agreement.box < 0.01) == (3, True)
+    session = open_session(str(path))
+    assert session.get_inputs()[0].shape == [1, 3, 70, 90]
+    assert_same(torch_detections(model, picture(70, 90, 9)), onnx_detections(session, picture(70, 90, 9)))
+
+
+def test_half_weights_are_half_the_size_and_nearly_the_same(exported, tmp_path):
+    model, path = exported
+    content = path.read_bytes()
+    halved = half_weights(content)
+    assert len(halved) < 0.6 * len(content)
+    onnx.checker.check_model(onnx.load_from_string(halved), full_check=True)
+    expected, found = (onnx_detections(open_session(graph), picture(70, 90)) for graph in (content, halved))
+    nearest = np.abs(expected["boxes"][:, None] - found["boxes"]).max(2).min(1)
+    assert np.median(nearest) < 0.5
+
+
 def test_resized_sides_are_those_of_torch():
     # The first four torchvision, when traced, makes a pixel longer or shorter: it computes in float32.
     sizes = [(40, 61), (61, 40), (40, 173), (40, 194), (100, 120), (64, 64)]
-    ours, theirs = (
-        kind(64, 96, [0.5] * 3, [0.25] * 3).eval() for kind in (onnx_export._ExportTransform, GeneralizedRCNNTransform)
-    )
-
-    class Resize(nn.Module):
-        def forward(self, image):
-            return ours.resize(ours.normalize(image))[0]
-
-    axes = {"image": {1: "h", 2: "w"}, "resized": {1: "h", 2: "w"}}
-    session = open_session(onnx_export._trace(Resize().eval(), picture(64, 64), axes, 17))
+    theirs = GeneralizedRCNNTransform(64, 96, [0.5] * 3, [0.25] * 3).eval()
+    axes = {"images": {2: "h", 3: "w"}, "prepared": {2: "h", 3: "w"}, "size": {}}
+    session = open_session(trace(Preparation(theirs).eval(), picture(64, 64)[None], axes, 17))
     for size in sizes:
         image = picture(*size)
         expected = theirs([image])[0]
-        height, width = expected.image_sizes[0]
-        (resized,) = session.run(None, {"image": image.numpy()})
-        assert resized.shape == (3, height, width)
-        np.testing.assert_allclose(resized, expected.tensors[0, :, :height, :width], atol=1e-3)
+        prepared, sides = session.run(None, {"images": image[None].numpy()})
+        assert tuple(sides) == expected.image_sizes[0]
+        np.testing.assert_allclose(prepared, expected.tensors, atol=1e-3)
 
 
 def test_no_detection_one_and_many(tmp_path):
@@ -146,7 +237,7 @@ def test_no_detection_one_and_many(tmp_path):
     model.roi_heads.score_thresh = float(threshold)
     # Traced on a picture without detections, which must not become what the graph gives for every picture.
     traced = pictures[counts.index(0)]
-    DETECTOR_GRAPHS.export(model, tmp_path / "model.onnx", CLASSES, [traced])
+    export_onnx(model, tmp_path / "model.onnx", CLASSES, [traced])
     session = open_session(str(tmp_path / "model.onnx"))
     for image in pictures:
         expected = torch_detections(model, image)
@@ -155,7 +246,7 @@ def test_no_detection_one_and_many(tmp_path):
 
 def test_a_full_list_of_detections_is_cut_alike(tmp_path):
     model = net(box_detections_per_img=5, rpn_post_nms_top_n_test=7, box_score_thresh=0.0)
-    DETECTOR_GRAPHS.export(model, tmp_path / "model.onnx", CLASSES, [picture(40, 40)])
+    export_onnx(model, tmp_path / "model.onnx", CLASSES, [picture(40, 40)])
     session = open_session(str(tmp_path / "model.onnx"))
     for seed in range(3):
         expected = torch_detections(model, picture(80, 120, seed))
@@ -172,15 +263,17 @@ def test_metadata_of_a_detector(exported):
     assert json.loads(facts["classes"]) == CLASSES
     assert json.loads(facts["mean"]) == [0.485, 0.456, 0.406]
     assert json.loads(facts["std"]) == [0.229, 0.224, 0.225]
-    assert [value.name for value in proto.graph.input] == ["image"]
-    assert [value.name for value in proto.graph.output] == ["boxes", "labels", "scores"]
+    assert [value.name for value in proto.graph.input] == ["images"]
+    assert [value.name for value in proto.graph.output] == ["boxes", "labels", "scores", "pictures"]
+    sizes = [d.dim_param or d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim]
+    assert sizes == ["batch", 3, "height", "width"]
     assert proto.opset_import[0].version == 17
 
 
 def test_the_model_is_left_as_it_is(tmp_path):
     model = net().half().train()
     weight = model.backbone.conv1.weight.clone()
-    DETECTOR_GRAPHS.export(model, tmp_path / "model.onnx", CLASSES, [picture(64, 64)])
+    export_onnx(model, tmp_path / "model.onnx", CLASSES, [picture(64, 64)])
     assert model.training
     assert model.backbone.conv1.weight.requires_grad
     assert torch.equal(model.backbone.conv1.weight, weight)
@@ -191,8 +284,8 @@ def test_the_model_is_left_as_it_is(tmp_path):
 def test_classifier_takes_any_batch(tmp_path, opset):
     torch.manual_seed(0)
     model, path = build_classifier("cifar_resnet8", 3, in_channels=1).eval(), tmp_path / "model.onnx"
-    pictures = CLASSIFIER_GRAPHS.random_pictures((28, 28), channels=1)
-    agreement = CLASSIFIER_GRAPHS.export(model, path, CLASSES, pictures, opset=opset, normalisation=((0.25,), (0.5,)))
+    pictures = noise((28, 28), channels=1)
+    agreement = export_onnx(model, path, CLASSES, pictures, opset=opset, normalisation=((0.25,), (0.5,)))
     assert (agreement.pictures, agreement.compared, agreement.box) == (4, 15, None)
     session = open_session(str(path))
     for count in (1, 2, 7):
@@ -263,28 +356,28 @@ def test_matching_of_nothing():
 
 
 def test_mismatch_is_an_error_and_nothing_is_written(tmp_path, monkeypatch):
-    # torchvision's own way of resizing, which is off by a pixel for this size.
-    monkeypatch.setattr(onnx_export._ExportTransform, "resize", GeneralizedRCNNTransform.resize)
+    resized = Preparation.resized
+    monkeypatch.setattr(Preparation, "resized", lambda self, images: resized(self, images) - 1)
     path = tmp_path / "model.onnx"
-    with pytest.raises(InputError, match=r"picture 2 of 2 \(40 x 61\): torch finds label . with score") as error:
-        DETECTOR_GRAPHS.export(net(), path, CLASSES, [picture(64, 64), picture(40, 61)])
+    with pytest.raises(InputError, match=r"picture 1 of 2 \(64 x 64\): .* finds label . with score") as error:
+        export_onnx(net(), path, CLASSES, [picture(64, 64), picture(40, 61)])
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
     path.write_bytes(b"old")
     with pytest.raises(InputError):
-        DETECTOR_GRAPHS.export(net(), path, CLASSES, [picture(64, 64), picture(40, 61)])
+        export_onnx(net(), path, CLASSES, [picture(64, 64), picture(40, 61)])
     assert path.read_bytes() == b"old"
 
 
 def test_float64_decides_where_float32_rounds_elsewhere(tmp_path, monkeypatch):
-    detect = onnx_export._detect
+    detect = agreeing.detect
 
     def rounded_elsewhere(model, image):
         found = detect(model, image)
         return found if image.dtype == torch.float64 else found | {"boxes": found["boxes"] + 1}
 
-    monkeypatch.setattr(onnx_export, "_detect", rounded_elsewhere)
-    agreement = DETECTOR_GRAPHS.export(net(), tmp_path / "model.onnx", CLASSES, [picture(64, 64), picture(50, 70)])
+    monkeypatch.setattr(agreeing, "detect", rounded_elsewhere)
+    agreement = export_onnx(net(), tmp_path / "model.onnx", CLASSES, [picture(64, 64), picture(50, 70)])
     assert agreement.rounded == 2
     assert agreement.compared > 10
     assert agreement.box < 0.01
@@ -292,11 +385,11 @@ def test_float64_decides_where_float32_rounds_elsewhere(tmp_path, monkeypatch):
 
 
 def test_a_classifier_that_differs(tmp_path, monkeypatch):
-    run = onnx_export._run
-    monkeypatch.setattr(onnx_export, "_run", lambda *inputs: [values + 0.002 for values in run(*inputs)])
+    run = onnx_file.run_session
+    monkeypatch.setattr(onnx_file, "run_session", lambda *inputs: [values + 0.002 for values in run(*inputs)])
     with pytest.raises(InputError, match="batch of 1: logits by 0.002"):
         pictures = [torch.zeros(3, 32, 32)] * 2
-        CLASSIFIER_GRAPHS.export(build_classifier("cifar_resnet8", 3), tmp_path / "m", CLASSES, pictures)
+        export_onnx(build_classifier("cifar_resnet8", 3), tmp_path / "m", CLASSES, pictures)
     assert not list(tmp_path.iterdir())
 
 
@@ -305,7 +398,7 @@ def test_a_net_that_cannot_be_traced(tmp_path, capfd):
     model = Classifier(nn.Conv2d(3, 2, 1), nn.Sequential(nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(98, 3)))
     add_card(model, ModelCard("classification", "own", 3, {}))
     with pytest.raises(InputError, match="cannot export this net for pictures of 5 x 5 as ONNX: .*adaptive") as error:
-        CLASSIFIER_GRAPHS.export(model, tmp_path / "model.onnx", CLASSES, [torch.zeros(3, 5, 5)])
+        export_onnx(model, tmp_path / "model.onnx", CLASSES, [torch.zeros(3, 5, 5)])
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
     print("still heard")
@@ -315,24 +408,24 @@ def test_a_net_that_cannot_be_traced(tmp_path, capfd):
 @pytest.mark.parametrize("opset", [15, 21])
 def test_opset_that_cannot_be_written(tmp_path, opset):
     with pytest.raises(InputError, match=f"opset {opset} .* from 16 to 20"):
-        DETECTOR_GRAPHS.export(net(), tmp_path / "model.onnx", CLASSES, [picture(64, 64)], opset=opset)
+        export_onnx(net(), tmp_path / "model.onnx", CLASSES, [picture(64, 64)], opset=opset)
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_packages_that_are_not_installed(tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=r"pip install detkt\[onnx\]") as error:
-        DETECTOR_GRAPHS.export(net(), tmp_path / "model.onnx", CLASSES, [picture(64, 64)])
+        export_onnx(net(), tmp_path / "model.onnx", CLASSES, [picture(64, 64)])
     assert "\n" not in str(error.value)
 
 
 def test_random_pictures_are_the_same_each_time():
-    pictures = DETECTOR_GRAPHS.random_pictures((60, 90))
+    pictures = scenes((60, 90))
     assert [tuple(image.shape) for image in pictures] == [
         (3, *s) for s in [(60, 90)] * 2 + [(90, 60)] * 2 + [(41, 90)] * 2
     ]
     assert all(0 <= image.min() < image.max() <= 1 for image in pictures)
-    assert all(torch.equal(*pair) for pair in zip(pictures, DETECTOR_GRAPHS.random_pictures((60, 90)), strict=True))
+    assert all(torch.equal(*pair) for pair in zip(pictures, scenes((60, 90)), strict=True))
 
 
 def test_tool_writes_both_formats(tmp_path, tool, voc_folder, capsys):
@@ -340,7 +433,9 @@ def test_tool_writes_both_formats(tmp_path, tool, voc_folder, capsys):
     arguments = ["--checkpoint", str(tmp_path / "run"), "--output", str(tmp_path / "out"), "--half"]
     tool("export").main([*arguments, "--format", "safetensors,onnx", "--data-root", str(voc_folder)])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "export.json",
         "model.json",
+        "model.md",
         "model.onnx",
         "model.safetensors",
     ]
@@ -380,7 +475,7 @@ def test_tool_exports_a_classifier_with_its_runs_normalisation(tmp_path, tool, c
     facts = {entry.key: entry.value for entry in proto.metadata_props}
     assert (json.loads(facts["mean"]), json.loads(facts["std"])) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
     assert open_session(proto.SerializeToString()).get_inputs()[0].shape == ["batch", 3, 24, 20]
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.onnx"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["export.json", "model.md", "model.onnx"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Trained networks as files for other runtimes, run, scored and described as they will be used."""
