@@ -7,6 +7,7 @@ of 8 bits overflow, unnoticed, on CPUs without VNNI.
 
 from __future__ import annotations
 
+import copy
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -100,7 +101,7 @@ class Quantiser:
         try:
             with _quiet():
                 quantize_static(
-                    self.model,
+                    copy.deepcopy(self.model),  # of which it moves the weights into a file of its own
                     target,
                     _Reader(self.pictures, self.name),
                     quant_format=QuantFormat.QDQ,

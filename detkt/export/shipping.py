@@ -210,8 +210,7 @@ class Shipment:
     def _latency(self, path: Path) -> list[Latency]:
         found = []
         for threads in self._threads():
-            model = open_exported(path, threads)[0]
-            found.append(latency(lambda picture, model=model: model([picture]), self._timed(), threads, SECONDS))
+            found.append(latency(_one(open_exported(path, threads)[0]), self._timed(), threads, SECONDS))
         return found
 
     def _score(self, row: Row, model: nn.Module) -> None:
@@ -233,3 +232,8 @@ class Shipment:
         assert data is not None
         detections, _ = detect(model, data, torch.device("cpu"), quiet=self.request.quiet)
         return score(detections, data.annotations(), data.classes), detections
+
+
+def _one(model: nn.Module) -> Callable[[Tensor], Any]:
+    """*model* on a single picture."""
+    return lambda picture: model([picture])
