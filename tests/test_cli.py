@@ -276,7 +276,8 @@ def test_train_refuses_teachers(refusal, tiny_student, tiny_teacher, tmp_path):
     assert "the teacher is to be a fasterrcnn_resnet10x0.25_c4" in refusal(*ktan, tiny_student)
     other = tmp_path / "other"
     save_model(build_detector("fasterrcnn_resnet10x0.25_c4", 3), other, ["cat", "dog"])
-    assert "knows the classes cat, dog, but the data set has cross, disc, star" in refusal(*ktan, other)
+    # Its classes alone would do for a method that compares maps.
+    assert "was built with [128, 256, 512]; a checkpoint keeps its options" in refusal(*ktan, other)
     truncated = Path(shutil.copytree(tiny_teacher, tmp_path / "truncated")) / "model.safetensors"
     truncated.write_bytes(truncated.read_bytes()[:5000])
     assert f"{truncated}: damaged, truncated or not plain weights" in refusal(*ktan, truncated.parent)

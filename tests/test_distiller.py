@@ -219,7 +219,7 @@ def test_detectors_of_torchvision(batch):
     backbone.out_channels = 8
     plain = FasterRCNN(backbone, 4, rpn_anchor_generator=AnchorGenerator(((16, 32),), ((1.0,),)), **options)
     plain.roi_heads.box_roi_pool.featmap_names = ["0"]
-    with pytest.raises(InputError, match=r"no backbone output of the student \(output 8 x 12\) has a counterpart"):
+    with pytest.raises(InputError, match=r"of the student \(output stride 8\) has a counterpart of its stride"):
         ktan(plain, teacher)
     distiller = detkt.Distiller(plain, teacher, Hint, {"layers": ["output=body.0"]})
     assert set(distiller.method.student_spec.features) == {"output"}

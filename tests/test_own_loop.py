@@ -104,7 +104,8 @@ def test_a_loop_of_ones_own_learns_what_the_trainer_learns(tiny_config, tmp_path
         own.trainable_parameters(), trainer.learning_rate, train.momentum, weight_decay=train.weight_decay
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: schedule_factor(step, trainer.student_steps, train.milestones, train.gamma, 3)
+        optimizer,
+        lambda step: schedule_factor(step, trainer.student_steps, train.milestones, train.gamma, warmup),
     )
     own.follow(optimizer)
     own.prepare(loader)

@@ -104,7 +104,7 @@ class Trainer:
                 "the learning rate warms up over %d updates, a tenth of the run's %d, and not train.warmup_steps=%d",
                 self.warmup_steps,
                 self.student_steps,
-                self.warmup_steps,
+                config.warmup_steps,
             )
         self.lengths = _stage_lengths(distiller.stages, self.student_steps)
         if config.stage_limit:

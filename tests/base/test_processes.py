@@ -181,6 +181,7 @@ def test_a_detector_trained_by_two_processes(together, tiny_config, tmp_path):
         "metrics.json",
         "model.json",
         "model.safetensors",
+        "pictures.npz",
     ]
     assert first["updates"] == 8
 

@@ -15,7 +15,7 @@ from torchvision.models.detection import faster_rcnn, fcos, keypoint_rcnn, mask_
 import detkt
 from detkt.base.errors import InputError
 from detkt.config import DataConfig
-from detkt.data import test_set
+from detkt.data import test_set as held_out_set
 from detkt.evaluation.detector import detect, score
 from detkt.export.onnx_file import export_onnx
 from detkt.models import build_detector, default_options, load_model, save_model
@@ -238,7 +238,7 @@ class TestSmall:
         assert names[0] in reached and len(reached) > len(names) / 2  # norms that begin at 0 hide a few
 
     def test_is_scored(self, lively, voc_folder):
-        held_out = test_set(DataConfig(root=str(voc_folder)))
+        held_out = held_out_set(DataConfig(root=str(voc_folder)))
         detections, _ = detect(copy.deepcopy(lively), held_out, torch.device("cpu"), batch_size=2, quiet=True)
         found = score(detections, held_out.annotations(), held_out.classes)
         assert 0 <= found["map_coco"] <= 1
