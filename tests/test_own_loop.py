@@ -103,6 +103,7 @@ def test_a_loop_of_ones_own_learns_what_the_trainer_learns(tiny_config, tmp_path
     optimizer = torch.optim.SGD(
         own.trainable_parameters(), trainer.learning_rate, train.momentum, weight_decay=train.weight_decay
     )
+    warmup = trainer.warmup_steps
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: schedule_factor(step, trainer.student_steps, train.milestones, train.gamma, warmup),
