@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tiny import TINY_CLASSES, TINY_METHODS, TINY_OPTIONS, TINY_TRAINING
 
 from detkt.base.commands import COMMANDS
 from detkt.cli.shared import run_tool
@@ -19,26 +20,6 @@ from detkt.config import load_config
 from detkt.data.shapes import ShapesConfig, write_shapes
 from detkt.distiller import Distiller
 from detkt.models import build_classifier, build_detector, save_model
-
-TINY_CLASSES = ("cross", "disc", "star")
-TINY_OPTIONS = {
-    "min_size": 64,
-    "max_size": 64,
-    "anchor_sizes": [16, 32],
-    "rpn_channels": 16,
-    "rpn_batch_size_per_image": 16,
-    "rpn_pre_nms_top_n_train": 50,
-    "rpn_post_nms_top_n_train": 20,
-    "rpn_pre_nms_top_n_test": 50,
-    "rpn_post_nms_top_n_test": 20,
-    "box_batch_size_per_image": 8,
-}
-
-TINY_TRAINING = {"epochs": 2, "batch_size": 4, "warmup_steps": 2, "workers": 0, "device": "cpu", "log_every": 4}
-TINY_METHODS = {
-    "ktan": {"regressor_steps": 3, "warmup_steps": 3, "discriminator_width": 8, "adversary_every": 2},
-    "dln": {"regressor_steps": 3},
-}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -356,7 +356,7 @@ def test_eval_scores_a_model_and_its_saved_detections_alike(tool, voc_folder, tm
     program = tool("eval_voc")
     dataset = VOCDetection(voc_folder, "test", classes=["cross", "disc", "star"])
     monkeypatch.setattr(
-        program, "load_model", lambda path, device: (NearlyRight(dataset), {"classes": dataset.classes})
+        program, "open_model", lambda path, device: (NearlyRight(dataset), {"classes": dataset.classes})
     )
     common = ["--data-root", str(voc_folder), "--quiet", "--device", "cpu"]
     saved, first, second = (str(tmp_path / name) for name in ("found", "first.json", "second.json"))

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import TINY_OPTIONS
+from tiny import TINY_OPTIONS
 
 from detkt.base.commands import COMMANDS
 from detkt.cli import shared

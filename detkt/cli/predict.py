@@ -51,7 +51,7 @@ used the exit status is 2. A path that is not there is an error at once."""
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog=command("predict"), description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--checkpoint", metavar="CKPT", required=True, help="a run's folder, or an exported file")
-    parser.add_argument("pictures", metavar="PICTURE|VIDEO|FOLDER", nargs="+", help="pictures, folders of them, videos")
+    parser.add_argument("pictures", metavar="PICTURE|FOLDER", nargs="+", help="pictures, folders of them, videos")
     parser.add_argument("--output", metavar="DIR", required=True, help="folder to write to")
     parser.add_argument("--score", type=float, default=0.5, help="least score of a detection (default: 0.5)")
     parser.add_argument(

@@ -7,7 +7,7 @@ import re
 import shlex
 
 import pytest
-from conftest import TINY_OPTIONS
+from tiny import TINY_OPTIONS
 
 from detkt.base.errors import InputError
 from detkt.cli.reproduce import main

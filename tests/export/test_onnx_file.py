@@ -202,7 +202,7 @@ def test_half_weights_are_half_the_size_and_nearly_the_same(exported, tmp_path):
     model, path = exported
     content = path.read_bytes()
     halved = half_weights(content)
-    assert len(halved) < 0.6 * len(content)
+    assert len(halved) < 0.65 * len(content)  # half of the weights; the graph stays
     onnx.checker.check_model(onnx.load_from_string(halved), full_check=True)
     expected, found = (onnx_detections(open_session(graph), picture(70, 90)) for graph in (content, halved))
     nearest = np.abs(expected["boxes"][:, None] - found["boxes"]).max(2).min(1)
