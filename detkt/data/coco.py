@@ -68,19 +68,22 @@ def _read_file(root: Path, path: Path, split: str, reading: Reading) -> Contents
     if not isinstance(content, dict):
         raise InputError(f"{path} is no COCO data set; it must hold lists 'images', 'annotations' and 'categories'")
     images, categories = _by_id(path, content, "images"), _by_id(path, content, "categories")
-    names, notes = _names(path, content, categories)
-    numbers = {id: place for place, id in enumerate(images)}
-    found = Contents([], list(names.values()), _locate, list, "width and height", notes)
-    objects = _Objects(path, found.flaws, reading.boxes == "clip")
     annotations = content.get("annotations")
     if not isinstance(annotations, list):
         raise InputError(f"{path} is no COCO data set with objects; it must hold a list 'annotations'")
+    if not images:
+        raise InputError(f"{path}: 'images' are empty; give a split that has pictures")
+    names, notes = _names(path, annotations, categories)
+    numbers = {id: place for place, id in enumerate(images)}
+    found = Contents([], list(names.values()), _locate, list, "width and height", notes)
+    objects = _Objects(path, found.flaws, reading.boxes == "clip")
     for place, annotation in enumerate(annotations):
         objects.add(place, annotation, numbers, names)
     del content, annotations
     finder = PictureFinder(root, path, split)
     where: list[Path | None] = []
     named: dict[str, Id] = {}
+    shown_by: dict[Path, Id] = {}
     for id, image in images.items():
         file_name = image.get("file_name")
         if not isinstance(file_name, str) or not file_name.strip():
@@ -90,7 +93,13 @@ def _read_file(root: Path, path: Path, split: str, reading: Reading) -> Contents
                 f"{path}, image {id!r}: file_name '{file_name}' is that of image {named[file_name]!r}, too"
             )
         named[file_name] = id
-        where.append(finder.find(file_name) if reading.pictures else None)
+        place = finder.find(file_name) if reading.pictures else None
+        if place is not None and (first := shown_by.setdefault(place, id)) != id:
+            raise InputError(
+                f"{path}, image {id!r}: no picture {file_name} but {place}, which is image {first!r}; add the picture "
+                "where file_name says"
+            )
+        where.append(place)
     if reading.pictures and (lacking := [name for name, one in zip(named, where, strict=True) if one is None]):
         raise InputError(
             f"{path}, image {named[lacking[0]]!r}: no picture {lacking[0]} ({len(lacking)} of {len(named)} are not "
@@ -119,29 +128,31 @@ def _by_id(path: Path, content: dict, part: str) -> dict[Id, dict]:
     found: dict[Id, dict] = {}
     texts: set[str] = set()
     for place, item in enumerate(items):
-        id = item.get("id") if isinstance(item, dict) else None
-        if not isinstance(id, int | str) or isinstance(id, bool):
+        id = _id(item.get("id")) if isinstance(item, dict) else None
+        if id is None:
             raise InputError(f"{path}: '{part}', item {place} (the first is 0), lacks an 'id'")
         if str(id) in texts:
-            raise InputError(f"{path}: '{part}' hold the id {id!r} twice")
+            raise InputError(f"{path}: '{part}' hold the id {id!r} twice; give each its own")
         texts.add(str(id))
         found[id] = item
     numeric = all(isinstance(id, int) for id in found)
     return {id: found[id] for id in sorted(found, key=None if numeric else str)}
 
 
-def _names(path: Path, content: dict, categories: dict[Id, dict]) -> tuple[dict[Id, str], list[str]]:
+def _names(path: Path, annotations: list, categories: dict[Id, dict]) -> tuple[dict[Id, str], list[str]]:
     """Category id -> name, and notes."""
     names: dict[Id, str] = {}
     for id, item in categories.items():
-        name = item.get("name")
+        name = str(item.get("name")) if _is_number(item.get("name")) else item.get("name")  # the digits 0 to 9, say
         if not isinstance(name, str) or not name.strip():
             raise InputError(f"{path}, category {id!r}: 'name' is missing or no text")
         names[id] = normalize("NFC", " ".join(name.split()))
     # Roboflow puts the whole data set's name before the classes, as a category of which all others are kinds.
-    used = {str(one.get("category_id")) for one in content.get("annotations") or () if isinstance(one, dict)}
-    above = {id: {item.get("supercategory") for other, item in categories.items() if other != id} for id in categories}
-    heads = [id for id, item in categories.items() if above[id] == {item["name"]} and str(id) not in used]
+    used = {str(_id(one.get("category_id"))) for one in annotations if isinstance(one, dict)}
+    above = {
+        id: {str(item.get("supercategory")) for other, item in categories.items() if other != id} for id in categories
+    }
+    heads = [id for id, item in categories.items() if above[id] == {str(item["name"])} and str(id) not in used]
     notes = [
         f"{path}: category {id!r} ('{names.pop(id)}') has no object, and all others have it as their supercategory: it "
         "is not taken for a class"
@@ -166,7 +177,10 @@ def _size(image: dict) -> tuple[int, int] | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 class _Objects:
@@ -190,7 +204,7 @@ class _Objects:
         name = _known(names, item.get("category_id"))
         box: Any = item.get("bbox")
         area = item.get("area")
-        crowd, difficult = item.get("iscrowd", 0), item.get("difficult", 0)
+        crowd, difficult = (0 if item.get(key) is None else item[key] for key in ("iscrowd", "difficult"))
         what = ""
         if number is None:
             what = f"image_id {item.get('image_id')!r} is not among the images"
@@ -223,7 +237,8 @@ class _Objects:
         flags = np.array([self._flags[row] for row in order], dtype=bool).reshape(-1, 2)
         # Where nothing tells the size, boxes are taken as they are.
         sizes = np.array([size or (math.inf, math.inf) for _, _, size, _ in pictures], dtype=np.float64).reshape(-1, 2)
-        boxes, overshoot, wrong = fit_boxes(xywh_to_corners(measured[:, :4]), sizes[of], self._clip)
+        with np.errstate(over="ignore", invalid="ignore"):  # 1e308 and more beside it
+            boxes, overshoot, wrong = fit_boxes(xywh_to_corners(measured[:, :4]), sizes[of], self._clip)
         for row, what in wrong.items():
             where = f"{self._path}, annotation {self._ids[order[row]]} of {pictures[of[row]][0]}"
             self._flaws.append(Flaw(self._path, where, what))
@@ -252,10 +267,18 @@ class _Objects:
 
 def _known(table: dict[Id, Any], id: Any) -> Any:
     """What *table* has of *id*, which may be a number there and a text here, or the reverse."""
-    if not isinstance(id, int | str) or isinstance(id, bool):
+    id = _id(id)
+    if id is None:
         return None
     if id in table:
         return table[id]
     if isinstance(id, int):
         return table.get(str(id))
-    return table.get(int(id)) if id.isdecimal() else None
+    return table.get(int(id)) if id.removeprefix("-").isdecimal() and len(id) < 100 else None
+
+
+def _id(value: Any) -> Id | None:
+    """*value* as an id; whole numbers may be written 1.0, as programs for tables do. None: it is none."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path, PureWindowsPath
 from unicodedata import normalize
+from urllib.parse import unquote, urlsplit
 
 from detkt.base.errors import InputError, suggestion
 from detkt.data.annotated import shorten
@@ -81,21 +82,22 @@ class PictureFinder:
         name = Path(split).stem.removeprefix("instances_") if split.lower().endswith(".json") else split
         folders = [root / name, root / "images" / name, root / "images", root, path.parent, path.parent / "images"]
         self.folders = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
-        self._usual: tuple[int, int] | None = None  # where the last one was: the next one will be there, too
+        self._usual = 0  # where the last one was: the next one will be there, too
 
     def find(self, file_name: str) -> Path | None:
         """The picture's file, None where it is not there."""
         path = PureWindowsPath(file_name)
         names = [file_name, path.as_posix(), path.name]
+        if "%" in file_name:  # written as an address is
+            names += [unquote(name) for name in names]
+        if "://" in file_name:
+            names.append(unquote(urlsplit(file_name).path.rpartition("/")[2]))
         if not file_name.isascii():
             names += [normalize(form, name) for form in ("NFC", "NFD") for name in names[:3]]
-        if self._usual is not None:
-            folder, form = self._usual
-            if form < len(names) and os.path.isfile(found := os.path.join(self.folders[folder], names[form])):
-                return Path(found)
-        for form, name in enumerate(names):
-            for folder, place in enumerate(self.folders):
-                if os.path.isfile(found := os.path.join(place, name)):
-                    self._usual = folder, form
-                    return Path(found)
+        order = sorted(range(len(self.folders)), key=lambda folder: folder != self._usual)
+        for name in names:
+            for folder in order:
+                if os.path.isfile(found := os.path.join(self.folders[folder], name)):
+                    self._usual = folder
+                    return Path(os.path.normpath(found))
         return None

@@ -12,7 +12,7 @@ from detkt.data.coco_folder import coco_splits
 from detkt.data.voc import read_voc
 from detkt.data.voc_folder import is_plain, plain_folders, voc_folder, year_folders
 from detkt.data.yolo import read_yolo
-from detkt.data.yolo_folder import open_yolo, yolo_file
+from detkt.data.yolo_folder import open_yolo, yolo_file, yolo_splits
 
 Reader = Callable[[Path, str, Reading], Contents]
 
@@ -41,7 +41,7 @@ def split_names(data_format: str, root: Path) -> list[str]:
     if data_format == "coco":
         return coco_splits(root)
     if data_format == "yolo":
-        return list(open_yolo(root).splits)
+        return yolo_splits(open_yolo(root))
     if is_plain(root):
         return list(plain_folders(root))
     return [

@@ -40,6 +40,10 @@ def read_yolo(root: Path, split: str, reading: Reading) -> Contents:
         name, bounds = parse_part(part)
         if name not in splits:
             splits[name] = split_places(folder, name, found.flaws)
+        if splits[name] and not any(place.label.is_file() for place in splits[name]):
+            place = splits[name][0]
+            what = f"none of the {len(splits[name])} pictures of '{name}' has a label file, such as {place.label}"
+            found.flaws.append(Flaw(folder.file, str(folder.file), f"{what}; put the labels there"))
         if splits[name]:
             for number in part_of(len(splits[name]), name, bounds):
                 places.setdefault(splits[name][number].image, splits[name][number])
@@ -106,7 +110,8 @@ def _parse(line: str, names: dict[int, str]) -> tuple[str, list[float]]:
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise ValueError(f"'{text}' is not a finite number")
+            hint = "; put spaces between the numbers" if "," in text or ";" in text else ""
+            raise ValueError(f"{text!r} is not a finite number{hint}")
         values.append(value)
     label, *numbers = values
     if label not in names:

@@ -101,6 +101,13 @@ def open_yolo(root: Path) -> YoloFolder:
     return YoloFolder(file, base, names, splits, notes)
 
 
+def yolo_splits(folder: YoloFolder) -> list[str]:
+    """The splits of *folder*: of other names than the usual ones those that are there, for a licence is a text, too."""
+    usual = ("train", "val", "test")
+    splits = folder.splits.items()
+    return [key for key, entries in splits if key in usual or any(_resolved(folder, entry) for entry in entries)]
+
+
 def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
 
@@ -144,8 +151,9 @@ def split_places(folder: YoloFolder, split: str, flaws: list[Flaw]) -> list[Plac
     """
     entries = folder.splits.get(split)
     if entries is None:
-        there = f"the splits there: {shorten(folder.splits)}" if folder.splits else "there is none"
-        raise InputError(f"{folder.file}: no split '{split}'{suggestion(split, folder.splits)}; {there}")
+        known = yolo_splits(folder)
+        there = f"the splits there: {shorten(known)}" if known else "there is none"
+        raise InputError(f"{folder.file}: no split '{split}'{suggestion(split, known)}; {there}")
     places: dict[Path, Place] = {}
     for entry in entries:
         path = _resolved(folder, entry)
@@ -163,7 +171,7 @@ def _resolved(folder: YoloFolder, entry: str) -> Path | None:
     choices = [folder.base / entry, folder.file.parent / entry]
     if entry.startswith("../"):  # Roboflow writes ../train/images for train/images
         choices += [folder.base / entry.removeprefix("../"), folder.file.parent / entry.removeprefix("../")]
-    return next((Path(os.path.normpath(path)) for path in choices if path.exists()), None)
+    return next((Path(os.path.normpath(path)) for path in choices if os.path.exists(path)), None)
 
 
 def _inside(folder: YoloFolder, path: Path) -> Iterator[Place]:
@@ -197,11 +205,20 @@ def _listed(folder: YoloFolder, path: Path, flaws: list[Flaw]) -> Iterator[Place
 
 def _place(folder: YoloFolder, image: Path, inner: Path) -> Place:
     relative = os.path.relpath(image, folder.base)
-    parts = list(Path(relative).parts)
+    label = Path(os.path.normpath(folder.base / _label(Path(relative))))
+    choices = [label, *(label.with_name(normalize(form, label.name)) for form in ("NFC", "NFD"))]
+    # 'path' may be the folder images itself, or one in it: then labels are beside that.
+    choices += [label.with_suffix(".TXT"), _label(Path(os.path.abspath(image)))]
+    found = next((path for path in choices if os.path.isfile(path)), label)
+    return Place(image, _name(inner), _name(Path(relative)), found)
+
+
+def _label(image: Path) -> Path:
+    """The label file of *image*, where the last folder called images is labels."""
+    parts = list(image.parts)
     if "images" in parts[:-1]:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    label = folder.base.joinpath(*parts).with_suffix(".txt")
-    return Place(image, _name(inner), _name(Path(relative)), Path(os.path.normpath(label)))
+    return Path(*parts).with_suffix(".txt")
 
 
 def _name(path: Path) -> str:

@@ -375,3 +375,79 @@ def test_anything_in_a_label_file(tmp_path, lines, names, size, orientation, box
     root = write_yolo(tmp_path / "own", "\n".join(lines), {"names": names}, size=size, orientation=orientation)
     trains, _ = agree(root, "yolo", boxes=boxes)
     event("trains" if trains else "is refused")
+
+
+def whole_numbers_with_points(content: dict) -> None:
+    for image in content["images"]:
+        image["id"] = float(image["id"])
+    for annotation in content["annotations"]:
+        annotation.update(image_id=float(annotation["image_id"]), category_id=1.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        whole_numbers_with_points,
+        of("annotations", iscrowd=None),
+        of("images", width=10**400),
+        lambda c: c["categories"].append({"id": 2, "name": "cat", "supercategory": []}),
+    ],
+    ids=["ids with points", "iscrowd null", "a width of 400 digits", "a list for a supercategory"],
+)
+def test_what_programs_write_into_coco_files(tmp_path, change):
+    assert agree(write_coco(tmp_path / "own", change), "coco")[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (of("annotations", bbox=[1, 1, 10**400, 3]), "annotation 2: 'bbox' is"),
+        (lambda c: c.update(annotations=5), "must hold a list 'annotations'"),
+        (lambda c: c.update(images=[], annotations=[]), "'images' are empty"),
+    ],
+    ids=["a side of 400 digits", "annotations=5", "no images"],
+)
+def test_nonsense_in_coco_files_is_refused_in_a_line(tmp_path, change, message):
+    trains, lines = agree(write_coco(tmp_path / "own", change), "coco")
+    assert not trains and all(message in line for line in lines.split(" | "))
+
+
+def test_one_picture_is_not_taken_for_two(tmp_path):
+    def folders(content: dict) -> None:
+        for number in (0, 1):
+            content["images"][number]["file_name"] = f"cam{number}/a.png"
+
+    trains, lines = agree(write_coco(tmp_path / "own", folders), "coco")
+    assert not trains and "image 1: no picture cam1/a.png but " in lines and "which is image 0" in lines
+
+
+@pytest.mark.parametrize("name", ["my%20b.png", "https://example.org/images/my%20b.png?size=2"])
+def test_file_names_written_as_addresses(tmp_path, name):
+    root = write_coco(tmp_path / "own", renamed("my b.png"))
+    path = root / "annotations/instances_train.json"
+    path.write_text(path.read_text().replace("my b.png", name))
+    assert agree(root, "coco")[0]
+
+
+def test_labels_in_another_place_are_missed(tmp_path):
+    root = write_yolo(tmp_path / "own")
+    (root / "labels").rename(root / "texts")
+    trains, lines = agree(root, "yolo")
+    assert (
+        not trains and f"none of the 3 pictures of 'train' has a label file, such as {root}/labels/train/a.txt" in lines
+    )
+
+
+def test_the_folder_of_pictures_may_be_the_path(tmp_path):
+    root = write_yolo(tmp_path / "own", head={"path": "images", "train": "train", "val": "val"})
+    trains, notes = agree(root, "yolo")
+    assert trains and "no label file" not in notes
+
+
+def test_what_else_a_head_tells_is_no_split(tmp_path):
+    root = write_yolo(tmp_path / "own", head={"license": "CC BY 4.0", "author": "me"})
+    assert check_dataset(root, quiet=True).errors == []
+
+
+def test_commas_between_numbers_are_told_of(tmp_path):
+    assert "put spaces between the numbers" in agree(write_yolo(tmp_path / "own", "0,0.5,0.5,0.2,0.2"), "yolo")[1]
