@@ -12,7 +12,7 @@ from detkt.base.device import resolve_device
 from detkt.base.errors import InputError, suggestion
 from detkt.base.paths import resolve
 from detkt.cli.shared import Parser
-from detkt.config import data_config
+from detkt.config import data_config, load_config
 from detkt.data import test_set
 from detkt.engine.run_folder import versions, write_metrics
 from detkt.evaluation.bootstrap import bootstrap_difference, bootstrap_map
@@ -112,6 +112,8 @@ def main(argv: list[str] | None = None) -> None:
 
     device = resolve_device(arguments.device)
     given = {"root": arguments.data_root, "test": arguments.split, "year": arguments.year}
+    if arguments.checkpoint:
+        given |= own_format(resolve(arguments.checkpoint))
     data = data_config(arguments.overrides, **given)
     running = {"batch_size": arguments.batch_size, "workers": arguments.workers, "quiet": arguments.quiet}
     result: dict[str, Any] = {"split": arguments.split}
@@ -172,6 +174,13 @@ def main(argv: list[str] | None = None) -> None:
         print(comparison_table(result, result["compare"]))
     if arguments.bootstrap:
         print(f"\n{intervals_table(result)}")
+
+
+def own_format(checkpoint: Path) -> dict[str, str]:
+    """``data.format`` of the run of *checkpoint*, if it is one's: its data are read as they were in training."""
+    path = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "config.yaml"
+    known = load_config(path).data.format if path.is_file() else ""
+    return {"format": known} if known in ("coco", "yolo") else {}
 
 
 def read_classes(names: str) -> list[str]:
