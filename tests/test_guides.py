@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -112,13 +113,13 @@ def test_the_guide_to_own_data_from_a_folder_to_a_file(voc_folder, tmp_path, mon
             arguments += ["--quiet", *short, "train.stage_limit=2"]
         if name in ("diff", "predict"):
             arguments = [*arguments, "--device", "cpu", "--quiet"]
-        if name == "export":
-            arguments = [*arguments, "--split", "val"]
         run(name, arguments)
         done.append(name)
     assert done == ["prepare", *["train-det"] * 3, "diff", "eval", "compare", "export", "predict"]
     assert (tmp_path / "runs/own-pkd/diff/report/index.html").is_file()
     assert (tmp_path / "exported/model.onnx").is_file() and (tmp_path / "exported/model.md").is_file()
+    forms = json.loads((tmp_path / "exported/export.json").read_text())["forms"]
+    assert {form["form"] for form in forms if form["scores"]} == {"torch", "ONNX"}, "the guide says they are scored"
     assert list((tmp_path / "drawn").glob("*.jpg")) + list((tmp_path / "drawn").glob("*.png"))
 
 

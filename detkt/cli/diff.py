@@ -57,8 +57,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--student", metavar="A", required=True, help="the student without distillation")
     parser.add_argument("--distilled", metavar="B", required=True, help="the student with distillation")
     parser.add_argument("--teacher", metavar="C", help="the teacher (may be left out)")
-    parser.add_argument("--data-root", metavar="DIR", help="VOC-format folder (default: data.root in B's config.yaml)")
-    parser.add_argument("--split", help="list in ImageSets/Main (default: data.test in B's config.yaml, or test)")
+    parser.add_argument("--data-root", metavar="DIR", help="of the data set (default: data.root in B's config.yaml)")
+    parser.add_argument("--split", help="to compare on (default: data.test in B's config.yaml, or test)")
     parser.add_argument(
         "--year", help="which VOC<year> below the root (default: data.year in B's config.yaml, or 2007)"
     )

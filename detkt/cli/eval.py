@@ -1,4 +1,4 @@
-"""Score a trained detector, or anybody's detections, on a VOC-format data set; compare it with another."""
+"""Score a trained detector, or anybody's detections, on an annotated data set; compare it with another."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def main(argv: list[str] | None = None) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", metavar="CKPT", help="a run's folder, or an exported file")
     source.add_argument("--detections", metavar="DIR|FILE.json", help="VOC or COCO result files to score, see below")
-    parser.add_argument("--data-root", required=True, help="VOC-format folder, or one that holds VOCdevkit/VOC<year>")
-    parser.add_argument("--split", default="test", help="list in ImageSets/Main (default: test)")
+    parser.add_argument("--data-root", required=True, help="its folder, or one that holds VOCdevkit/VOC<year>")
+    parser.add_argument("--split", default="test", help="to score on (default: test); a part of it: 'test[:100]'")
     parser.add_argument("--year", default="2007", help="which VOC<year> below the root (default: 2007)")
     parser.add_argument(
         "--classes",
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="how data are read: data.exif=ignore …")
+    parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="how data are read: data.format=coco …")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.batch_size < 1 or arguments.workers < 0:
         raise InputError("--batch-size must be 1 or more and --workers 0 or more")

@@ -252,5 +252,5 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     card.add_argument("--license", default="unknown", help="of the model (default: unknown)")
     card.add_argument("--data-license", default="not stated", help="of the data (default: not stated)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="how data are read: data.exif=ignore …")
+    parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="how data are read: data.format=coco …")
     return parser.parse_intermixed_args(argv)

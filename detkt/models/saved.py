@@ -116,6 +116,10 @@ def read_meta(path: str | Path) -> tuple[Path, dict[str, Any]]:
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
+        if not path.exists() and (folder / "last.pt").exists():
+            raise InputError(
+                f"{folder} is a run that is not finished and has no model yet; go on with --resume {folder}"
+            ) from error
         raise InputError(
             f"cannot read {path}: {error.strerror}; a saved model is a folder with {META_FILE} and {WEIGHTS_FILE}"
         ) from error

@@ -208,3 +208,11 @@ def test_nothing_at_the_path(tmp_path):
 def test_no_cuda(saved):
     with pytest.raises(InputError, match="no CUDA device"):
         load_model(saved, device="cuda")
+
+
+def test_a_run_that_is_not_finished_is_told_from_a_folder_without_a_model(saved):
+    (saved / "last.pt").write_bytes(b"")
+    load_model(saved)  # a finished run has a checkpoint, too
+    (saved / "model.json").unlink()
+    with pytest.raises(InputError, match=r"not finished and .* go on with --resume .*run$"):
+        load_model(saved)
