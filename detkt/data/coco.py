@@ -93,13 +93,13 @@ def _read_file(root: Path, path: Path, split: str, reading: Reading) -> Contents
                 f"{path}, image {id!r}: file_name '{file_name}' is that of image {named[file_name]!r}, too"
             )
         named[file_name] = id
-        place = finder.find(file_name) if reading.pictures else None
-        if place is not None and (first := shown_by.setdefault(place, id)) != id:
+        picture = finder.find(file_name) if reading.pictures else None
+        if picture is not None and (first := shown_by.setdefault(picture, id)) != id:
             raise InputError(
-                f"{path}, image {id!r}: no picture {file_name} but {place}, which is image {first!r}; add the picture "
+                f"{path}, image {id!r}: no picture {file_name} but {picture}, which is image {first!r}; add the picture "
                 "where file_name says"
             )
-        where.append(place)
+        where.append(picture)
     if reading.pictures and (lacking := [name for name, one in zip(named, where, strict=True) if one is None]):
         raise InputError(
             f"{path}, image {named[lacking[0]]!r}: no picture {lacking[0]} ({len(lacking)} of {len(named)} are not "

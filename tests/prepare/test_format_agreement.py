@@ -424,6 +424,8 @@ def test_one_picture_is_not_taken_for_two(tmp_path):
 @pytest.mark.parametrize("name", ["my%20b.png", "https://example.org/images/my%20b.png?size=2"])
 def test_file_names_written_as_addresses(tmp_path, name):
     root = write_coco(tmp_path / "own", renamed("my b.png"))
+    (root / "images/train/b.png").rename(root / "images/train/my b.png")
+    assert agree(root, "coco")[0]
     path = root / "annotations/instances_train.json"
     path.write_text(path.read_text().replace("my b.png", name))
     assert agree(root, "coco")[0]
