@@ -96,8 +96,8 @@ def _read_file(root: Path, path: Path, split: str, reading: Reading) -> Contents
         picture = finder.find(file_name) if reading.pictures else None
         if picture is not None and (first := shown_by.setdefault(picture, id)) != id:
             raise InputError(
-                f"{path}, image {id!r}: no picture {file_name} but {picture}, which is image {first!r}; add the picture "
-                "where file_name says"
+                f"{path}, image {id!r}: no picture {file_name} but {picture}, which is image {first!r}; add "
+                "the picture where file_name says"
             )
         where.append(picture)
     if reading.pictures and (lacking := [name for name, one in zip(named, where, strict=True) if one is None]):
