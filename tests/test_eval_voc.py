@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
+from detkt.cli.eval import own_reading
 from detkt.cli.shared import run_tool
 from detkt.data.voc import VOCDetection
 from detkt.evaluation.bootstrap import bootstrap_difference, bootstrap_map
@@ -503,3 +504,16 @@ def test_own_classes_are_all_of_the_folder_though_the_split_lacks_some(evaluate,
     assert (status, error) == (0, "")
     assert list(numbers["per_class"]) == CLASSES
     assert numbers["per_class"]["cross"]["voc07"] is None
+
+
+def test_a_runs_data_are_read_as_its_config_says(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    assert own_reading(run) == {}
+    (run / "config.yaml").write_text("method: gone.py:Gone\ndata: {format: coco, exif: ignore, boxes: clip}\n")
+    assert own_reading(run) == {"format": "coco", "exif": "ignore", "boxes": "clip"}
+    assert own_reading(run / "model.safetensors") == own_reading(run)
+    (run / "config.yaml").write_text("data: {format: shapes, exif: 3}\n")
+    assert own_reading(run) == {}
+    (run / "config.yaml").write_text("data: [")
+    assert own_reading(run) == {}

@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from detkt.base.commands import command
 from detkt.base.device import resolve_device
 from detkt.base.errors import InputError, suggestion
 from detkt.base.paths import resolve
 from detkt.cli.shared import Parser
-from detkt.config import data_config, load_config
+from detkt.config import data_config
 from detkt.data import test_set
 from detkt.engine.run_folder import versions, write_metrics
 from detkt.evaluation.bootstrap import bootstrap_difference, bootstrap_map
@@ -113,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     device = resolve_device(arguments.device)
     given = {"root": arguments.data_root, "test": arguments.split, "year": arguments.year}
     if arguments.checkpoint:
-        given |= own_format(resolve(arguments.checkpoint))
+        given = own_reading(resolve(arguments.checkpoint)) | given
     data = data_config(arguments.overrides, **given)
     running = {"batch_size": arguments.batch_size, "workers": arguments.workers, "quiet": arguments.quiet}
     result: dict[str, Any] = {"split": arguments.split}
@@ -176,11 +178,19 @@ def main(argv: list[str] | None = None) -> None:
         print(f"\n{intervals_table(result)}")
 
 
-def own_format(checkpoint: Path) -> dict[str, str]:
-    """``data.format`` of the run of *checkpoint*, if it is one's: its data are read as they were in training."""
+def own_reading(checkpoint: Path) -> dict[str, str]:
+    """How the run of *checkpoint* read its data, if it is one's: they are read alike here, unless told otherwise."""
     path = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "config.yaml"
-    known = load_config(path).data.format if path.is_file() else ""
-    return {"format": known} if known in ("coco", "yolo") else {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    # The section alone: a run's method may be a file of somebody's, which scoring must neither need nor run.
+    data = content.get("data") if isinstance(content, dict) else None
+    known = {key: data.get(key) for key in ("format", "exif", "boxes")} if isinstance(data, dict) else {}
+    if known.get("format") not in ("coco", "yolo"):
+        known.pop("format", None)
+    return {key: value for key, value in known.items() if isinstance(value, str)}
 
 
 def read_classes(names: str) -> list[str]:

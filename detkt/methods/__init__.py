@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import pkgutil
 from collections.abc import Mapping
 from functools import cache
@@ -80,14 +81,21 @@ def method_config(method: str | type[Method], settings: Mapping[str, Any] | None
     """The typed settings of one method: its preset's, then *settings* over them.
 
     Raises:
-        InputError: unknown key (with a suggestion), unknown preset, or a value of the wrong type.
+        InputError: unknown key (with a suggestion), unknown preset, a value of the wrong type, a number that is not finite,
+            or a negative weight.
     """
     cls = method_class(method)
     name, settings = cls.name, {} if settings is None else settings
     if not isinstance(settings, Mapping):
         raise InputError(f"methods.{name} must hold 'key: value' settings, got {settings!r}")
     preset = choose(settings.get("preset") or "default", cls.presets, f"methods.{name}.preset")
-    return typed_settings(cls.Config, {**cls.presets[preset], **settings}, f"methods.{name}")
+    config = typed_settings(cls.Config, {**cls.presets[preset], **settings}, f"methods.{name}")
+    for key, value in vars(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"methods.{name}.{key} is {value}: it must be a finite number")
+        if key == "weight" and isinstance(value, float) and value < 0:
+            raise InputError(f"methods.{name}.weight is {value}: it must be 0 or more")
+    return config
 
 
 def parse(

@@ -67,6 +67,9 @@ def test_settings_go_over_the_preset_over_the_defaults():
     [
         ({"wieght": 1.0}, r"unknown key 'methods\.hint\.wieght' \(did you mean 'weight'\?\)"),
         ({"weight": "heavy"}, r"methods\.hint\.weight is 'heavy': it must be a number"),
+        ({"weight": float("nan")}, r"methods\.hint\.weight is nan: it must be a finite number"),
+        ({"balance": float("inf")}, r"methods\.hint\.balance is inf: it must be a finite number"),
+        ({"weight": -1}, r"methods\.hint\.weight is -1.0: it must be 0 or more"),
         ({"rounds": 1.5}, r"methods\.hint\.rounds is 1.5: it must be a whole number"),
         ({"rounds": None}, r"methods\.hint\.rounds is empty: it must be a whole number"),
         ({"layers": 3}, r"methods\.hint\.layers: \S"),
