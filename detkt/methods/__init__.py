@@ -81,8 +81,8 @@ def method_config(method: str | type[Method], settings: Mapping[str, Any] | None
     """The typed settings of one method: its preset's, then *settings* over them.
 
     Raises:
-        InputError: unknown key (with a suggestion), unknown preset, a value of the wrong type, a number that is not finite,
-            or a negative weight.
+        InputError: unknown key (with a suggestion), unknown preset, a value of the wrong type, a number that is not
+            finite, or a negative weight.
     """
     cls = method_class(method)
     name, settings = cls.name, {} if settings is None else settings
