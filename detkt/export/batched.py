@@ -219,8 +219,8 @@ class TwoStage(nn.Module):
         return _suppressed(boxes, labels, scores, pictures, batch, classes, heads.nms_thresh, heads.detections_per_img)
 
 
-class DenseHead(nn.Module):
-    """RetinaNet and FCOS: the best of each level's anchors and classes."""
+class _OneStage(nn.Module):
+    """The parts of a one-stage detector that its graph is made of."""
 
     def __init__(self, detector: Any) -> None:
         super().__init__()
@@ -231,6 +231,10 @@ class DenseHead(nn.Module):
             detector.nms_thresh,
         )
         self.topk_candidates, self.detections_per_img = detector.topk_candidates, detector.detections_per_img
+
+
+class DenseHead(_OneStage):
+    """RetinaNet and FCOS: the best of each level's anchors and classes."""
 
     def forward(self, images: Tensor, size: Tensor) -> tuple[Tensor, ...]:
         maps = list(maps_of(self.backbone, images).values())
@@ -249,18 +253,8 @@ class DenseHead(nn.Module):
         return _kept(self, clip(boxes, size), scores, labels, images.shape[0], classes)
 
 
-class SSD(nn.Module):
+class SSD(_OneStage):
     """SSD and SSDlite: the best of each class, of all levels' anchors together."""
-
-    def __init__(self, detector: Any) -> None:
-        super().__init__()
-        self.backbone, self.head, self.anchor_generator = detector.backbone, detector.head, detector.anchor_generator
-        self.box_coder, self.score_thresh, self.nms_thresh = (
-            detector.box_coder,
-            detector.score_thresh,
-            detector.nms_thresh,
-        )
-        self.topk_candidates, self.detections_per_img = detector.topk_candidates, detector.detections_per_img
 
     def forward(self, images: Tensor, size: Tensor) -> tuple[Tensor, ...]:
         maps = list(maps_of(self.backbone, images).values())
