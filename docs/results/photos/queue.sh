@@ -25,6 +25,7 @@ cat "$@" | sed 's/#.*//' | while read -r name arguments; do
     fi
     nice -n "${NICE:-10}" "$PYTHON" tools/train_det.py --quiet "$@" < /dev/null >> "$RUNS/$name.log" 2>&1 \
       && cp "$RUNS/$name/metrics.json" "$COPIES/$name.json" && cp "$RUNS/$name/pictures.npz" "$COPIES/$name.npz"
-    echo "$(date '+%H:%M:%S') $name: exit $?"
+    code=$?
+    echo "$(date '+%H:%M:%S') $name: exit $code"
   ) 9> "$RUNS/$name.lock"
 done
