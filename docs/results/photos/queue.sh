@@ -8,7 +8,7 @@
 # and NAME.npz (COPIES: docs/results/photos). Several lists, or one list given to several queues at once, are no trouble: a run that
 # another queue holds is left to it.
 set -u
-RUNS=${RUNS:-runs/photos} COPIES=${COPIES:-docs/results/photos} PYTHON=${PYTHON:-python}
+RUNS=${RUNS:-runs/photos} COPIES=${COPIES:-docs/results/photos} PYTHON=${PYTHON:-python} CONFIG=${CONFIG:-configs/photos_lite2_lite0.yaml}
 # Large maps come and go with every step: kept by the process, they cost no page faults (a fifth of the time else).
 export OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_TOP_PAD_=268435456
 mkdir -p "$RUNS"
@@ -19,7 +19,7 @@ cat "$@" | sed 's/#.*//' | while read -r name arguments; do
     if [ -e "$RUNS/$name/last.pt" ]; then
       set -- --resume "$RUNS/$name"
     else
-      set -- --overwrite --output "$RUNS/$name" --config configs/photos_lite2_lite0.yaml --data-root "$DATA" \
+      set -- --overwrite --output "$RUNS/$name" --config "$CONFIG" --data-root "$DATA" \
         "teacher.weights=$WEIGHTS/efficientnet_lite2_timm.safetensors" \
         "student.weights=$WEIGHTS/efficientnet_lite0_timm.safetensors" "data.cache=$RUNS/cache" ${arguments//RUNS/$RUNS}
     fi
