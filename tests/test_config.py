@@ -7,6 +7,7 @@ from dataclasses import asdict
 import pytest
 
 from detkt.base.errors import InputError
+from detkt.cli.shared import training_config, training_parser
 from detkt.config import Config, load_config, save_config
 from detkt.methods import method_config
 
@@ -232,3 +233,14 @@ def test_overrides_that_do_not_fit(written, override, message):
 @pytest.mark.parametrize("value", ["-0.1", "1.5", "nan"])
 def test_shares_lie_between_0_and_1(written, key, value):
     assert refused(written(""), f"data.{key}={value}") == f"'data.{key}' is {value}: it must be in [0, 1]"
+
+
+def test_a_teacher_begins_where_it_is_asked_to():
+    def checkpoint(*flags):
+        arguments = training_parser("", "").parse_intermixed_args(["--role", "teacher", "--method", "none", *flags])
+        return training_config(arguments, "configs/shapes.yaml")[0].teacher.checkpoint
+
+    assert checkpoint() is None  # the config's own teaches students
+    assert (
+        checkpoint("teacher.checkpoint=runs/earlier") == checkpoint("--student-init", "runs/earlier") == "runs/earlier"
+    )

@@ -136,7 +136,9 @@ def training_config(arguments: argparse.Namespace, default_config: str) -> tuple
     if config.role == "teacher":
         if arguments.teacher:
             raise InputError("--teacher is for students; a teacher starts from a checkpoint with --student-init CKPT")
-        config.teacher.checkpoint = start
+        # The config's own is what teaches students; one that was asked for is meant.
+        if start or not any(str(given).startswith("teacher.checkpoint=") for given in arguments.overrides):
+            config.teacher.checkpoint = start
     elif arguments.student_init:
         config.student.checkpoint = start
     name = config.run_name
