@@ -237,7 +237,9 @@ def test_shares_lie_between_0_and_1(written, key, value):
 
 def test_a_teacher_begins_where_it_is_asked_to():
     def checkpoint(*flags):
-        arguments = training_parser("", "").parse_intermixed_args(["--role", "teacher", "--method", "none", *flags])
+        arguments = training_parser("train-det", "", "", "configs/shapes.yaml").parse_intermixed_args(
+            ["--role", "teacher", "--method", "none", *flags]
+        )
         return training_config(arguments, "configs/shapes.yaml")[0].teacher.checkpoint
 
     assert checkpoint() is None  # the config's own teaches students
