@@ -27,7 +27,7 @@ def commands_of(page: Path) -> list[tuple[str, list[str]]]:
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     for block in (block for language, block in blocks if language in ("", "sh", "bash")):
         for line in block.replace("\\\n", " ").splitlines():
-            if not re.match(r"detkt |python -m detkt |python tools/|torchrun .*tools/", line):
+            if not re.match(r"detkt |python -m detkt |python tools/|torchrun .*(tools/|-m detkt )", line):
                 continue
             words = shlex.split(re.sub(r" > \S+$", "", line), comments=True)
             program = re.search(r"(?:^|\s)detkt ([a-z-]+)|tools/(\w+)\.py", " ".join(words))

@@ -65,7 +65,8 @@ def main(argv: list[str] | None = None) -> None:
     seeds, root = whole_numbers("--seeds", arguments.seeds or SEEDS), Path(arguments.output or OUTPUT)
     jobs = jobs_of(config, methods, seeds, root, _call(arguments, root))
     if arguments.print_jobs:
-        print("\n".join(job_lines(jobs, arguments.jobs)))
+        for line in job_lines(jobs, arguments.jobs):
+            print(line)
         return
     failed = [] if arguments.collect else run_jobs(jobs, arguments, root)
     if arguments.train_only:

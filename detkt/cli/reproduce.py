@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     made = plan(recipe, rows, seeds, root, arguments.overrides, _call(arguments, root))
 
     if arguments.print_jobs:
-        print("\n".join(_lines(made, recipe, arguments)))
+        _print_jobs(made, recipe, arguments)
     elif arguments.only:
         _make_one(made, arguments)
     else:
@@ -136,15 +137,22 @@ def _tell_hours(jobs: list[Job], at_once: int) -> None:
     )
 
 
-def _lines(made: Plan, recipe: Recipe, arguments: argparse.Namespace) -> list[str]:
-    """The commands, in an order in which they can be run; comments say which have to wait."""
-    lines = []
-    if not arguments.as_is:
-        root = f" --data-root {arguments.data_root}" if arguments.data_root else ""
-        lines += ["# first the data:", f"{command('prepare')} {recipe.data}{root}"]
-    lines += ["# then these, in any order:", *job_lines(made.first, arguments.jobs)]
-    lines += ["# when all of them are finished, these, in any order:", *job_lines(made.then, arguments.jobs)]
-    return [*lines, "# and in the end the same command without --print-jobs, for the table"]
+def _print_jobs(made: Plan, recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """The commands, one a line, in an order in which they can be run; standard error tells which lines have to wait."""
+    root = f" --data-root {arguments.data_root}" if arguments.data_root else ""
+    data = [] if arguments.as_is else [f"{command('prepare')} {recipe.data}{root}"]
+    groups = {
+        "first, the data": data,
+        "then, in any order": job_lines(made.first, arguments.jobs),
+        "when all of those are finished, in any order": job_lines(made.then, arguments.jobs),
+    }
+    last = 0
+    for when, lines in groups.items():
+        if lines:
+            first, last = last + 1, last + len(lines)
+            print(f"# {f'line {last}' if first == last else f'lines {first}-{last}'}: {when}", file=sys.stderr)
+            print("\n".join(lines), flush=True)
+    print("# in the end the same command without --print-jobs, for the table", file=sys.stderr)
 
 
 def _call(arguments: argparse.Namespace, root: Path) -> list[str]:

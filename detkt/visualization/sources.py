@@ -203,7 +203,9 @@ def _open(role: str, path: Path, device: torch.device) -> Source:
         if not path.is_file():
             raise InputError(f"{role}: no file {path}")
         return Source(role, path, None, None)
-    if path.is_file() or is_exported(path) or (path / META_FILE).exists() or (path / WEIGHTS_FILE).exists():
+    # A checkpoint alone is a run that is not finished: open_model says how to go on.
+    of_a_run = any((path / name).exists() for name in (META_FILE, WEIGHTS_FILE, "last.pt"))
+    if path.is_file() or is_exported(path) or of_a_run:
         return Source(role, path, *open_model(path, device))
     if any(path.glob("*_det_*_*.txt")):
         return Source(role, path, None, None)

@@ -155,6 +155,8 @@ def test_printed_commands_run_alone_and_are_collected(tiny_file, tmp_path, capsy
     assert not (tmp_path / "table.md").exists()
     main([*flags, "--print-jobs"])
     assert len(capsys.readouterr().out.splitlines()) == 1, "one is done"
+    main([*call(tiny_file, tmp_path, "kd", "3"), "--print-jobs"])
+    assert capsys.readouterr() == ("", ""), "all are done: an array has no line to run"
     main([*flags, "--collect"])
     assert capsys.readouterr().out.splitlines()[2].startswith("| kd ")
 

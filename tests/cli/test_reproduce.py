@@ -9,6 +9,7 @@ import shlex
 import pytest
 from tiny import TINY_OPTIONS
 
+from detkt.base.commands import command
 from detkt.base.errors import InputError
 from detkt.cli.reproduce import main
 from detkt.engine.recipes import RECIPES, find_recipe, plan
@@ -63,6 +64,19 @@ def test_settings_of_rows_and_teachers(tmp_path):
     assert {job.config.train.epochs for job in made.jobs} == {3}
 
 
+def test_every_printed_line_is_a_command_whatever_its_number(small, tmp_path, capsys):
+    """`sed -n Np` of an array of jobs takes lines by number, so nothing but commands may be among them."""
+    main([*(flag for flag in small if flag != "--as-is"), "--output", str(tmp_path), "--print-jobs", "--seeds", "0,1"])
+    lines, told = (text.splitlines() for text in capsys.readouterr())
+    assert told[0] == "# line 1: first, the data"
+    assert lines[0].startswith(f"{command('prepare')} voc2007 --data-root ")
+    assert all(line.startswith(f"{command('reproduce')} ") for line in lines[1:])
+    assert len(lines) == 1 + 1 + 3 * 2
+    groups = [re.match(r"# lines? (\d+)(?:-(\d+))?: ", line) for line in told[:-1]]
+    numbers = [n for one in groups for n in range(int(one[1]), int(one[2] or one[1]) + 1)]
+    assert numbers == list(range(1, len(lines) + 1)), "each line is in one group, in their order"
+
+
 def test_a_table_from_end_to_end(small, tmp_path, capsys):
     root = tmp_path / "table"
     call = [*small, "--output", str(root)]
@@ -76,12 +90,13 @@ def test_a_table_from_end_to_end(small, tmp_path, capsys):
     assert not root.exists()
 
     main([*call, "--print-jobs"])
-    lines = capsys.readouterr().out.splitlines()
-    assert [shlex.split(line)[-1] for line in lines if not line.startswith("#")] == [
-        "teacher",
-        "none-s0",
-        "fitnet-s0",
-        "ktan-s0",
+    lines, told = (text.splitlines() for text in capsys.readouterr())
+    assert [shlex.split(line)[-1] for line in lines] == ["teacher", "none-s0", "fitnet-s0", "ktan-s0"]
+    # KTAN's student starts from the plain one, so it waits for that, too.
+    assert told == [
+        "# lines 1-2: then, in any order",
+        "# lines 3-4: when all of those are finished, in any order",
+        "# in the end the same command without --print-jobs, for the table",
     ]
     with pytest.raises(InputError, match="--only ktan-s0 reads the model of .*/teacher, which is not finished yet"):
         main([*call, "--only", "ktan-s0"])

@@ -151,10 +151,14 @@ def test_wrong_input_is_one_line_and_status_2(run, data, results, tmp_path):
     model = tiny(tmp_path / "model", 0, ["cat", "cow"])
     other = tiny(tmp_path / "other", 0)
     (tmp_path / "file").write_text("")
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    (stopped / "last.pt").write_bytes(b"")
     base = {"--student": student, "--distilled": distilled, "--data-root": data}
     for changed, message in [
         ({"--student": tmp_path / "none"}, "student: no folder"),
         ({"--student": data}, "does not hold a trained model"),
+        ({"--student": stopped}, f"is a run that is not finished and has no model yet; go on with --resume {stopped}"),
         ({"--data-root": None}, "give --data-root DIR"),
         ({"--data-root": tmp_path / "none"}, "no such folder"),
         ({"--split": "tset"}, "did you mean 'test'"),
