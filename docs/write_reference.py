@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Write docs/reference/settings.md and methods.md from the code: `python docs/write_reference.py`.
 
-Before them, detkt/cli/step_costs.json from the benchmark's report.
+Before them, detkt/cli/step_costs.json from the benchmark's report; after them, docs/guides/notebook.md from the notebook.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from detkt import config, methods
 from detkt.cli.methods import COSTS, describe
 
 FOLDER = Path(__file__).parent / "reference"
+NOTEBOOK = Path(__file__).parent / "guides" / "own_photographs.ipynb"
 REPORT = Path(__file__).parent / "results" / "benchmark" / "shapes.json"
 SECTIONS = {
     "data": config.DataConfig,
@@ -29,6 +30,7 @@ def main() -> None:
     COSTS.write_text(step_costs(), encoding="utf-8")
     (FOLDER / "settings.md").write_text(settings_page(), encoding="utf-8")
     (FOLDER / "methods.md").write_text(methods_page(), encoding="utf-8")
+    NOTEBOOK.with_name("notebook.md").write_text(notebook_page(), encoding="utf-8")
 
 
 def step_costs() -> str:
@@ -76,6 +78,17 @@ def methods_page() -> str:
         told, *others = describe(cls).splitlines()
         parts += [f"## {cls.name}", told.partition(": ")[2], "\n".join(f"- {line.strip()}" for line in others)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def notebook_page() -> str:
+    """The notebook as a page to read: what executes and converts notebooks within the site brings 30 packages."""
+    title, *cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    file = f"This page is the notebook [{NOTEBOOK.name}]({NOTEBOOK.name}), to download and run; the tests do."
+    parts = ["".join(title["source"]), file]
+    for cell in cells:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def every_method() -> list[type[methods.Method]]:

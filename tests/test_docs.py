@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from markdown.extensions.toc import slugify
 from torch.utils.data import DataLoader
 
 from detkt.models import build_detector
@@ -29,10 +30,10 @@ def written():
     return module
 
 
-@pytest.mark.parametrize("page", ["settings", "methods"])
-def test_the_reference_is_the_codes(written, page):
+@pytest.mark.parametrize("page", ["reference/settings", "reference/methods", "guides/notebook"])
+def test_what_is_written_from_the_code_is_the_codes(written, page):
     """Where this fails: `python docs/write_reference.py`."""
-    assert (DOCS / "reference" / f"{page}.md").read_text() == getattr(written, f"{page}_page")()
+    assert (DOCS / f"{page}.md").read_text() == getattr(written, f"{Path(page).name}_page")()
 
 
 def test_every_setting_is_explained(written):
@@ -48,6 +49,33 @@ def test_the_menu_has_every_page():
     assert yaml.safe_load(text)["docs_dir"] == "docs"
     found = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md") if path.name != "table.md"}
     assert pages == found
+
+
+# Those of the site are checked by its build as well; these are read in the repository, too, README and CONTRIBUTING only there.
+TEXTS = [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]
+
+
+def without_blocks(page: Path) -> str:
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=[str(page.relative_to(ROOT)) for page in TEXTS])
+def test_a_page_links_to_what_is_there(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_blocks(page)):
+        if re.match(r"https?://", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.is_file() and target.is_relative_to(ROOT), link
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", without_blocks(target), re.MULTILINE)
+            assert anchor in {slugify(title, "-") for title in titles}, link
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=[str(page.relative_to(ROOT)) for page in TEXTS])
+def test_a_file_of_the_repository_that_a_page_names_is_there(page):
+    named = re.findall(r"`((?:detkt|tests|docs|tools|configs|data/models)/[\w./-]+)`", without_blocks(page))
+    assert not [name for name in named if not (ROOT / name).exists()]
 
 
 @pytest.fixture

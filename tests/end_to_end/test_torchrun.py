@@ -14,8 +14,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from safetensors.torch import load_file
+
+from detkt.engine.run_folder import RUN_FILES
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
@@ -75,15 +76,14 @@ def test_two_machines_do_what_two_processes_of_one_do(agent, tiny_file, tmp_path
     written = [folder / "run" for folder in machines if any(folder.iterdir())]
     assert len(written) == 1, "process 0 alone writes, on its machine"
     run, other = written[0], tmp_path / "alone" / "run"
-    assert {path.name for path in run.iterdir()} == {path.name for path in other.iterdir()}
+    assert all({path.name for path in folder.iterdir()} >= set(RUN_FILES) for folder in (run, other))
     logs = [[json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (run, other)]
     assert [line["step"] for line in logs[0]] == [1, 2, 3]
     for ours, theirs in zip(*logs, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         assert ours["kd"] == pytest.approx(theirs["kd"], rel=1e-5)
     weights, expected = (load_file(folder / "model.safetensors") for folder in (run, other))
-    start = load_file(Path(yaml.safe_load(tiny_file.read_text())["teacher"]["checkpoint"]) / "model.safetensors")
-    assert weights.keys() == expected.keys() == start.keys()
+    assert weights.keys() == expected.keys()
     for name, value in weights.items():
         assert value.allclose(expected[name], rtol=1e-4, atol=1e-6), name
     scores = [json.loads((folder / "metrics.json").read_text())["map_voc07"] for folder in (run, other)]
