@@ -33,8 +33,8 @@ class Distiller(nn.Module):
     Args:
         student: a torchvision detector or a classifier, already trained for methods that read its head (KTAN, DLN). Of
             a whole network that ``torch.compile`` wraps, the network itself runs; compile its backbone instead.
-        teacher: trained; moved to the student's device, frozen, and put in evaluation mode, until :meth:`close`.
-        method: ``ktan``, ``kd``, a sum ``ktan+kd``, or a :class:`~detkt.methods.Method` of yours.
+        teacher: trained; moved to the student's device, frozen, and put in evaluation mode, until `close`.
+        method: ``ktan``, ``kd``, a sum ``ktan+kd``, or a `detkt.methods.Method` of yours.
         settings: the method's settings, e.g. ``{"beta": 5.0}``; for a sum ``{"ktan": {...}, "kd": {...}}``.
         student_classes, teacher_classes: class names without background; methods that use scores compare those of the
             classes that both nets of a detector pair know.
@@ -44,7 +44,7 @@ class Distiller(nn.Module):
         class_map: a class of a detector's -> the teacher's that it is, None for none; the others are found by name.
 
     Your loop trains ``trainable_parameters()`` on the returned losses; the method's other players (a discriminator,
-    say) learn inside the call, with optimizers of their own::
+    say) learn inside the call, with optimizers of their own:
 
         with detkt.Distiller(student, teacher, method="ktan") as distiller:
             optimizer = torch.optim.SGD(distiller.trainable_parameters(), lr=0.01, momentum=0.9)
@@ -64,7 +64,7 @@ class Distiller(nn.Module):
         metrics: what the last call, or ``prepare``, knows beside the returned losses, by name: the losses of the
             method's own players, and what it tells of itself (KTAN: how often the discriminator is right).
         compares_gradients: whether the student's updates have the metric ``gradient_share``
-            (:func:`detkt.methods.balance.gradient_share`).
+            (`detkt.methods.balance.gradient_share`).
 
     Raises:
         InputError: the method cannot apply to these two networks.
@@ -380,7 +380,7 @@ class Distiller(nn.Module):
         return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """The reverse of :meth:`get_extra_state`."""
+        """The reverse of `get_extra_state`."""
         kept = torch.load(io.BytesIO(state.cpu().numpy().tobytes()), map_location="cpu", weights_only=True)
         self._prepared, self._student_updates, self._players_state = kept["prepared"], kept["updates"], kept["players"]
         self._full_rate, self._factor = kept.get("rates", (self._full_rate, self._factor))

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def known(value: T | None) -> T:
-    """*value*, a part of a network's :class:`Knowledge` that a method has asked for.
+    """*value*, a part of a network's `Knowledge` that a method has asked for.
 
     Raises:
         ValueError: it is None: the stage's ``needs`` do not name it, or the network does not have it.
@@ -156,7 +156,7 @@ class Spec:
     """What a method may know of a network before training: its maps, its classes, and what its heads give.
 
     ``num_classes``: 0 where the network does not tell. ``scores``: None where it cannot be asked for
-    :attr:`Knowledge.logits`. ``tower``: None where it cannot be asked for :attr:`Knowledge.dense`. ``height``: of the
+    `Knowledge.logits`. ``tower``: None where it cannot be asked for `Knowledge.dense`. ``height``: of the
     probed picture, in pixels; 0: not told.
     """
 
@@ -169,7 +169,7 @@ class Spec:
 
     @property
     def compared_classes(self) -> int:
-        """Columns of :attr:`Knowledge.logits`."""
+        """Columns of `Knowledge.logits`."""
         scores = self.scores or Scores()
         background = scores.of != "pictures" and not scores.sigmoid
         if scores.shared:

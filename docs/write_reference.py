@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Write docs/reference/settings.md and methods.md from the code: `python docs/write_reference.py`.
 
-Before them, detkt/cli/step_costs.json from the benchmark's report; after them, docs/guides/notebook.md from the notebook.
+And detkt/cli/step_costs.json from the benchmark's report, docs/guides/notebook.md from the notebook.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import inspect
 import re
 from pathlib import Path
 
@@ -51,7 +53,17 @@ def test_the_menu_has_every_page():
     assert pages == found
 
 
-# Those of the site are checked by its build as well; these are read in the repository, too, README and CONTRIBUTING only there.
+@pytest.mark.parametrize("name", re.findall(r"^::: (.+)$", (DOCS / "reference/api.md").read_text(), re.MULTILINE))
+def test_docstrings_of_the_api_are_markdown(name):
+    """Sphinx's roles and its ``::`` before a block would be shown as they are."""
+    module, _, attribute = name.rpartition(".")
+    thing = getattr(importlib.import_module(module), attribute)
+    members = [value for key, value in vars(thing).items() if key[0] != "_"] if isinstance(thing, type) else []
+    for text in filter(None, (inspect.getdoc(each) for each in (thing, *members))):
+        assert not re.search(r":[a-z]+:`|::$", text, re.MULTILINE), text
+
+
+# The site's build checks its own, too; README and CONTRIBUTING are read in the repository alone.
 TEXTS = [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]
 
 

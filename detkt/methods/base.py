@@ -1,8 +1,8 @@
 """The interface of a distillation method: stages, players, updates.
 
-A method turns the teacher's and the student's :class:`~detkt.knowledge.Knowledge` into losses. It knows
+A method turns the teacher's and the student's `detkt.knowledge.Knowledge` into losses. It knows
 neither detectors nor classifiers, neither optimizers nor schedules. A new method is one file in this
-folder that defines a subclass of :class:`Method` with a ``name``.
+folder that defines a subclass of `Method` with a ``name``.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Stage:
 class Update:
     """What a method adds for one player: minimise the sum of *losses* over its parameters.
 
-    The student's task losses are not among them: the engine adds these (:meth:`with_task`).
+    The student's task losses are not among them: the engine adds these (`with_task`).
 
     Attributes:
         player: whose parameters.
@@ -181,7 +181,7 @@ class Heads(Protocol):
         ...
 
     def remaining(self, classification: list[Tensor], regression: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """What is left of the teacher's dense head, behind :class:`~detkt.knowledge.Dense`'s maps, on maps like these.
+        """What is left of the teacher's dense head, behind `detkt.knowledge.Dense`'s maps, on maps like these.
 
         Class scores before the sigmoid (N, R, K) and boxes (N, R, 4) in pixels; gradients reach the maps.
         """
@@ -216,7 +216,7 @@ class MethodConfig:
     ``layers``: names of the layers to transfer, each ``NAME`` or ``STUDENT=TEACHER``; empty: the backbone's
     outputs.
     ``balance``: the share of the task's gradient that the method's term is held to, measured at the student's maps
-    (:mod:`detkt.methods.balance`); 0: the weight as it is.
+    (`detkt.methods.balance`); 0: the weight as it is.
     """
 
     preset: str = "default"
@@ -287,7 +287,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def players(self) -> dict[str, Player]:
-        """The method's own nets by player; see :class:`Player`."""
+        """The method's own nets by player; see `Player`."""
         return {}
 
     def shares(self) -> dict[str, float]:
@@ -305,7 +305,7 @@ class Method(nn.Module):
         return {term: share for term, key in keys.items() if (share := getattr(self.config, key))}
 
     def watches(self) -> Sequence[Watch]:
-        """Signs of trouble in the method's logged losses and metrics; see :class:`Watch`."""
+        """Signs of trouble in the method's logged losses and metrics; see `Watch`."""
         return []
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
@@ -461,7 +461,7 @@ def _told(spec: Spec) -> str:
 
 
 def view_title(what: str, layer: str) -> str:
-    """What :meth:`Method.views` calls a map: ``teacher``, or ``teacher, layer2`` of another layer than the output."""
+    """What `Method.views` calls a map: ``teacher``, or ``teacher, layer2`` of another layer than the output."""
     return what if layer == "output" else f"{what}, {layer}"
 
 

@@ -17,7 +17,7 @@ What the paper leaves open, and we decided:
   gradient is that of vectors of length 1, where theirs is 10^8 times that.
 * The scores of a head that has a sigmoid for each class (RetinaNet, FCOS) are its sigmoids. With one class alone there
   is nothing along the classes, and that term is constant. Which anchors are rows, and what counts where only some
-  classes are known to both nets, is as in :mod:`detkt.methods.kd`.
+  classes are known to both nets, is as in `detkt.methods.kd`.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ What the paper leaves open, and we decided:
 * A head that scores each class by a sigmoid (RetinaNet, FCOS) is decoupled already: the target's part is the KL of the
   Bernoulli distributions of the true class, the others' part the sum of those of the other classes. A row of the
   background has others alone. Which anchors are rows, and what counts where only some classes are known to both nets,
-  is as in :mod:`detkt.methods.kd`.
+  is as in `detkt.methods.kd`.
 """
 
 from __future__ import annotations

@@ -246,7 +246,7 @@ def require(method: str, key: str, value: object, allowed: bool, legal: str) -> 
 
 
 def check_loss(method: str, p: int, reference_elements: int) -> None:
-    """Raise InputError where :func:`factor_loss` has no such settings."""
+    """Raise InputError where `factor_loss` has no such settings."""
     require(method, "p", p, p in (1, 2), "1 or 2")
     require(method, "reference_elements", reference_elements, reference_elements >= 0, "0 or more")
 

@@ -60,7 +60,7 @@ def imitation_masks(
 
 
 def imitation_mask(boxes: Tensor, anchors: Tensor, threshold: float = 0.5) -> Tensor:
-    """:func:`imitation_masks` of a single map: (H, W) bool of anchors (H, W, A, 4)."""
+    """`imitation_masks` of a single map: (H, W) bool of anchors (H, W, A, 4)."""
     return imitation_masks(boxes, [anchors], threshold)[0]
 
 

@@ -152,7 +152,7 @@ class KTANConfig(MethodConfig):
     so that D stays cheap beside the student. ``adversary_every``: D and the student's term from it have their turn once
     in so many steps (1 to 100), that term with so many times ``alpha``. ``discriminator_lr``: for a turn in four steps;
     with a turn in every step take a quarter. ``discriminator_scheduled``: it follows the student's schedule.
-    ``discriminator_narrow``, ``discriminator_slope``: see :class:`Discriminator`. ``clip_norm``: largest norm of R's
+    ``discriminator_narrow``, ``discriminator_slope``: see `Discriminator`. ``clip_norm``: largest norm of R's
     and of D's gradient; 0: any.
     """
 

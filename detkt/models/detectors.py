@@ -1,4 +1,4 @@
-"""torchvision's detectors by name: :func:`build_detector` and which function builds which kind."""
+"""torchvision's detectors by name: `build_detector` and which function builds which kind."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ BUILDERS: dict[str, Callable[[Architecture, int, dict[str, Any]], nn.Module]] = 
     "ssd300": one_stage.ssd300,
     "ssdlite320": one_stage.ssdlite320,
 }
-"""By :attr:`detkt.models.options.Architecture.kind`."""
+"""By `detkt.models.options.Architecture.kind`."""
 
 
 def build_detector(name: str, num_classes: int, weights: str | Path | None = None, **options: Any) -> Any:
     """A detector of the given name, on the CPU and in training mode.
 
     Args:
-        name: see :func:`detkt.models.options.available_detectors`.
+        name: see `detkt.models.options.available_detectors`.
         num_classes: number of classes, background included.
         weights: "imagenet" for torchvision's classifier weights; "torchvision" or "torchvision:COCO_V1" for its
             detector of the same name, whose predictor stays random where it has other classes (both downloaded, or from
-            torch's hub cache); a file or folder for :func:`detkt.models.weights.load_weights`; or None for random ones.
+            torch's hub cache); a file or folder for `detkt.models.weights.load_weights`; or None for random ones.
             What was loaded is logged.
-        options: any key of :func:`detkt.models.options.default_options`; numbers, strings and lists.
+        options: any key of `detkt.models.options.default_options`; numbers, strings and lists.
             ``frozen_stages`` counts from the input: for a ResNet 1 is conv1, 2 adds layer1, and so on; for
             VGG-16 it is a number of blocks of convolutions, for AlexNet of convolutions, and for timm's nets k
             means every layer up to stride 2^k. ``trainable_backbone_layers`` counts them from the end, as torchvision
             does, also without trained weights. ``norm`` is "frozen" or "batch", see
-            :func:`detkt.models.backbones.resnet_stages`.
+            `detkt.models.backbones.resnet_stages`.
 
     Returns:
         torchvision's ``FasterRCNN``, ``RetinaNet``, ``FCOS`` or ``SSD``; its ``card = detkt.models.card_of(model)``

@@ -28,7 +28,7 @@ def save_model(
     """Write ``model.safetensors`` and ``model.json`` to *folder*, each under a temporary name first.
 
     Args:
-        model: built by :func:`detkt.models.build_detector` or :func:`detkt.models.build_classifier`.
+        model: built by `detkt.models.build_detector` or `detkt.models.build_classifier`.
         folder: created where it is not there; a model in it is replaced.
         classes: names; a detector's without the background.
         extra: anything for JSON, kept under "extra".
@@ -71,13 +71,13 @@ def load_model(
     """Rebuild a saved network. Nothing is downloaded.
 
     Args:
-        path: a folder that :func:`save_model` wrote, or the ``model.safetensors`` in it.
+        path: a folder that `save_model` wrote, or the ``model.safetensors`` in it.
         device: where the model goes.
         task: ``detection`` or ``classification``, what the network is needed for; None takes either.
 
     Returns:
         The model, in evaluation mode, and what ``model.json`` says: "task", "architecture", "options", "classes" and,
-        where :func:`save_model` was given it, "extra".
+        where `save_model` was given it, "extra".
 
     Raises:
         InputError: a file is missing or damaged, the two files do not belong together, or it is for another task.
@@ -103,7 +103,7 @@ def load_model(
 
 
 def read_meta(path: str | Path) -> tuple[Path, dict[str, Any]]:
-    """The folder of a saved network, and what its ``model.json`` says; arguments and errors as :func:`load_model`'s."""
+    """The folder of a saved network, and what its ``model.json`` says; arguments and errors as `load_model`'s."""
     path = Path(path)
     if path.is_file() and path.name not in (WEIGHTS_FILE, META_FILE):
         where = f", perhaps {path.parent}" if (path.parent / WEIGHTS_FILE).exists() else ""
