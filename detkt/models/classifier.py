@@ -1,6 +1,6 @@
 """Classifiers by name, in two parts: a backbone that gives the last map, and a head that gives logits.
 
-Names (an option in brackets is one of :func:`default_classifier_options`; all CIFAR nets have ``in_channels`` and
+Names (an option in brackets is one of `default_classifier_options`; all CIFAR nets have ``in_channels`` and
 take images of 16 pixels or more a side):
 
 - ``cifar_resnet<6n+2>``, with a width factor as in ``cifar_resnet8x1.25`` [``shortcut``],
@@ -52,7 +52,7 @@ CIFAR_NAMES = (
 class Classifier(nn.Module):
     """``backbone``: images -> last map ``(N, C, H, W)``, before pooling; ``head``: that map -> logits ``(N, K)``.
 
-    One that :func:`build_classifier` made has a :class:`detkt.models.card.ModelCard`.
+    One that `build_classifier` made has a `detkt.models.card.ModelCard`.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
@@ -79,12 +79,12 @@ class ClassifierArchitecture:
 
 
 def available_classifiers() -> list[str]:
-    """Names that :func:`build_classifier` takes, of CIFAR nets the usual sizes; timm's nets are not listed."""
+    """Names that `build_classifier` takes, of CIFAR nets the usual sizes; timm's nets are not listed."""
     return [*CIFAR_NAMES, *torchvision_names()]
 
 
 def default_classifier_options(name: str) -> dict[str, Any]:
-    """Every option of a classifier with its default; an unknown name raises :class:`InputError`."""
+    """Every option of a classifier with its default; an unknown name raises `InputError`."""
     return dict(parse_classifier(name).options)
 
 
@@ -95,11 +95,11 @@ def build_classifier(name: str, num_classes: int, weights: str | Path | None = N
     libraries do it.
 
     Args:
-        name: see this module's docstring and :func:`available_classifiers`.
+        name: see this module's docstring and `available_classifiers`.
         num_classes: number of classes; there is no background.
         weights: "imagenet" for torchvision's ImageNet weights (downloaded, or from torch's hub cache), a file or
-            folder for :func:`load_classifier_weights`, or None for random ones. What was loaded is logged.
-        options: any key of :func:`default_classifier_options`. ``transform_input`` is True with "imagenet".
+            folder for `load_classifier_weights`, or None for random ones. What was loaded is logged.
+        options: any key of `default_classifier_options`. ``transform_input`` is True with "imagenet".
 
     Returns:
         The model; its ``card = detkt.models.card_of(model)`` rebuilds it:
@@ -125,7 +125,7 @@ def build_classifier(name: str, num_classes: int, weights: str | Path | None = N
 
 
 def parse_classifier(name: str) -> ClassifierArchitecture:
-    """Take the name of a classifier apart; an unknown one raises :class:`InputError`."""
+    """Take the name of a classifier apart; an unknown one raises `InputError`."""
     name = str(name)
     cifar = {"in_channels": 3}
     if match := re.fullmatch(r"cifar_resnet(\d+)(?:x(\d+(?:\.\d+)?))?", name):
@@ -157,7 +157,7 @@ def parse_classifier(name: str) -> ClassifierArchitecture:
 
 
 def resolve_classifier_options(architecture: ClassifierArchitecture, given: dict[str, Any]) -> dict[str, Any]:
-    """Defaults overridden by *given*, checked and in JSON's types; raises :class:`InputError`."""
+    """Defaults overridden by *given*, checked and in JSON's types; raises `InputError`."""
     return overridden(architecture.name, dict(architecture.options), given, lambda key, value, _: _checked(key, value))
 
 
@@ -194,10 +194,10 @@ def _cifar_net(
 
 
 def load_classifier_weights(model: nn.Module, path: str | Path) -> LoadReport:
-    """Load a file of the same net: torchvision's, timm's, a public CIFAR ResNet's, or a :class:`Classifier`'s.
+    """Load a file of the same net: torchvision's, timm's, a public CIFAR ResNet's, or a `Classifier`'s.
 
     Args:
-        model: any :class:`Classifier`; changed in place, and not at all when this raises.
+        model: any `Classifier`; changed in place, and not at all when this raises.
         path: a ``.pth``, ``.pt``, ``.th`` or ``.safetensors`` file, or a folder with ``model.safetensors`` in it. The
             state dict may be nested under "model", "state_dict" or "model_state_dict", its names prefixed with
             ``module.``.
