@@ -87,7 +87,9 @@ def test_a_page_links_to_what_is_there(page):
 @pytest.mark.parametrize("page", TEXTS, ids=[str(page.relative_to(ROOT)) for page in TEXTS])
 def test_a_file_of_the_repository_that_a_page_names_is_there(page):
     named = re.findall(r"`((?:detkt|tests|docs|tools|configs|data/models)/[\w./-]+)`", without_blocks(page))
-    assert not [name for name in named if not (ROOT / name).exists()]
+    # The guide to methods has its reader write these.
+    to_be_written = {"detkt/methods/similarity.py", "tests/methods/test_similarity.py"}
+    assert not [name for name in named if name not in to_be_written and not (ROOT / name).exists()]
 
 
 @pytest.fixture
