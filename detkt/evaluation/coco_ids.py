@@ -1,11 +1,13 @@
 """What the ids in COCO files mean: which ``image_id`` is which picture, which ``category_id`` which class.
 
-`DatasetIds`: as the JSON of a COCO data set says, in its "images" (id, file_name) and "categories" (id, name).
+`DatasetIds`: as the JSON of a COCO data set says, in its "images" (id, file_name) and "categories" (id, name). An
+``image_id`` that is a text and no id there is a picture's name.
 
 `PlainIds`, without such a file: ``image_id`` is the picture's name ("000012", or that of its file,
 "JPEGImages/000012.jpg"), or its number, which is made of the digits of its name (12 for 000012, 2008000012 for
 2008_000012); ``category_id`` is the place of the class among the classes, from 1 on. An entry that names its class
-itself, in "category_name", is taken at its word, so that a list of classes in another order does no harm.
+itself, in "category_name", is taken at its word, here and there, so that a list of classes in another order does no
+harm.
 """
 
 from __future__ import annotations
@@ -150,10 +152,14 @@ class DatasetIds(CocoIds):
 
     def picture(self, image_id: Id) -> str:
         if image_id not in self._files:
+            if isinstance(image_id, str) and plain_name(normalize("NFC", image_id), self._known) in self._known:
+                return self.picture_named(image_id)
             raise UnknownId(f"image_id {json.dumps(image_id)} is not among the 'images' of {self._path}")
         return self.picture_named(self._files[image_id])
 
     def class_name(self, entry: Mapping[str, Any]) -> str:
+        if isinstance(name := entry.get("category_name"), str):
+            return self.class_named(name)
         number = entry["category_id"]
         if not is_id(number) or number not in self._names:
             raise UnknownId(f"category_id {json.dumps(number)} is not among the 'categories' of {self._path}")
