@@ -21,7 +21,7 @@ from pathlib import PureWindowsPath
 from typing import Any
 from unicodedata import normalize
 
-from detkt.base.errors import InputError, suggestion
+from detkt.base.errors import InputError, cut, suggestion
 from detkt.base.files import load_json
 from detkt.data.annotated import shorten
 from detkt.data.images import picture_suffixes
@@ -77,7 +77,7 @@ class CocoIds(ABC):
             return name
         if self.others == "leave":
             raise OtherClass
-        raise UnknownId(f"class '{name}' is not among {shorten(self.classes)}{suggestion(name, self.classes)}")
+        raise UnknownId(f"class '{cut(name)}' is not among {shorten(self.classes)}{suggestion(name, self.classes)}")
 
 
 def coco_ids(
@@ -121,7 +121,7 @@ class PlainIds(CocoIds):
         if isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= len(self.classes):
             return self.classes[number - 1]
         ends = f"1 ({self.classes[0]}) to {len(self.classes)} ({self.classes[-1]})"
-        raise UnknownId(f"category_id {json.dumps(number)} is no number from {ends}; {_GIVE}")
+        raise UnknownId(f"category_id {cut(json.dumps(number))} is no number from {ends}; {_GIVE}")
 
     def image_id(self, picture: str) -> str:
         return picture
@@ -154,7 +154,7 @@ class DatasetIds(CocoIds):
         if image_id not in self._files:
             if isinstance(image_id, str) and plain_name(normalize("NFC", image_id), self._known) in self._known:
                 return self.picture_named(image_id)
-            raise UnknownId(f"image_id {json.dumps(image_id)} is not among the 'images' of {self._path}")
+            raise UnknownId(f"image_id {cut(json.dumps(image_id))} is not among the 'images' of {self._path}")
         return self.picture_named(self._files[image_id])
 
     def class_name(self, entry: Mapping[str, Any]) -> str:
@@ -162,18 +162,18 @@ class DatasetIds(CocoIds):
             return self.class_named(name)
         number = entry["category_id"]
         if not is_id(number) or number not in self._names:
-            raise UnknownId(f"category_id {json.dumps(number)} is not among the 'categories' of {self._path}")
+            raise UnknownId(f"category_id {cut(json.dumps(number))} is not among the 'categories' of {self._path}")
         return self.class_named(self._names[number])
 
     def image_id(self, picture: str) -> Id:
         if picture not in self._image_ids:
-            raise UnknownId(f"picture '{picture}' is not among the 'images' of {self._path}")
+            raise UnknownId(f"picture '{cut(picture)}' is not among the 'images' of {self._path}")
         return self._image_ids[picture]
 
     def category_id(self, class_name: str) -> Id:
         if class_name not in self._category_ids:
             near = suggestion(class_name, self._category_ids)
-            raise UnknownId(f"class '{class_name}' is not among the 'categories' of {self._path}{near}")
+            raise UnknownId(f"class '{cut(class_name)}' is not among the 'categories' of {self._path}{near}")
         return self._category_ids[class_name]
 
     def _named_ids(self, items: list, part: str, key: str) -> dict[Id, str]:
