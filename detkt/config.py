@@ -101,11 +101,13 @@ class TeacherConfig(NetConfig):
     ``checkpoint``: besides, ``torchvision:NAME`` or ``torchvision:NAME@COCO_V1``, a detector that torchvision has
     trained; or a file of plain weights of a whole detector ``architecture``. ``classes``: the names of those that such
     a file scores, in their order; None: the run's or COCO's, where they are as many. ``class_map``: a class of the
-    student -> the teacher's class that it is, null for none; others are found by name.
+    student -> the teacher's class that it is, null for none; others are found by name. ``own_size``: of detectors, the
+    teacher sees the pictures at its own ``min_size`` and ``max_size``, not at the student's.
     """
 
     classes: list[str] | None = None
     class_map: dict[str, Any] = field(default_factory=dict)
+    own_size: bool = False
 
 
 @dataclass
@@ -414,6 +416,10 @@ def _check(config: Config, others: Iterable[str]) -> None:
     for name, other in config.teacher.class_map.items():
         if not isinstance(other, str | None):
             raise InputError(f"'teacher.class_map.{name}' is {other}: it must be a class of the teacher's, or null")
+    if config.teacher.own_size and data.format not in _OF_DETECTORS:
+        raise InputError(
+            "'teacher.own_size' is for detectors; pictures of classifiers have the size of data.image_size"
+        )
     methods.choose(data.boxes, ("clip", "refuse"), "data.boxes")
     methods.choose(data.exif, ("apply", "ignore"), "data.exif")
     if not data.max_pixels >= 1:

@@ -42,6 +42,7 @@ class Distiller(nn.Module):
         teacher_cache: the teacher's maps of your pictures, to be read in place of its backbone's passes.
         accumulate: in how many calls a batch of yours comes, where you step your optimizer after so many only.
         class_map: a class of a detector's -> the teacher's that it is, None for none; the others are found by name.
+        own_size: a detector's teacher sees the pictures at its own transform's size, not at the student's.
 
     Your loop trains ``trainable_parameters()`` on the returned losses; the method's other players (a discriminator,
     say) learn inside the call, with optimizers of their own:
@@ -82,6 +83,7 @@ class Distiller(nn.Module):
         teacher_cache: TeacherMaps | None = None,
         accumulate: int = 1,
         class_map: Mapping[str, str | None] | None = None,
+        own_size: bool = False,
     ) -> None:
         super().__init__()
         _check(method, settings)
@@ -98,7 +100,7 @@ class Distiller(nn.Module):
         self.student = student
         # Not a submodule: the teacher is no part of this module's state, mode or parameters.
         self._teacher = [teacher]
-        self.task = build_task(student, teacher, our_names, their_names, image_size, teacher_cache, class_map)
+        self.task = build_task(student, teacher, our_names, their_names, image_size, teacher_cache, class_map, own_size)
         self._closed = False
         try:
             if teacher is not None:

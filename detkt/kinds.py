@@ -22,8 +22,10 @@ from detkt.data.detection import DetectionSet
 from detkt.data.images import check_strip, picture_suffixes, read_image
 from detkt.data.random_pictures import noise, scenes
 from detkt.evaluation.accuracy import classify
+from detkt.evaluation.bootstrap import COCO_METRIC, METRICS
 from detkt.evaluation.detector import detect, score
 from detkt.evaluation.outcomes import DetectionOutcomes, Outcomes
+from detkt.evaluation.records import Records
 from detkt.models import card_of
 from detkt.models.families import CLASSIFIERS, DETECTORS, Family
 from detkt.models.saved import read_meta
@@ -139,12 +141,16 @@ class Kind(Protocol[Data]):
 
 
 class Detection(Kind[DetectionSet]):
-    """Detectors."""
+    """Detectors.
+
+    ``resampled``: those of ``measures`` whose intervals are told of one or two models, the one that leads first.
+    """
 
     family = DETECTORS
     tool = "train-det"
     formats: ClassVar[tuple[str, ...]] = ("voc", "yolo", "shapes")
     measures = {"map_voc07": "mAP VOC07", "map_area": "mAP area", "map_coco": "mAP COCO"}
+    resampled: ClassVar[tuple[str, ...]] = METRICS
     score_format = "{:.1f}"
     exports = ("onnx", "int8", "openvino", "torchscript", "--raw")
 
@@ -177,10 +183,20 @@ class Detection(Kind[DetectionSet]):
     ) -> dict[str, Any]:
         detections, milliseconds = detect(model, held_out, device, **options)
         annotations = held_out.annotations()
-        found = score(detections, annotations, held_out.classes)
+        found = self.score(detections, annotations, held_out.classes)
         if keep is not forget:
             keep(DetectionOutcomes.of(detections, annotations, held_out.classes))
         return {**found, "milliseconds_per_picture": milliseconds}
+
+    def score(
+        self, detections: Records, annotations: Records, classes: Sequence[str], iou_threshold: float = 0.5
+    ) -> dict[str, Any]:
+        """Scores of *detections*: ``measures`` in their order, then all else of ``metrics.json``."""
+        found = self._scored(detections, annotations, classes, iou_threshold)
+        return {**{key: found[key] for key in self.measures}, **found}
+
+    def _scored(self, *arguments: Any) -> dict[str, Any]:
+        return score(*arguments)
 
     def export_pictures(
         self, model: nn.Module, meta: dict[str, Any], run: Path, size: tuple[int, int] | None, root: str | None
@@ -211,11 +227,10 @@ class CocoDetection(Detection):
     measures = {"map_coco": "AP", "ap_small": "AP small", "ap_medium": "AP medium", "ap_large": "AP large"} | {
         key: title for key, title in Detection.measures.items() if key != "map_coco"
     }
+    resampled = (COCO_METRIC, *Detection.resampled)
 
-    def scores(
-        self, model: nn.Module, held_out: DetectionSet, device: torch.device, keep: Keep = forget, **options: Any
-    ) -> dict[str, Any]:
-        found = super().scores(model, held_out, device, keep, **options)
+    def _scored(self, *arguments: Any) -> dict[str, Any]:
+        found = super()._scored(*arguments)
         return {**found, **{f"ap_{size}": found["coco"][size] for size in ("small", "medium", "large")}}
 
 
@@ -312,6 +327,14 @@ _BY_FORMAT: dict[str, Kind[Any]] = {name: kind for kind in (*KINDS.values(), Coc
 def kind_of(config: Config) -> Kind[Any]:
     """The kind whose data *config* has."""
     return _BY_FORMAT[config.data.format]
+
+
+def detection_kind(data: DataConfig) -> Detection:
+    """The detectors' kind for *data*; InputError where they are a classifier's."""
+    kind = _BY_FORMAT[data.format]
+    if not isinstance(kind, Detection):
+        raise InputError(f"data.format={data.format} is for {kind.task}; give a detector's data set")
+    return kind
 
 
 def kind_of_scores(scores: Iterable[str]) -> Kind[Any] | None:

@@ -134,6 +134,7 @@ class Scores:
         anchors: (R, 4) on the probed picture, in pixels; None of other rows.
         shared: names of the classes that both nets know and that are compared; empty: all.
         every: whether the teacher knows all of the student's classes.
+        resized: whether the network sees pictures of another size than the student does, and so has other anchors.
     """
 
     of: str = "pictures"
@@ -141,6 +142,7 @@ class Scores:
     anchors: Tensor | None = None
     shared: tuple[str, ...] = ()
     every: bool = True
+    resized: bool = False
 
 
 @dataclass(frozen=True)

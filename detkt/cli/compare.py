@@ -46,7 +46,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--against", metavar="ROW", help="what all are compared with (default: none, the plain student)"
     )
-    parser.add_argument("--measure", metavar="KEY", help="which score (default: map_voc07, of classifiers top1)")
+    parser.add_argument(
+        "--measure", metavar="KEY", help="which score (default: that of the data: map_voc07, map_coco, top1)"
+    )
     parser.add_argument("--collect", action="store_true", help="train nothing, tabulate the runs that are finished")
     add_job_flags(parser)
     parser.add_argument(

@@ -9,6 +9,7 @@ from detkt.base.device import resolve_device
 from detkt.base.files import check_folder, make_folder
 from detkt.base.paths import resolve
 from detkt.cli.shared import Parser
+from detkt.kinds import detection_kind
 from detkt.visualization.difference import write_difference
 from detkt.visualization.matching import (
     DISTILLED,
@@ -63,7 +64,9 @@ def main(argv: list[str] | None = None) -> None:
         "--year", help="which VOC<year> below the root (default: data.year in B's config.yaml, or 2007)"
     )
     parser.add_argument(
-        "--coco-annotations", metavar="FILE.json", help="COCO data set whose ids the COCO result files have"
+        "--coco-annotations",
+        metavar="FILE.json",
+        help="COCO data set whose ids the COCO result files have (default: the split's own, where data are COCO's)",
     )
     parser.add_argument("--output", metavar="DIR", help="folder to write to (default: B/diff)")
     parser.add_argument(
@@ -98,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = Path(arguments.output) if arguments.output else run / "diff"
     check_folder(folder)
 
-    scoring = {"quiet": arguments.quiet, "reading": reading}
+    scoring = {"quiet": arguments.quiet, "reading": reading, "metrics": detection_kind(data).resampled}
     scored = {role: score_source(source, dataset, device, **scoring) for role, source in sources.items()}
     comparison = compare(
         scored[STUDENT].detections,

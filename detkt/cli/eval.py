@@ -15,7 +15,7 @@ from detkt.base.errors import InputError, suggestion
 from detkt.base.paths import resolve
 from detkt.cli.shared import Parser
 from detkt.config import data_config
-from detkt.data import test_set
+from detkt.data import coco_file, test_set
 from detkt.engine.run_folder import versions, write_metrics
 from detkt.evaluation.bootstrap import bootstrap_difference, bootstrap_map
 from detkt.evaluation.coco_ids import coco_ids
@@ -27,24 +27,27 @@ from detkt.evaluation.detection_files import (
     read_detections,
     write_detections,
 )
-from detkt.evaluation.detector import detect, score
+from detkt.evaluation.detector import detect
 from detkt.evaluation.records import Records
 from detkt.evaluation.table import comparison_table, intervals_table, metrics_table
 from detkt.export.runtime import open_model, parameter_count
+from detkt.kinds import detection_kind
 from detkt.visualization.sources import Source, open_sources, score_source
 
 EXAMPLES = """examples:
   %(prog)s --checkpoint runs/shapes-ktan-s0 --data-root data/shapes
   %(prog)s --checkpoint runs/shapes-ktan-s0 --data-root data/shapes --compare runs/shapes-none-s0
   %(prog)s --detections results/VOC2007/Main --data-root data/VOCdevkit --json scores.json
+  %(prog)s --detections results.json --data-root data/coco --split val2017 data.format=coco
   %(prog)s --detections results.json --coco-annotations pascal_test2007.json --data-root data/VOCdevkit
 
 detections are either a folder of VOC result files, *_det_<split>_<class>.txt, of lines "image score x1 y1 x2 y2" in
 1-based inclusive pixels, or a COCO result file (*.json), a list of {image_id, category_id, bbox, score}, bbox being
-x, y, width, height from 0. What its ids mean says the JSON of the COCO data set (--coco-annotations: the file_name of
-an image, the name of a category). Without it image_id is a picture's name (000012, 000012.jpg) or the number made of
-its digits (12), and category_id the place among the classes from 1 on (of VOC's 20: 1 is aeroplane, 20 tvmonitor),
-unless an entry names its class in category_name, as the files written here do."""
+x, y, width, height from 0. What its ids mean says the JSON of the COCO data set (the split's own, where data are
+COCO's, or --coco-annotations: the file_name of an image, the name of a category). Without it image_id is a picture's
+name (000012, 000012.jpg) or the number made of its digits (12), and category_id the place among the classes from 1 on
+(of VOC's 20: 1 is aeroplane, 20 tvmonitor), unless an entry names its class in category_name, as the files written here
+do."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -68,7 +71,9 @@ def main(argv: list[str] | None = None) -> None:
         help="another run's folder, or other result files, to score on the same pictures",
     )
     parser.add_argument(
-        "--coco-annotations", metavar="FILE.json", help="COCO data set whose ids the COCO result files have"
+        "--coco-annotations",
+        metavar="FILE.json",
+        help="COCO data set whose ids the COCO result files have (default: the split's own, where data are COCO's)",
     )
     parser.add_argument(
         "--leave-out-other-classes",
@@ -117,6 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.checkpoint:
         given = own_reading(resolve(arguments.checkpoint)) | given
     data = data_config(arguments.overrides, **given)
+    kind = detection_kind(data)
     running = {"batch_size": arguments.batch_size, "workers": arguments.workers, "quiet": arguments.quiet}
     result: dict[str, Any] = {"split": arguments.split}
     # All is opened before any picture is looked at, so that a mistake is known at once.
@@ -135,7 +141,8 @@ def main(argv: list[str] | None = None) -> None:
         check_names(arguments.save_detections, dataset.ids, classes, arguments.split)
     # A misspelt class is told of where all are named; else result files may well know more than the split holds.
     others = "leave" if arguments.leave_out_other_classes else "keep" if not arguments.classes else "refuse"
-    reading = {"dataset": arguments.coco_annotations, "others": others}
+    ids_of = arguments.coco_annotations or coco_file(data, dataset)
+    reading: dict[str, Any] = {"dataset": ids_of, "others": others}
     if arguments.checkpoint:
         detections, milliseconds = detect(model, dataset, device, **running)
         result |= {"checkpoint": arguments.checkpoint, "parameters": parameter_count(model)}
@@ -150,20 +157,21 @@ def main(argv: list[str] | None = None) -> None:
         near = [f"{name}{suggestion(name, classes)}" for name in more]
         print(f"note: no object in {arguments.split} of {', '.join(near)}: not in the means", file=sys.stderr)
         classes += more
-    result |= score(detections, annotations, classes, arguments.iou)
+    result |= kind.score(detections, annotations, classes, arguments.iou)
     result |= {"iou_threshold": arguments.iou, "versions": versions(device)}
     if rivals is not None:
-        result["compare"] = {"other": arguments.compare, **score(rivals, annotations, classes, arguments.iou)}
+        result["compare"] = {"other": arguments.compare, **kind.score(rivals, annotations, classes, arguments.iou)}
         result["compare"]["difference"] = {
-            key: {"value": result[key] - result["compare"][key]} for key in ("map_voc07", "map_area", "map_coco")
+            key: {"value": result[key] - result["compare"][key]} for key in kind.measures
         }
     if arguments.bootstrap:
         options = {"resamples": arguments.bootstrap, "confidence": 0.95, "seed": arguments.seed}
         options["iou_threshold"] = arguments.iou
         result["bootstrap"] = {"pictures": len(dataset), **options}
-        add_intervals(result, detections, rivals, annotations, classes=classes, **options)
+        options |= {"metrics": kind.resampled, "classes": classes}
+        add_intervals(result, detections, rivals, annotations, **options)
     if arguments.save_detections:
-        ids = coco_ids(dataset.ids, classes, arguments.coco_annotations)
+        ids = coco_ids(dataset.ids, classes, ids_of)
         write_detections(arguments.save_detections, detections, ids, arguments.split)
     if arguments.json:
         write_metrics(Path(arguments.json), result)

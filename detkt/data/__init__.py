@@ -87,6 +87,11 @@ def test_set(config: DataConfig, classes: list[str] | None = None, pictures: boo
     return _open(config, data_root(config), config.test, reading_of(config, classes or config.classes, pictures))
 
 
+def coco_file(config: DataConfig, dataset: DetectionSet) -> Path | None:
+    """The JSON that says what ids mean in COCO result files for *dataset*; None where it is not of one such file."""
+    return dataset.annotation_file if config.format == "coco" else None
+
+
 def reading_of(config: DataConfig, classes: Sequence[str] | None = None, pictures: bool = True) -> Reading:
     """How annotations and pictures are read."""
     return Reading(pictures, config.boxes, Decoding(config.exif, config.max_pixels), config.year, classes)

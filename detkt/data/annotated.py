@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detkt.base.errors import InputError, suggestion
+from detkt.base.errors import InputError, cut, suggestion
 from detkt.data.images import Decoding, read_image_size
 
 TOLERANCE = 1.0  # pixels: boxes counted from 0, or one pixel too far, are common and harmless
@@ -152,7 +152,7 @@ def shown(box: Iterable[float]) -> str:
 
 def shorten(names: Iterable[str], most: int = 12) -> str:
     """``'a', 'b', …`` with *most* names at most."""
-    quoted = [f"'{name}'" for name in names]
+    quoted = [f"'{cut(name)}'" for name in names]
     return ", ".join(quoted[:most]) + (f", … ({len(quoted)} in all)" if len(quoted) > most else "")
 
 

@@ -17,7 +17,7 @@ from unicodedata import normalize
 
 import numpy as np
 
-from detkt.base.errors import InputError
+from detkt.base.errors import InputError, cut, literal
 from detkt.base.files import load_json
 from detkt.data.annotated import AnnotatedPicture, Contents, Flaw, Reading, fit_boxes, shorten
 from detkt.data.boxes import xywh_to_corners
@@ -53,14 +53,14 @@ def read_coco(root: Path, split: str, reading: Reading) -> Contents:
     for picture in pictures.values():
         first = taken.setdefault(picture.id, picture)
         if first is not picture:
-            what = f"picture id '{picture.id}' is taken by {first.source}; rename one of them"
+            what = f"picture id '{cut(picture.id)}' is taken by {first.source}; rename one of them"
             raise InputError(f"{picture.source}: {what}")
     whole.pictures, whole.all_classes = list(pictures.values()), partial(list, whole.classes)
     return whole
 
 
 def _locate(picture: AnnotatedPicture, index: int) -> str:
-    return f"{picture.source}, annotation {picture.rows[index]} of {picture.id}"
+    return f"{picture.source}, annotation {cut(picture.rows[index])} of {cut(picture.id)}"
 
 
 def _read_file(root: Path, path: Path, split: str, reading: Reading) -> Contents:
@@ -87,23 +87,25 @@ def _read_file(root: Path, path: Path, split: str, reading: Reading) -> Contents
     for id, image in images.items():
         file_name = image.get("file_name")
         if not isinstance(file_name, str) or not file_name.strip():
-            raise InputError(f"{path}, image {id!r}: 'file_name' is missing or no text")
+            raise InputError(f"{path}, image {literal(id)}: 'file_name' is missing or no text")
         if file_name in named:
             raise InputError(
-                f"{path}, image {id!r}: file_name '{file_name}' is that of image {named[file_name]!r}, too"
+                f"{path}, image {literal(id)}: file_name '{cut(file_name)}' is that of image "
+                f"{literal(named[file_name])}, too"
             )
         named[file_name] = id
         picture = finder.find(file_name) if reading.pictures else None
         if picture is not None and (first := shown_by.setdefault(picture, id)) != id:
             raise InputError(
-                f"{path}, image {id!r}: no picture {file_name} but {picture}, which is image {first!r}; add "
-                "the picture where file_name says"
+                f"{path}, image {literal(id)}: no picture {cut(file_name)} but {picture}, which is image "
+                f"{literal(first)}; add the picture where file_name says"
             )
         where.append(picture)
     if reading.pictures and (lacking := [name for name, one in zip(named, where, strict=True) if one is None]):
         raise InputError(
-            f"{path}, image {named[lacking[0]]!r}: no picture {lacking[0]} ({len(lacking)} of {len(named)} are not "
-            f"there) in {shorten(map(str, finder.folders), 4)}; add them, or take them out of the file"
+            f"{path}, image {literal(named[lacking[0]])}: no picture {cut(lacking[0])} ({len(lacking)} of "
+            f"{len(named)} are not there) in {shorten(map(str, finder.folders), 4)}; add them, or take them out of the "
+            "file"
         )
     short = [picture_id(name) for name in named]
     if len(set(short)) < len(short):  # a.jpg and a.png
@@ -132,7 +134,7 @@ def _by_id(path: Path, content: dict, part: str) -> dict[Id, dict]:
         if id is None:
             raise InputError(f"{path}: '{part}', item {place} (the first is 0), lacks an 'id'")
         if str(id) in texts:
-            raise InputError(f"{path}: '{part}' hold the id {id!r} twice; give each its own")
+            raise InputError(f"{path}: '{part}' hold the id {literal(id)} twice; give each its own")
         texts.add(str(id))
         found[id] = item
     numeric = all(isinstance(id, int) for id in found)
@@ -145,7 +147,7 @@ def _names(path: Path, annotations: list, categories: dict[Id, dict]) -> tuple[d
     for id, item in categories.items():
         name = str(item.get("name")) if _is_number(item.get("name")) else item.get("name")  # the digits 0 to 9, say
         if not isinstance(name, str) or not name.strip():
-            raise InputError(f"{path}, category {id!r}: 'name' is missing or no text")
+            raise InputError(f"{path}, category {literal(id)}: 'name' is missing or no text")
         names[id] = normalize("NFC", " ".join(name.split()))
     # Roboflow puts the whole data set's name before the classes, as a category of which all others are kinds.
     used = {str(_id(one.get("category_id"))) for one in annotations if isinstance(one, dict)}
@@ -154,8 +156,8 @@ def _names(path: Path, annotations: list, categories: dict[Id, dict]) -> tuple[d
     }
     heads = [id for id, item in categories.items() if above[id] == {str(item["name"])} and str(id) not in used]
     notes = [
-        f"{path}: category {id!r} ('{names.pop(id)}') has no object, and all others have it as their supercategory: it "
-        "is not taken for a class"
+        f"{path}: category {literal(id)} ('{cut(names.pop(id))}') has no object, and all others have it as their "
+        "supercategory: it is not taken for a class"
         for id in heads
     ]
     if not names:
@@ -163,7 +165,8 @@ def _names(path: Path, annotations: list, categories: dict[Id, dict]) -> tuple[d
     first: dict[str, Id] = {}
     for id, name in names.items():
         if name in first:
-            raise InputError(f"{path}: categories {first[name]!r} and {id!r} are both called '{name}'; rename one")
+            both = f"categories {literal(first[name])} and {literal(id)}"
+            raise InputError(f"{path}: {both} are both called '{cut(name)}'; rename one")
         first[name] = id
     return names, notes
 
@@ -207,18 +210,18 @@ class _Objects:
         crowd, difficult = (0 if item.get(key) is None else item[key] for key in ("iscrowd", "difficult"))
         what = ""
         if number is None:
-            what = f"image_id {item.get('image_id')!r} is not among the images"
+            what = f"image_id {literal(item.get('image_id'))} is not among the images"
         elif name is None:
-            what = f"category_id {item.get('category_id')!r} is not among the categories"
+            what = f"category_id {literal(item.get('category_id'))} is not among the categories"
         elif not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-            what = f"'bbox' is {box!r}; it must be [x, y, width, height], finite numbers"
+            what = f"'bbox' is {literal(box)}; it must be [x, y, width, height], finite numbers"
         elif crowd not in (0, 1) or difficult not in (0, 1):
             key, value = ("iscrowd", crowd) if crowd not in (0, 1) else ("difficult", difficult)
-            what = f"'{key}' is {value!r}; it must be 0 or 1"
+            what = f"'{key}' is {literal(value)}; it must be 0 or 1"
         elif area is not None and not _is_number(area):
-            what = f"'area' is {area!r}, which is not a finite number"
+            what = f"'area' is {literal(area)}, which is not a finite number"
         if what:
-            self._flaws.append(Flaw(self._path, f"{self._path}, annotation {id}", what))
+            self._flaws.append(Flaw(self._path, f"{self._path}, annotation {cut(id)}", what))
             return
         x, y, width, height = map(float, box)
         self._rows[number].append(len(self._ids))
@@ -240,7 +243,7 @@ class _Objects:
         with np.errstate(over="ignore", invalid="ignore"):  # 1e308 and more beside it
             boxes, overshoot, wrong = fit_boxes(xywh_to_corners(measured[:, :4]), sizes[of], self._clip)
         for row, what in wrong.items():
-            where = f"{self._path}, annotation {self._ids[order[row]]} of {pictures[of[row]][0]}"
+            where = f"{self._path}, annotation {cut(self._ids[order[row]])} of {cut(pictures[of[row]][0])}"
             self._flaws.append(Flaw(self._path, where, what))
         records, start = [], 0
         for number, (id, image, size, stated) in enumerate(pictures):

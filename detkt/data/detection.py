@@ -84,6 +84,12 @@ class DetectionSet(Dataset):
         undecided = sum(self._check_picture(index) for index in range(len(self))) if reading.pictures else 0
         self._note(split, undecided)
 
+    @property
+    def annotation_file(self) -> Path | None:
+        """The file that all annotations stand in; None where there are several."""
+        files = {picture.source for picture in self.pictures}
+        return files.pop() if len(files) == 1 else None
+
     def __len__(self) -> int:
         return len(self.pictures)
 

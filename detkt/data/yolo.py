@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detkt.base.errors import InputError
+from detkt.base.errors import InputError, cut, literal
 from detkt.data.annotated import AnnotatedPicture, Contents, Flaw, Reading, fit_boxes, name_pictures
 from detkt.data.boxes import centres_to_corners
 from detkt.data.parts import parse_part, part_of
@@ -59,7 +59,9 @@ def read_yolo(root: Path, split: str, reading: Reading) -> Contents:
         without += not place.label.is_file()
         found.pictures.append(picture)
     if without:
-        found.notes.append(f"{split}: {without} of {len(places)} pictures have no label file, and so no object")
+        found.notes.append(
+            f"{split}: {without} of {len(places)} pictures have no label file, and so no object: backgrounds"
+        )
     return found
 
 
@@ -111,7 +113,7 @@ def _parse(line: str, names: dict[int, str]) -> tuple[str, list[float]]:
             value = math.nan
         if not math.isfinite(value):
             hint = "; put spaces between the numbers" if "," in text or ";" in text else ""
-            raise ValueError(f"{text!r} is not a finite number{hint}")
+            raise ValueError(f"{literal(text)} is not a finite number{hint}")
         values.append(value)
     label, *numbers = values
     if label not in names:
@@ -129,4 +131,4 @@ def _parse(line: str, names: dict[int, str]) -> tuple[str, list[float]]:
 
 def _ends(names: dict[int, str]) -> str:
     first, last = min(names), max(names)
-    return f"{first} ({names[first]}) to {last} ({names[last]})"
+    return f"{first} ({cut(names[first])}) to {last} ({cut(names[last])})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from unicodedata import normalize
 
 import yaml
 
-from detkt.base.errors import InputError, first_line, suggestion
+from detkt.base.errors import InputError, cut, first_line, literal, suggestion
 from detkt.data.annotated import Flaw, shorten
 from detkt.data.images import picture_suffixes
 
@@ -116,7 +116,7 @@ def _names(file: Path, content: dict) -> tuple[dict[int, str], list[str]]:
     names, count, notes = content.get("names"), content.get("nc"), list[str]()
     whole = isinstance(count, int) and not isinstance(count, bool)
     if count is not None and not (whole and count >= 1):
-        raise InputError(f"{file}: 'nc' is {count!r}; it must be the number of classes")
+        raise InputError(f"{file}: 'nc' is {literal(count)}; it must be the number of classes")
     if names is None and count is not None:
         names = [f"class_{number}" for number in range(count)]
         notes.append(f"{file}: it names no classes, which are called class_0 and so on")
@@ -128,17 +128,19 @@ def _names(file: Path, content: dict) -> tuple[dict[int, str], list[str]]:
     for key, name in names.items():
         number = int(key) if isinstance(key, str) and key.isdecimal() else key
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-            raise InputError(f"{file}: 'names' have the key {key!r}, which is no class number")
+            raise InputError(f"{file}: 'names' have the key {literal(key)}, which is no class number")
         # YAML takes the names 1 and 2.5 for numbers; no, which becomes False, cannot be told from others.
         readable = isinstance(name, str | int | float) and not isinstance(name, bool)
         text = normalize("NFC", " ".join(str(name).split())) if readable else ""
         if not text:
-            raise InputError(f"{file}: the name of class {number} is {name!r}, which is no text; put it in quotes")
+            raise InputError(
+                f"{file}: the name of class {number} is {literal(name)}, which is no text; put it in quotes"
+            )
         found[number] = text
     found = {number: found[number] for number in sorted(found)}
     if len(set(found.values())) < len(found):
         twice = next(name for name in found.values() if list(found.values()).count(name) > 1)
-        raise InputError(f"{file}: two classes are called '{twice}'; rename one of them")
+        raise InputError(f"{file}: two classes are called '{cut(twice)}'; rename one of them")
     if count is not None and count != len(found):
         raise InputError(f"{file}: 'nc' is {count}, but {len(found)} classes are named; correct one of them")
     return found, notes
@@ -158,7 +160,9 @@ def split_places(folder: YoloFolder, split: str, flaws: list[Flaw]) -> list[Plac
     for entry in entries:
         path = _resolved(folder, entry)
         if path is None:
-            raise InputError(f"{folder.file}: '{split}' is {entry}, but there is no {folder.base / entry}; correct it")
+            raise InputError(
+                f"{folder.file}: '{split}' is {cut(entry)}, but there is no {cut(str(folder.base / entry))}; correct it"
+            )
         for place in _listed(folder, path, flaws) if path.is_file() else _inside(folder, path):
             places.setdefault(place.image, place)
     if not places and not flaws:
@@ -195,7 +199,9 @@ def _listed(folder: YoloFolder, path: Path, flaws: list[Flaw]) -> Iterator[Place
         choices = [place / name for place in dict.fromkeys((path.parent, folder.base)) for name in names]
         image = next((Path(os.path.normpath(choice)) for choice in choices if choice.is_file()), None)
         if image is None:
-            flaws.append(Flaw(path, f"{path}, line {number}", f"no picture {line.strip()}; add it, or remove the line"))
+            flaws.append(
+                Flaw(path, f"{path}, line {number}", f"no picture {cut(line.strip())}; add it, or remove the line")
+            )
             continue
         relative = Path(os.path.relpath(image, folder.base))
         parts = relative.parts
@@ -211,6 +217,28 @@ def _place(folder: YoloFolder, image: Path, inner: Path) -> Place:
     choices += [label.with_suffix(".TXT"), _label(Path(os.path.abspath(image)))]
     found = next((path for path in choices if os.path.isfile(path)), label)
     return Place(image, _name(inner), _name(Path(relative)), found)
+
+
+def labels_without_picture(places: Iterable[Place]) -> list[Path]:
+    """Label files, in the folders of those of *places*, of which no picture is there; sorted."""
+    places = list(places)
+    labelled = {place.label for place in places}
+    for folder in {place.image.parent for place in places}:
+        pictures = [path for path in folder.iterdir() if path.suffix.lower() in picture_suffixes()]
+        labelled |= {path.with_suffix(".txt") for path in pictures} | {_label(path) for path in pictures}
+    stems = {path.with_suffix("") for path in labelled}
+    found = [path for folder in {place.label.parent for place in places} for path in folder.glob("*.[tT][xX][tT]")]
+    return sorted(path for path in found if path.with_suffix("") not in stems and _is_labels(path))
+
+
+def _is_labels(path: Path) -> bool:
+    """Whether a text holds labels: lists of pictures and of classes lie beside them, too."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            first = file.readline().split()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return len(first) >= 5 and first[0].isdecimal()
 
 
 def _label(image: Path) -> Path:

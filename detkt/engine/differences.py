@@ -159,7 +159,7 @@ def _drawn(row: Row, index: int, measure: str, resamples: int, unlike: list[str]
     outcomes: Outcomes | None = row.outcomes[index] if row.outcomes else None
     if outcomes is None:
         return None
-    whole = outcomes.measures(np.ones((1, len(outcomes.pictures)), dtype=np.int64))
+    whole = outcomes.measures(np.ones((1, len(outcomes.pictures)), dtype=np.int64), measure)
     if measure not in whole:
         return None
     found, told = float(whole[measure][0]), row.runs[index][measure]

@@ -13,6 +13,7 @@ from torch import nn
 from detkt.base.errors import InputError
 from detkt.base.paths import resolve
 from detkt.config import DataConfig, NetConfig, TeacherConfig, published_name
+from detkt.data.annotated import shorten
 from detkt.kinds import Kind
 from detkt.models import load_model
 from detkt.models.layout import channels_last
@@ -123,10 +124,19 @@ def _plain_teacher(kind: Kind, net: TeacherConfig, path: Path, classes: Sequence
     count = classes_in(tensors, net.architecture, net.options) or len(net.classes or classes) + 1
     if net.classes is not None:
         known = list(net.classes)
-    elif count == len(classes) + 1:
-        known = list(classes)
-    elif weights is not None or count == 91:
-        known = published_classes(weights or published("fasterrcnn_resnet50_fpn"))
+    elif weights is not None:
+        known = published_classes(weights)
+    elif count in (len(classes) + 1, 91):
+        ours = count == len(classes) + 1
+        known = list(classes) if ours else published_classes(published("fasterrcnn_resnet50_fpn"))
+        log.warning(
+            "teacher %s names no classes: its %d are taken to be %s, in this order: %s; name them in teacher.classes "
+            "if they are others",
+            path,
+            count - 1,
+            "the student's" if ours else "COCO's",
+            shorten(known),
+        )
     else:
         known = []
     if len(known) + 1 != count:

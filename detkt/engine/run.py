@@ -233,6 +233,7 @@ def _prepare_training(job: _Job, data: _Data, nets: _Nets) -> Trainer:
             job.kind.image_size(data.training),
             cache,
             class_map=config.teacher.class_map or None,
+            own_size=config.teacher.own_size,
         )
     _tell_shared_classes(distiller)
     if distiller.method.reads_student_head and config.trained_net.checkpoint is None:

@@ -43,6 +43,7 @@ def seconds_expected(config: Config) -> float:
         dataset.classes,
         dataset.classes,
         kind.image_size(dataset),
+        own_size=config.teacher.own_size,
     )
     with tempfile.TemporaryDirectory() as folder, closing(distiller):
         # Random weights must not run away while they are timed.

@@ -6,6 +6,7 @@ steps read them through a memory mapping.
 
 * It is the teacher's own maps that are kept, not maps regressed to the student's size: they serve every method and
   every student, and the stage in which KTAN's regressor learns. A regressor is a 1x1 convolution, and costs little.
+* With ``teacher.own_size`` they are those of its own size.
 * Every other augmentation would give a picture new maps each time; so only flips are allowed.
 * What reads the teacher's maps still runs: its head, where a method asks for scores (``kd``) or for its losses (KTAN's
   first stage).
@@ -91,7 +92,7 @@ class TeacherCache:
         _check_cacheable(config, distiller)
         states = ([False] if config.data.flip < 1 else []) + ([True] if config.data.flip > 0 else [])
         key, task = _key(distiller, dataset, states), distiller.task
-        known = {size: "{} x {}".format(*task.input_size(*size)) for size in set(dataset.picture_sizes)}
+        known = {size: " x ".join(map(str, task.input_size(*size))) for size in set(dataset.picture_sizes)}
         inputs = [known[size] for size in dataset.picture_sizes]
         header = read_header(self.folder, key)
         if header is None or not is_complete(self.folder, header, Layout(inputs, header.shapes, states)):
@@ -136,6 +137,8 @@ def _key(distiller: Distiller, dataset: PictureSet, states: list[bool]) -> dict[
     assert teacher is not None and spec is not None
     card = find_card(teacher) or ModelCard("", type(teacher).__name__, 0, {})
     transform = getattr(distiller.student, "transform", None)
+    own_size = getattr(distiller.task, "own_size", None)
+    own = own_size.settings if own_size is not None else {}
     settings = ("min_size", "max_size", "image_mean", "image_std", "size_divisible", "fixed_size") if transform else ()
     key = {
         "the teacher's architecture": card.architecture,
@@ -143,6 +146,7 @@ def _key(distiller: Distiller, dataset: PictureSet, states: list[bool]) -> dict[
         "the hash of the teacher's weights": _weights_hash(teacher),
         "the list of layers": list(spec.features),
         **{f"{name} of the image transform": getattr(transform, name) for name in settings},
+        **{f"{name} of the teacher's own transform": value for name, value in own.items()},
         "the hash of the pictures' list, sizes and times": dataset.fingerprint(),
         "the list of flips": states,
         "the precision": "bfloat16",

@@ -13,21 +13,24 @@ does the order decide there; here all copies of a detection stand together, in t
 
 A class without any object to find in a resample has no AP there and does not enter that resample's mean, just as
 it enters no mean of `detkt.evaluation.voc`. A resample without any object at all has no mAP and is left out.
+
+COCO's AP is resampled in the same way, see `detkt.evaluation.coco_curves`; it takes ten times as long.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from detkt.base.errors import InputError
+from detkt.evaluation.coco_curves import coco_curves, coco_map
 from detkt.evaluation.records import Records, flatten_annotations, number_labels
-from detkt.evaluation.voc import ClassMatch, Matching, match, score
+from detkt.evaluation.voc import ClassMatch, match, score
 
 METRICS = ("map_voc07", "map_area")
+COCO_METRIC = "map_coco"
 Curve = tuple[np.ndarray, np.ndarray]
 # Resamples weighed at once: the weights of all detections of a class take 512 bytes a detection.
 _CHUNK = 64
@@ -81,24 +84,24 @@ def bootstrap_map(
     detections: Records,
     annotations: Records,
     *,
+    metrics: Sequence[str] = METRICS,
     classes: Iterable[str] | None = None,
     iou_threshold: float = 0.5,
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Percentile intervals of the mAP of one detector: "map_voc07" (11-point) and "map_area".
+    """Percentile intervals of the mAP of one detector, by metric: "map_voc07" (11-point), "map_area", "map_coco".
 
-    The arguments are those of `detkt.evaluation.voc.match`; *confidence* is the share of the resamples that lie
-    within the interval. Equal seeds draw equal resamples for data sets of equally many pictures. Raises
-    InputError as `match` does, for a data set without pictures, *resamples* below 1 and a *confidence* outside
-    (0, 1).
+    The arguments are those of `detkt.evaluation.voc.match`, of whose IoU threshold COCO's knows nothing; *confidence*
+    is the share of the resamples that lie within the interval. Equal seeds draw equal resamples for data sets of as
+    many pictures. Raises InputError as `match` does, for a data set without pictures, *resamples* below 1 and a
+    *confidence* outside (0, 1).
     """
-    classes = None if classes is None else list(classes)
     _check(annotations, resamples, confidence)
-    matching = match(detections, annotations, iou_threshold=iou_threshold, classes=classes)
-    (samples,) = _resample([matching], annotations, resamples, seed)
-    return _intervals(matching, samples, confidence)
+    detector = _Detector(detections, annotations, metrics, iou_threshold, classes)
+    (samples,) = _resample([detector], len(annotations), resamples, seed)
+    return detector.intervals(samples, confidence)
 
 
 def bootstrap_difference(
@@ -106,6 +109,7 @@ def bootstrap_difference(
     second: Records,
     annotations: Records,
     *,
+    metrics: Sequence[str] = METRICS,
     classes: Iterable[str] | None = None,
     iou_threshold: float = 0.5,
     resamples: int = 1000,
@@ -117,12 +121,11 @@ def bootstrap_difference(
     The comparison is paired: both are scored on the same resamples, those of `bootstrap_map` with this seed, so
     that pictures hard for both do not blur the difference. Arguments and errors are those of `bootstrap_map`.
     """
-    classes = None if classes is None else list(classes)
     _check(annotations, resamples, confidence)
-    options: dict[str, Any] = {"iou_threshold": iou_threshold, "classes": classes}
-    matchings = [match(detections, annotations, **options) for detections in (first, second)]
-    samples = _resample(matchings, annotations, resamples, seed)
-    ours, theirs = (_intervals(matching, maps, confidence) for matching, maps in zip(matchings, samples, strict=True))
+    classes = None if classes is None else list(classes)
+    detectors = [_Detector(one, annotations, metrics, iou_threshold, classes) for one in (first, second)]
+    samples = _resample(detectors, len(annotations), resamples, seed)
+    ours, theirs = (one.intervals(maps, confidence) for one, maps in zip(detectors, samples, strict=True))
     return {
         name: PairedIntervals(
             ours[name],
@@ -133,8 +136,43 @@ def bootstrap_difference(
                 confidence,
             ),
         )
-        for name in METRICS
+        for name in metrics
     }
+
+
+class _Detector:
+    """One detector's mAPs: of the pictures as they are, and of any draw of them."""
+
+    def __init__(
+        self,
+        detections: Records,
+        annotations: Records,
+        metrics: Sequence[str],
+        iou_threshold: float,
+        classes: Iterable[str] | None,
+    ) -> None:
+        classes = None if classes is None else list(classes)
+        self.metrics, self._pictures = tuple(metrics), len(annotations)
+        self._matching = match(detections, annotations, iou_threshold=iou_threshold, classes=classes)
+        names = list(self._matching.per_class)
+        self._curves = {name: counted(curve) for name, curve in self._matching.per_class.items()}
+        self._objects = objects_per_picture(annotations, names)
+        self._coco = coco_curves(detections, annotations, names) if COCO_METRIC in metrics else None
+
+    def maps(self, weights: np.ndarray) -> np.ndarray:
+        """(metrics, r) of r data sets that hold picture i ``weights[:, i]`` times."""
+        found = dict(zip(METRICS, maps_of_curves(self._curves, self._objects, weights), strict=True))
+        if self._coco is not None:
+            found[COCO_METRIC] = coco_map(self._coco, self._objects, weights)
+        return np.stack([found[metric] for metric in self.metrics])
+
+    def intervals(self, samples: np.ndarray, confidence: float) -> dict[str, Interval]:
+        """By metric, of (metrics, resamples)."""
+        values = {name: score(self._matching, use_07_metric=name == METRICS[0]).map for name in METRICS}
+        if self._coco is not None:
+            once = np.ones((1, self._pictures), dtype=np.int64)
+            values[COCO_METRIC] = float(coco_map(self._coco, self._objects, once)[0])
+        return {name: _interval(values[name], row, confidence) for name, row in zip(self.metrics, samples, strict=True)}
 
 
 def objects_per_picture(annotations: Records, classes: Sequence[str]) -> dict[str, np.ndarray]:
@@ -147,17 +185,12 @@ def objects_per_picture(annotations: Records, classes: Sequence[str]) -> dict[st
     return dict(zip(classes, counts, strict=True))
 
 
-def weighted_maps(matching: Matching, objects: dict[str, np.ndarray], weights: np.ndarray) -> np.ndarray:
+def maps_of_curves(curves: Mapping[str, Curve], objects: Mapping[str, np.ndarray], weights: np.ndarray) -> np.ndarray:
     """(2, r) mAP, 11-point and area, of r data sets that hold picture i ``weights[:, i]`` times.
 
-    objects: as `objects_per_picture` counts them, for every class of *matching*. weights: (r, pictures) int64.
-    Classes without an object enter no mean; the mAP is nan where no class has one.
+    curves: of the detections that count, by class. objects: as `objects_per_picture` counts them, for each class.
+    weights: (r, pictures) int64. Classes without an object enter no mean; the mAP is nan where no class has one.
     """
-    return maps_of_curves({name: counted(curve) for name, curve in matching.per_class.items()}, objects, weights)
-
-
-def maps_of_curves(curves: Mapping[str, Curve], objects: Mapping[str, np.ndarray], weights: np.ndarray) -> np.ndarray:
-    """What :func:`weighted_maps` returns, of the detections that count alone, class by class."""
     weights = np.ascontiguousarray(weights.T)
     total, known = np.zeros((2, weights.shape[1])), np.zeros(weights.shape[1])
     for name, curve in curves.items():
@@ -197,14 +230,13 @@ def _weighted_ap(curve: Curve, present: np.ndarray, weights: np.ndarray) -> np.n
     return np.stack([eleven, (gained * envelope).sum(axis=0) / present])
 
 
-def _resample(matchings: Sequence[Matching], annotations: Records, resamples: int, seed: int) -> list[np.ndarray]:
-    """For each matching the (2, resamples) mAPs of the same resamples of the pictures."""
-    objects = [objects_per_picture(annotations, list(matching.per_class)) for matching in matchings]
-    maps = [np.empty((2, resamples)) for _ in matchings]
+def _resample(detectors: Sequence[_Detector], pictures: int, resamples: int, seed: int) -> list[np.ndarray]:
+    """For each detector the (metrics, resamples) mAPs of the same resamples of the pictures."""
+    maps = [np.empty((len(one.metrics), resamples)) for one in detectors]
     start = 0
-    for weights in draws(len(annotations), resamples, seed):
-        for out, matching, counts in zip(maps, matchings, objects, strict=True):
-            out[:, start : start + len(weights)] = weighted_maps(matching, counts, weights)
+    for weights in draws(pictures, resamples, seed):
+        for out, one in zip(maps, detectors, strict=True):
+            out[:, start : start + len(weights)] = one.maps(weights)
         start += len(weights)
     return maps
 
@@ -219,11 +251,6 @@ def draws(pictures: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
         rows = min(_CHUNK, resamples - start)
         drawn = generator.integers(pictures, size=(rows, pictures)) + pictures * np.arange(rows)[:, None]
         yield np.bincount(drawn.ravel(), minlength=rows * pictures).reshape(rows, pictures)
-
-
-def _intervals(matching: Matching, samples: np.ndarray, confidence: float) -> dict[str, Interval]:
-    values = (score(matching, use_07_metric=True).map, score(matching, use_07_metric=False).map)
-    return {name: _interval(value, row, confidence) for name, value, row in zip(METRICS, values, samples, strict=True)}
 
 
 def _interval(value: float, samples: np.ndarray, confidence: float) -> Interval:

@@ -60,15 +60,8 @@ def evaluate_coco(detections: Records, annotations: Records, classes: Sequence[s
     Raises InputError for a detection in a picture without annotations or of a class not among *classes*, and
     for malformed or non-finite numbers.
     """
-    truth = to_coco_json(annotations, classes)
-    results = to_coco_results(detections, annotations, classes)
-    found = [
-        {**result, "id": number, "area": result["bbox"][2] * result["bbox"][3]}
-        for number, result in enumerate(results, start=1)
-    ]
+    evaluator = _matched(detections, annotations, classes)
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluator = _OrdinaryIoU(_index(truth), _index({**truth, "annotations": found}), iouType="bbox")
-        evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
     ap, ap50, ap75, small, medium, large = (_nan_for_none(value) for value in evaluator.stats[:6])
@@ -76,6 +69,33 @@ def evaluate_coco(detections: Records, annotations: Records, classes: Sequence[s
     precision = evaluator.eval["precision"][:, :, :, 0, -1]
     per_class = {name: _nan_for_none(precision[:, :, k].mean()) for k, name in enumerate(classes)}
     return CocoResult(ap, ap50, ap75, small, medium, large, per_class)
+
+
+def coco_matching(
+    detections: Records, annotations: Records, classes: Sequence[str]
+) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Class name -> what `evaluate_coco` makes of its n detections, all areas, picture by picture.
+
+    (n,) the picture's number in the order of *annotations*; (n,) scores; (10, n) bool, whether each is a hit at each
+    IoU threshold, and (10, n) bool, whether it is ignored.
+    """
+    evaluator = _matched(detections, annotations, classes)
+    count = len(annotations)
+    areas = len(evaluator.params.areaRng)
+    found = {}
+    for k, name in enumerate(classes):
+        start = k * areas * count
+        # pycocotools goes through the pictures by their ids, which are ours from 1 on.
+        parts = [(i, one) for i, one in enumerate(evaluator.evalImgs[start : start + count]) if one is not None]
+        numbers = [np.full(len(one["dtScores"]), i) for i, one in parts]
+        hits, ignored = (
+            np.concatenate([np.zeros((len(evaluator.params.iouThrs), 0)), *(one[key] for _, one in parts)], axis=1)
+            for key in ("dtMatches", "dtIgnore")
+        )
+        scores = np.concatenate([np.zeros(0), *(one["dtScores"] for _, one in parts)])
+        pictures = np.concatenate([np.zeros(0, np.int64), *numbers])
+        found[str(name)] = pictures, scores, hits > 0, ignored > 0
+    return found
 
 
 def to_coco_json(
@@ -127,6 +147,20 @@ def to_coco_results(detections: Records, annotations: Records, classes: Sequence
         }
         for picture, number, box, score in zip(found.pictures, numbers, found.boxes, found.values, strict=True)
     ]
+
+
+def _matched(detections: Records, annotations: Records, classes: Sequence[str]) -> _OrdinaryIoU:
+    """Matched, not yet accumulated."""
+    truth = to_coco_json(annotations, classes)
+    results = to_coco_results(detections, annotations, classes)
+    found = [
+        {**result, "id": number, "area": result["bbox"][2] * result["bbox"][3]}
+        for number, result in enumerate(results, start=1)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator = _OrdinaryIoU(_index(truth), _index({**truth, "annotations": found}), iouType="bbox")
+        evaluator.evaluate()
+    return evaluator
 
 
 class _OrdinaryIoU(COCOeval):

@@ -1,11 +1,13 @@
 """What the ids in COCO files mean: which ``image_id`` is which picture, which ``category_id`` which class.
 
-`DatasetIds`: as the JSON of a COCO data set says, in its "images" (id, file_name) and "categories" (id, name).
+`DatasetIds`: as the JSON of a COCO data set says, in its "images" (id, file_name) and "categories" (id, name). An
+``image_id`` that is a text and no id there is a picture's name.
 
 `PlainIds`, without such a file: ``image_id`` is the picture's name ("000012", or that of its file,
 "JPEGImages/000012.jpg"), or its number, which is made of the digits of its name (12 for 000012, 2008000012 for
 2008_000012); ``category_id`` is the place of the class among the classes, from 1 on. An entry that names its class
-itself, in "category_name", is taken at its word, so that a list of classes in another order does no harm.
+itself, in "category_name", is taken at its word, here and there, so that a list of classes in another order does no
+harm.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pathlib import PureWindowsPath
 from typing import Any
 from unicodedata import normalize
 
-from detkt.base.errors import InputError, suggestion
+from detkt.base.errors import InputError, cut, suggestion
 from detkt.base.files import load_json
 from detkt.data.annotated import shorten
 from detkt.data.images import picture_suffixes
@@ -75,7 +77,7 @@ class CocoIds(ABC):
             return name
         if self.others == "leave":
             raise OtherClass
-        raise UnknownId(f"class '{name}' is not among {shorten(self.classes)}{suggestion(name, self.classes)}")
+        raise UnknownId(f"class '{cut(name)}' is not among {shorten(self.classes)}{suggestion(name, self.classes)}")
 
 
 def coco_ids(
@@ -119,7 +121,7 @@ class PlainIds(CocoIds):
         if isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= len(self.classes):
             return self.classes[number - 1]
         ends = f"1 ({self.classes[0]}) to {len(self.classes)} ({self.classes[-1]})"
-        raise UnknownId(f"category_id {json.dumps(number)} is no number from {ends}; {_GIVE}")
+        raise UnknownId(f"category_id {cut(json.dumps(number))} is no number from {ends}; {_GIVE}")
 
     def image_id(self, picture: str) -> str:
         return picture
@@ -150,24 +152,28 @@ class DatasetIds(CocoIds):
 
     def picture(self, image_id: Id) -> str:
         if image_id not in self._files:
-            raise UnknownId(f"image_id {json.dumps(image_id)} is not among the 'images' of {self._path}")
+            if isinstance(image_id, str) and plain_name(normalize("NFC", image_id), self._known) in self._known:
+                return self.picture_named(image_id)
+            raise UnknownId(f"image_id {cut(json.dumps(image_id))} is not among the 'images' of {self._path}")
         return self.picture_named(self._files[image_id])
 
     def class_name(self, entry: Mapping[str, Any]) -> str:
+        if isinstance(name := entry.get("category_name"), str):
+            return self.class_named(name)
         number = entry["category_id"]
         if not is_id(number) or number not in self._names:
-            raise UnknownId(f"category_id {json.dumps(number)} is not among the 'categories' of {self._path}")
+            raise UnknownId(f"category_id {cut(json.dumps(number))} is not among the 'categories' of {self._path}")
         return self.class_named(self._names[number])
 
     def image_id(self, picture: str) -> Id:
         if picture not in self._image_ids:
-            raise UnknownId(f"picture '{picture}' is not among the 'images' of {self._path}")
+            raise UnknownId(f"picture '{cut(picture)}' is not among the 'images' of {self._path}")
         return self._image_ids[picture]
 
     def category_id(self, class_name: str) -> Id:
         if class_name not in self._category_ids:
             near = suggestion(class_name, self._category_ids)
-            raise UnknownId(f"class '{class_name}' is not among the 'categories' of {self._path}{near}")
+            raise UnknownId(f"class '{cut(class_name)}' is not among the 'categories' of {self._path}{near}")
         return self._category_ids[class_name]
 
     def _named_ids(self, items: list, part: str, key: str) -> dict[Id, str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from detkt.base.errors import InputError
+from detkt.base.errors import InputError, cut
 from detkt.base.files import load_json, write_atomically
 from detkt.data.boxes import corners_to_voc
 from detkt.evaluation.coco import to_coco_results
@@ -91,13 +91,13 @@ def _parse(entry: Any, ids: CocoIds) -> tuple[str, tuple[list[float], float, str
         raise _Flaw(f"it lacks '{missing[0]}'; expected {EXPECTED}")
     image_id, box, score = entry["image_id"], entry["bbox"], entry["score"]
     if not is_id(image_id):
-        raise _Flaw(f"image_id {json.dumps(image_id)} is neither a whole number nor a name")
+        raise _Flaw(f"image_id {cut(json.dumps(image_id))} is neither a whole number nor a name")
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
-        raise _Flaw(f"bbox {json.dumps(box)} is not of four finite numbers x, y, width, height")
+        raise _Flaw(f"bbox {cut(json.dumps(box))} is not of four finite numbers x, y, width, height")
     if min(box[2:]) < 0:
-        raise _Flaw(f"bbox {json.dumps(box)} has a negative width or height; expected x, y, width, height")
+        raise _Flaw(f"bbox {cut(json.dumps(box))} has a negative width or height; expected x, y, width, height")
     if not _is_finite(score):
-        raise _Flaw(f"score {json.dumps(score)} is not a finite number")
+        raise _Flaw(f"score {cut(json.dumps(score))} is not a finite number")
     return ids.picture(image_id), (box, score, ids.class_name(entry))
 
 

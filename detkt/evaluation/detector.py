@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from detkt.data.detection import DetectionSet
 from detkt.data.loading import dead_workers_in_one_line, evaluation_loader, share_of_batches
 from detkt.evaluation import voc
 from detkt.evaluation.coco import evaluate_coco
+from detkt.evaluation.records import Records
 from detkt.models.layout import channels_last
 
 Detections = dict[str, dict[str, Any]]
@@ -69,7 +71,7 @@ def detect(
 
 
 def score(
-    detections: Detections, annotations: dict[str, dict[str, Any]], classes: list[str], iou_threshold: float = 0.5
+    detections: Records, annotations: Records, classes: Sequence[str], iou_threshold: float = 0.5
 ) -> dict[str, Any]:
     """mAP by VOC07's 11 points, by area, and COCO's, with AP per class: the numbers of ``metrics.json``.
 

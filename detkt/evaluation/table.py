@@ -1,11 +1,13 @@
-"""Scores as text tables."""
+"""Scores as text tables. Columns stand in the order in which the metrics name the means: that which leads first."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-HEADINGS = ("VOC07", "area", "COCO")
+# Key of the mean: key of a class's, heading.
+COLUMNS = {"map_voc07": ("voc07", "VOC07"), "map_area": ("area", "area"), "map_coco": ("coco", "COCO")}
 # Keys of the section "coco" of the metrics, and the names of their rows.
 COCO_ROWS = {
     "ap50": "COCO AP50",
@@ -17,15 +19,17 @@ COCO_ROWS = {
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:
-    """AP in percent per class and in the mean: VOC07 11-point, area, COCO. Without objects it shows ``-``.
+    """AP in percent per class and in the mean: VOC07 11-point, area and COCO. Without objects it shows ``-``.
 
     Where *metrics* have a section "coco", rows below the mean show COCO's AP at IoU 0.50 and 0.75 and by size.
     """
-    rows, coco_rows = _rows(metrics), _coco_rows(metrics)
+    columns = [key for key in metrics if key in COLUMNS]
+    rows, coco_rows = _rows(metrics, columns), _coco_rows(metrics)
     width = max(len(name) for name, _ in [("class", None), *rows, *coco_rows])
-    lines = [f"{'class':<{width}}  VOC07   area   COCO"]
+    before = " " * 7 * columns.index("map_coco")
+    lines = [f"{'class':<{width}}" + "".join(f"  {COLUMNS[key][1]:>5}" for key in columns)]
     lines += [f"{name:<{width}}  " + "  ".join(map(percent, values)) for name, values in rows]
-    lines += [f"{name:<{width}}  {'':14}{percent(value)}" for name, value in coco_rows]
+    lines += [f"{name:<{width}}  {before}{percent(value)}" for name, value in coco_rows]
     return "\n".join(lines)
 
 
@@ -34,17 +38,19 @@ def comparison_table(metrics: dict[str, Any], other: dict[str, Any]) -> str:
 
     *metrics* and *other* have the same classes.
     """
-    rows, coco_rows = _rows(metrics), _coco_rows(metrics)
+    columns = [key for key in metrics if key in COLUMNS]
+    rows, coco_rows = _rows(metrics, columns), _coco_rows(metrics)
     width = max(len(name) for name, _ in [("class", None), *rows, *coco_rows])
+    before = " " * 23 * columns.index("map_coco")
     lines = [
-        (" " * width + "".join(f"   {heading:^20}" for heading in HEADINGS)).rstrip(),
-        f"{'class':<{width}}" + "    this  other    diff" * len(HEADINGS),
+        (" " * width + "".join(f"   {COLUMNS[key][1]:^20}" for key in columns)).rstrip(),
+        f"{'class':<{width}}" + "    this  other    diff" * len(columns),
     ]
-    for (name, ours), (_, theirs) in zip(rows, _rows(other), strict=True):
+    for (name, ours), (_, theirs) in zip(rows, _rows(other, columns), strict=True):
         cells = map(_side_by_side, ours, theirs)
         lines.append(f"{name:<{width}}" + "".join(cells))
     for (name, our), (_, their) in zip(coco_rows, _coco_rows(other), strict=True):
-        lines.append(f"{name:<{width}}{'':46}" + _side_by_side(our, their))
+        lines.append(f"{name:<{width}}{before}" + _side_by_side(our, their))
     return "\n".join(lines)
 
 
@@ -55,6 +61,7 @@ def intervals_table(metrics: dict[str, Any]) -> str:
     the resamples this detector was not above the other.
     """
     about = metrics["bootstrap"]
+    columns = [key for key in about if key in COLUMNS]
     rows = [("this", about, percent)]
     if "compare" in metrics:
         difference = metrics["compare"]["difference"]
@@ -63,17 +70,18 @@ def intervals_table(metrics: dict[str, Any]) -> str:
     lines = [
         f"mAP and its {100 * about['confidence']:g} % interval: {about['resamples']} resamples of the "
         f"{about['pictures']} pictures",
-        f"{'':10}  {'VOC07':^22}  {'area':^22}".rstrip(),
+        (" " * 10 + "".join(f"  {COLUMNS[key][1]:^22}" for key in columns)).rstrip(),
     ]
     for name, intervals, written in rows:
         cells = []
-        for key in ("map_voc07", "map_area"):
+        for key in columns:
             value, low, high = (f"{written(intervals[key][end]):>6}" for end in ("value", "low", "high"))
             cells.append(f"{value} [{low}, {high}]")
         lines.append(f"{name:<10}  " + "  ".join(cells))
     if "compare" in metrics:
-        eleven, area = (percent(difference[key]["share_at_most_zero"]).strip() for key in ("map_voc07", "map_area"))
-        lines.append(f"not above the other in {eleven} % (VOC07) and {area} % (area) of the resamples")
+        shares = [f"{percent(difference[key]['share_at_most_zero']).strip()} % ({COLUMNS[key][1]})" for key in columns]
+        told = " and ".join([", ".join(shares[:-1]), shares[-1]])
+        lines.append(f"not above the other in {told} of the resamples")
     return "\n".join(lines)
 
 
@@ -93,11 +101,11 @@ def _side_by_side(ours: float | None, theirs: float | None) -> str:
     return f"   {percent(ours)}  {percent(theirs)}  {signed(difference)}"
 
 
-def _rows(metrics: dict[str, Any]) -> list[tuple[str, tuple[float | None, ...]]]:
-    """(name, (VOC07, area, COCO)) of every class and of the mean."""
+def _rows(metrics: dict[str, Any], columns: Sequence[str]) -> list[tuple[str, list[float | None]]]:
+    """(name, its value in each of *columns*) of every class and of the mean."""
     per_class = metrics["per_class"].items()
-    rows = [(name, (values["voc07"], values["area"], values["coco"])) for name, values in per_class]
-    return [*rows, ("mean", (metrics["map_voc07"], metrics["map_area"], metrics["map_coco"]))]
+    rows = [(name, [values[COLUMNS[key][0]] for key in columns]) for name, values in per_class]
+    return [*rows, ("mean", [metrics[key] for key in columns])]
 
 
 def _coco_rows(metrics: dict[str, Any]) -> list[tuple[str, float | None]]:

@@ -259,7 +259,9 @@ class Method(nn.Module):
                 )
             return pairs
         student, teacher = self.student_spec.features, known(self.teacher_spec).features
-        pairs = [LayerPair(*names) for names in match_by_stride(student, teacher)]
+        heights = self.student_spec.height, known(self.teacher_spec).height
+        larger = heights[1] / heights[0] if all(heights) else 1.0
+        pairs = [LayerPair(*names) for names in match_by_stride(student, teacher, larger)]
         if not pairs:
             raise InputError(
                 f"method '{self.name}': no backbone output of the student ({_told(self.student_spec)}) has a "
@@ -376,6 +378,7 @@ class Method(nn.Module):
             self._require_one_class_list(student, teacher)
 
     def _require_same_anchors(self, ours: Scores, theirs: Scores) -> None:
+        require_one_size(self.name, theirs)
         if ours.anchors is None or theirs.anchors is None:
             return
         counts = len(ours.anchors), len(theirs.anchors)
@@ -406,6 +409,15 @@ class Method(nn.Module):
             )
 
 
+def require_one_size(name: str, theirs: Scores | None) -> None:
+    """Raise InputError where the anchors of a teacher's are those of a picture of another size."""
+    if theirs is not None and theirs.resized:
+        raise InputError(
+            f"method '{name}' compares what two heads make of the same anchors, and with teacher.own_size the "
+            "teacher's pictures have another size and other anchors; leave own_size out, or use a feature method"
+        )
+
+
 def require_offered(method: Method, offered: Needs) -> None:
     """Raise InputError if a stage of *method* reads what the networks do not have: boxes, anchors, heads."""
     for need, what, who in (
@@ -426,8 +438,12 @@ def outputs(features: Iterable[str]) -> list[str]:
     return [name for name in features if name.split(".")[0] == "output"]
 
 
-def match_by_stride(student: Mapping[str, FeatureSpec], teacher: Mapping[str, FeatureSpec]) -> list[tuple[str, str]]:
-    """Names of the outputs of two nets that were probed on one picture, paired where their sizes are nearest.
+def match_by_stride(
+    student: Mapping[str, FeatureSpec], teacher: Mapping[str, FeatureSpec], larger: float = 1.0
+) -> list[tuple[str, str]]:
+    """Names of the outputs of two nets that were probed on one picture, paired where their strides are nearest.
+
+    The teacher saw it *larger* times as high.
 
     A pair's heights differ by less than the square root of 2, half of what one stride differs from the next; each map
     is in one pair at most. Names say nothing: level 0 has stride 4 in one pyramid and 32 in another. Two nets of one
@@ -439,7 +455,7 @@ def match_by_stride(student: Mapping[str, FeatureSpec], teacher: Mapping[str, Fe
     for name in outputs(student):
         ours = student[name]
         near = [
-            (abs(math.log2(teacher[other].height / ours.height)), other)
+            (abs(math.log2(teacher[other].height / ours.height / larger)), other)
             for other in outputs(teacher)
             if other not in taken
         ]

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from detkt.base.errors import InputError
 from detkt.knowledge import Dense, Knowledge, Spec, Tower, known
-from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Player, Stage, Update
+from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Player, Stage, Update, require_one_size
 from detkt.methods.pkd import standardised
 from detkt.methods.reductions import full_precision, require_one_shape
 
@@ -115,6 +115,7 @@ class CrossKD(Method):
             raise InputError("methods.crosskd.layers: crosskd reads the towers of heads; leave it empty")
         self.require("focus", config.focus >= 0, "0 or more")
         ours, theirs = self._tower("student", student), self._tower("teacher", teacher)
+        require_one_size(self.name, teacher.scores)
         if ours.sizes != theirs.sizes:
             told = " and ".join(", ".join(f"{h} x {w}" for h, w in tower.sizes) for tower in (ours, theirs))
             raise InputError(

@@ -171,11 +171,11 @@ def _in_ssd(name: str) -> list[str]:
         return []
     layer, rest = int(found[1]), found[2]
     names = [f"backbone.extra.0.{layer - 23}.{rest}"] if layer >= 23 else []
-    if layer < 13 or rest.startswith("block.0."):
+    if layer < 13 or (layer == 13 and rest.startswith("block.0.")):
         names.append(f"backbone.features.0.{layer}.{rest.removeprefix('block.0.') if layer == 13 else rest}")
     elif layer == 13 and rest.startswith("block."):
         part, _, rest = rest.removeprefix("block.").partition(".")
-        names.append(f"backbone.features.1.0.{int(part) - 1}.{rest}")
+        names.append(f"backbone.features.1.0.{part}.{rest}")  # cut off, its parts keep their numbers
     elif layer > 13:
         names.append(f"backbone.features.1.{layer - 13}.{rest}")
     return names

@@ -92,4 +92,4 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 def _one_line(text: str) -> str:
     # File names may hold line breaks, and bytes that are no UTF-8.
-    return " ".join(text.encode(errors="backslashreplace").decode().split())
+    return " ".join(str(InputError(text)).encode(errors="backslashreplace").decode().split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from detkt.data.detection import checked_classes
 from detkt.data.images import check_strip
 from detkt.data.layouts import reader, split_names
 from detkt.data.parts import parse_part
+from detkt.data.yolo_folder import labels_without_picture, open_yolo, split_places, yolo_splits
 from detkt.prepare.annotation_checking import overlaps
 from detkt.prepare.findings import Findings, count
 from detkt.prepare.picture_checking import examine_pictures
@@ -37,6 +39,8 @@ def check_splits(data_format: str, root: Path, data: DataConfig, findings: Findi
             found[split] = reader(data_format)(root, split, reading_of(data, data.classes))
         except InputError as error:
             findings.refused(root, error)
+    if data_format == "yolo":
+        _check_labels(root, findings)
     notes = [note for contents in found.values() for note in contents.notes]
     for note in dict.fromkeys(notes):
         findings.note(root, note.partition(": ")[2], note.partition(": ")[0])
@@ -73,6 +77,19 @@ def check_splits(data_format: str, root: Path, data: DataConfig, findings: Findi
         f"{root}: {count(len(pictures), 'picture')}, {count(counts.total(), 'object')} of "
         f"{count(len(counts), 'class', 'classes')}, {count(len(found), 'split')} ({', '.join(found)})"
     )
+
+
+def _check_labels(root: Path, findings: Findings) -> None:
+    """Tell label files that no picture belongs to: what they mark is not learnt."""
+    try:
+        folder = open_yolo(root)
+        places = [place for split in yolo_splits(folder) for place in split_places(folder, split, [])]
+    except InputError:
+        return  # told of already
+    if alone := labels_without_picture(places):
+        names = [os.path.relpath(path, folder.base) for path in alone]
+        what = f"{count(len(alone), 'label file')} without a picture, so not read: {shorten(names, 3)}"
+        findings.note(root, f"{what}; add the pictures, or remove the files")
 
 
 def _check_objects(contents: Contents, findings: Findings) -> None:

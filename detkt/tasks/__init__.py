@@ -21,12 +21,13 @@ def build_task(
     image_size: int | tuple[int, int] | None = None,
     teacher_cache: TeacherMaps | None = None,
     class_map: Mapping[str, str | None] | None = None,
+    own_size: bool = False,
 ) -> Task:
     """The task that fits the student: detection for a torchvision detector, classification for any other network.
 
     Raises:
-        InputError: *image_size* for a detector, *class_map* for a classifier, a detector with a classifier; see the
-            tasks for the rest.
+        InputError: *image_size* for a detector, *class_map* or *own_size* for a classifier, a detector with a
+            classifier; see the tasks for the rest.
     """
     if not _is_detector(student):
         if teacher is not None and _is_detector(teacher):
@@ -36,10 +37,12 @@ def build_task(
             )
         if class_map is not None:
             raise InputError("class_map is for detectors; two classifiers must have the same classes")
+        if own_size:
+            raise InputError("own_size is for detectors, whose transforms know their sizes")
         return ClassificationTask(student, teacher, student_classes, teacher_classes, image_size, teacher_cache)
     if image_size is not None:
         raise InputError("image_size is for classifiers; a detector's transform knows its own")
-    return DetectionTask(student, teacher, student_classes, teacher_classes, teacher_cache, class_map)
+    return DetectionTask(student, teacher, student_classes, teacher_classes, teacher_cache, class_map, own_size)
 
 
 def _is_detector(model: nn.Module) -> bool:

@@ -56,8 +56,8 @@ class Task(Protocol):
         """The teacher's maps by name of a batch that ``run`` takes; no random number is drawn."""
         ...
 
-    def input_size(self, width: int, height: int) -> tuple[int, int]:
-        """Height and width of what the backbones see of a batch of pictures of this size."""
+    def input_size(self, width: int, height: int) -> tuple[int, ...]:
+        """Height and width of what the backbones see of a batch of pictures of this size, and what else it goes by."""
         ...
 
     def close(self) -> None:

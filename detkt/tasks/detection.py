@@ -1,7 +1,8 @@
 """Knowledge from torchvision's detectors, of two stages and of one, student and teacher alike or not.
 
 One image transform, the student's, serves both nets; the teacher runs its backbone alone, on the batch in its own
-normalisation, and its RoI head on the student's sampled RoIs only where logits are asked for.
+normalisation, and at its own size where asked to (:mod:`detkt.tasks.own_size`), and its RoI head on the student's
+sampled RoIs only where logits are asked for.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from detkt.tasks.base import (
 )
 from detkt.tasks.dense import leading_rows
 from detkt.tasks.detectors import Detector, Pass, Targets, as_pyramid, moved, named_outputs, normalisation
+from detkt.tasks.own_size import SETTINGS, OwnSize, framed
 from detkt.tasks.shared_classes import SharedClasses, shared_classes
 
 PIXELS_AT_ONCE = 2**18
@@ -47,6 +49,7 @@ class DetectionTask:
         student_classes, teacher_classes: names without background; scores are compared of those that both know.
         teacher_cache: the teacher's maps of the training pictures, to be read in place of its backbone's passes.
         class_map: a class of the student's -> the teacher's that it is, None for none; the others are found by name.
+        own_size: whether the teacher sees the pictures at the size of its own transform, not at the student's.
 
     Raises:
         InputError: no such detector, one net or part of a net in both roles, or class names that are not as many as a
@@ -61,6 +64,7 @@ class DetectionTask:
         teacher_classes: Iterable[str] = (),
         teacher_cache: TeacherMaps | None = None,
         class_map: Mapping[str, str | None] | None = None,
+        own_size: bool = False,
     ) -> None:
         self.student: Any = student  # torchvision's parts have no types
         self.teacher, self._cache = teacher, teacher_cache
@@ -74,11 +78,14 @@ class DetectionTask:
         self._num_classes = 0
         self._teacher: Detector | None = None
         self._to_teacher: tuple[Tensor, Tensor] | None = None
+        self.own_size: OwnSize | None = None
         if teacher is not None:
             require_two_nets(student, teacher)
             require_one_precision(student, teacher)
             self._teacher = Detector(teacher, "teacher")
             self._to_teacher = _conversion(self._student.model.transform, self._teacher.model.transform)
+            if own_size and not _same_size(self._student.model.transform, self._teacher.model.transform):
+                self.own_size = OwnSize(self._teacher.model.transform)
             self._frozen = FrozenTeacher(teacher)
         self.offered = self._offered()
 
@@ -127,6 +134,9 @@ class DetectionTask:
         else:
             short, divisor = getattr(transform, "min_size", (PROBED,))[-1], getattr(transform, "size_divisible", 32)
             height, width = (-(-side // divisor) * divisor for side in (short, short * 5 // 4))
+        own = self.own_size if detector.role == "teacher" else None
+        if own is not None:
+            height, width = own.canvas(height, width, [(height, width)], [(height, width)])
         picture = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
         picture = ((picture - 0.5) * 4).to(weight.device, weight.dtype)
         scores, tower = (Scores("regions") if detector.two_stages else None), None
@@ -134,15 +144,16 @@ class DetectionTask:
             try:
                 maps = detector.features(picture)
             except (RuntimeError, ValueError) as error:
+                whose = "" if own else "the student's "
                 raise InputError(
-                    f"the {detector.role} cannot take the student's pictures of {height} x {width} "
+                    f"the {detector.role} cannot take {whose}pictures of {height} x {width} "
                     f"({first_line(error)}); choose larger ones (min_size) or another net"
                 ) from None
             classes = detector.num_classes(maps, [(height, width)])
             if (dense := detector.dense) is not None:
                 levels = list(as_pyramid(maps).values())
                 anchors = dense.anchors(levels, ImageList(picture, [(height, width)]))
-                scores = Scores("anchors", dense.sigmoid, anchors)
+                scores = Scores("anchors", dense.sigmoid, anchors, resized=own is not None)
                 if detector.towers is not None:
                     sizes = tuple((level.shape[2], level.shape[3]) for level in levels)
                     tower = Tower(detector.towers.channels, sizes)
@@ -162,17 +173,28 @@ class DetectionTask:
         """See :class:`detkt.tasks.base.Task`."""
         device = next(self.student.parameters()).device
         with torch.no_grad(), evaluating(self.student.transform):
-            batch, _ = self._student.transform([image.to(device, non_blocking=True) for image in images])
-            return self._teacher_pass(batch)
+            images = [image.to(device, non_blocking=True) for image in images]
+            batch, _ = self._student.transform(list(images))
+            return self._teacher_pass(batch, self._frame(batch, images), images)
 
-    def input_size(self, width: int, height: int) -> tuple[int, int]:
-        """See :class:`detkt.tasks.base.Task`."""
+    def input_size(self, width: int, height: int) -> tuple[int, ...]:
+        """See :class:`detkt.tasks.base.Task`. With the teacher's own size, that of its batch besides."""
         transform = self.student.transform
         with evaluating(transform):
             resized, _ = transform.resize(torch.empty(1, height, width))
         divisor = transform.size_divisible
         tall, wide = (-(-side // divisor) * divisor for side in resized.shape[-2:])
-        return tall, wide
+        if self.own_size is None:
+            return tall, wide
+        view = (int(resized.shape[-2]), int(resized.shape[-1]))
+        return tall, wide, *self.own_size.canvas(tall, wide, [view], [(height, width)])
+
+    def _frame(self, batch: ImageList, images: list[Tensor]) -> ImageList:
+        """The teacher's batch: the student's, or its own without its pictures."""
+        if self.own_size is None:
+            return batch
+        frame = self.own_size.frame(batch, [(image.shape[-2], image.shape[-1]) for image in images])
+        return batch if frame.tensors.shape[-2:] == batch.tensors.shape[-2:] else frame
 
     def run(
         self, images: list[Tensor], targets: Targets, needs: Needs
@@ -197,12 +219,15 @@ class DetectionTask:
         images = [image.to(device, non_blocking=True).to(weight.dtype) for image in images]
         from_teacher = bool(needs & FROM_TEACHER)
         teacher_features: dict[str, Tensor] = {}
+        frames: list[ImageList] = []
 
         def before(batch: ImageList) -> None:
             """First: of the teacher's activations nothing but its maps is left when the student's pile up."""
+            if from_teacher:
+                frames.append(self._frame(batch, images))
             if from_teacher and self._cache is None:
                 with torch.no_grad():
-                    teacher_features.update(self._teacher_pass(batch))
+                    teacher_features.update(self._teacher_pass(batch, frames[0], images))
 
         def after(batch: ImageList) -> None:
             """Before the RoIs are sampled: cached maps are read while a GPU still computes the student's."""
@@ -216,6 +241,7 @@ class DetectionTask:
             seen = self._maps_alone(images, targets, bool(needs & Needs.STUDENT_FEATURES))
             before(seen.images)
             after(seen.images)
+        frame = frames[0] if frames else seen.images
         valid = _valid(seen.images)
         student = Knowledge(seen.features, valid=valid) if seen.features else None
         teacher = Knowledge(teacher_features, valid=valid) if from_teacher else None
@@ -229,14 +255,14 @@ class DetectionTask:
             student.losses = seen.losses
             student.classification_loss = "loss_classifier" if self._student.two_stages else "classification"
             if needs & (Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS):
-                self._add_scores(student, teacher if Needs.TEACHER_LOGITS in needs else None, seen)
+                self._add_scores(student, teacher if Needs.TEACHER_LOGITS in needs else None, seen, frame)
         if teacher is not None and Needs.TEACHER_CONFIDENCE in needs:
             with torch.no_grad():
                 teacher.confidence = known(self._teacher).confidence(teacher.features)
         if student is not None and teacher is not None and Needs.HEADS in needs:
             self._add_towers(student, teacher, seen)
         detectors = {"student": self._student} | ({"teacher": self._teacher} if self._teacher is not None else {})
-        return student, teacher, DetectionHeads(detectors, seen.images, seen.targets)
+        return student, teacher, DetectionHeads(detectors, seen.images, seen.targets, frame)
 
     def _maps_alone(self, images: list[Tensor], targets: Targets, with_student: bool) -> Pass:
         """The transformed batch, and the student's maps where asked for, without its heads."""
@@ -248,12 +274,15 @@ class DetectionTask:
                 seen.features = self._student.features(batch.tensors)
         return seen
 
-    def _teacher_pass(self, batch: ImageList) -> dict[str, Tensor]:
-        """The teacher's maps of *batch* in its own normalisation; padding stays zero."""
+    def _teacher_pass(self, batch: ImageList, frame: ImageList, pictures: list[Tensor]) -> dict[str, Tensor]:
+        """The teacher's maps of *batch*, or of *pictures* in its own *frame*, in its own normalisation; padding stays
+        zero."""
         assert self._teacher is not None
         self._frozen.keep()
         images = batch.tensors
-        if self._to_teacher is not None:
+        if frame is not batch:
+            images = known(self.own_size).fill(frame, pictures)
+        elif self._to_teacher is not None:
             factor, offset = (part.to(images.device, images.dtype) for part in self._to_teacher)
             images = images * factor + offset
             for image, (height, width) in zip(images, batch.image_sizes, strict=True):
@@ -267,8 +296,8 @@ class DetectionTask:
             parts = [self._teacher.features(part) for part in images.split(at_once)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _add_scores(self, student: Knowledge, teacher: Knowledge | None, seen: Pass) -> None:
-        """Logits, labels and weights of the same rows of both nets."""
+    def _add_scores(self, student: Knowledge, teacher: Knowledge | None, seen: Pass, frame: ImageList) -> None:
+        """Logits, labels and weights of the same rows of both nets; *frame* is the teacher's batch."""
         if seen.logits is None:
             return  # of a head that detkt does not know, which no method that reads scores gets as far as
         ours, theirs = self._student, self._teacher if teacher is not None else None
@@ -277,8 +306,10 @@ class DetectionTask:
             if ours.two_stages:
                 labels = self._roi_labels(seen)
                 if theirs is not None and teacher is not None:
-                    sizes = seen.images.image_sizes
-                    scores["teacher"] = theirs.proposal_logits(teacher.features, known(seen.proposals), sizes)
+                    regions = known(seen.proposals)
+                    if frame is not seen.images:
+                        regions = [framed(boxes, seen.images, frame) for boxes in regions]
+                    scores["teacher"] = theirs.proposal_logits(teacher.features, regions, frame.image_sizes)
             else:
                 labels = known(ours.dense).labels(seen.matched, seen.targets)
                 if theirs is not None and teacher is not None:
@@ -335,22 +366,33 @@ class DetectionTask:
 
 
 class DetectionHeads:
-    """The heads of both detectors on the current batch (see :class:`detkt.methods.base.Heads`)."""
+    """The heads of both detectors on the current batch (see :class:`detkt.methods.base.Heads`).
 
-    def __init__(self, detectors: dict[str, Detector], images: ImageList, targets: Targets) -> None:
-        self._detectors, self._images, self._targets = detectors, images, targets
+    *frame*: the teacher's batch, *images* itself unless it has its own size.
+    """
+
+    def __init__(self, detectors: dict[str, Detector], images: ImageList, targets: Targets, frame: ImageList) -> None:
+        self._detectors, self._batches = detectors, {"student": (images, targets), "teacher": (images, targets)}
+        if frame is not images:
+            moved_targets = [{**target, "boxes": framed(target["boxes"], images, frame)} for target in targets]
+            self._batches["teacher"] = frame, moved_targets
 
     def task_losses(self, features: dict[str, Tensor], role: str) -> dict[str, Tensor]:
         """The losses that the heads of *role* read from *features* (``output...`` maps by name)."""
-        return self._detectors[role].read(features, self._images, self._targets)
+        return self._detectors[role].read(features, *self._batches[role])
 
     def remaining(self, classification: list[Tensor], regression: list[Tensor]) -> tuple[Tensor, Tensor]:
         """See :class:`detkt.methods.base.Heads`."""
         towers = known(self._detectors["teacher"].towers)
         logits, codes = towers.rest(classification, regression)
         with torch.no_grad():
-            anchors = towers.dense.anchors(classification, self._images)
+            anchors = towers.dense.anchors(classification, self._batches["teacher"][0])
         return logits, towers.decoded(codes, anchors)
+
+
+def _same_size(student: nn.Module, teacher: nn.Module) -> bool:
+    """Whether two transforms make pictures equally large."""
+    return all(getattr(student, name, None) == getattr(teacher, name, None) for name in SETTINGS)
 
 
 def _conversion(student: nn.Module, teacher: nn.Module) -> tuple[Tensor, Tensor] | None:

@@ -20,10 +20,16 @@ from matplotlib.patheffects import withStroke
 from detkt.base.errors import InputError, suggestion
 from detkt.evaluation.voc import VocResult
 from detkt.visualization.panels import DPI
+from detkt.visualization.sources import Average
 
 COLORS = ("#d95f02", "#1b6ca8", "#3a3a3a", "#1b9e77", "#7570b3", "#e7298a", "#a6761d")
 """Of the first, second, third ... model, then again; the first three differ for colour-blind eyes and in print."""
 
+AP_LABELS = {
+    "map_voc07": "AP in percent, VOC 2007 (11 points)",
+    "map_area": "AP in percent (area)",
+    "map_coco": "AP in percent, COCO (IoU 0.50 to 0.95)",
+}
 _STAGE_SHADES = ("#f6ead2", "#dcebf5", "#eadff2", "#e0f0dc")
 _RIM = withStroke(linewidth=2, foreground="white")
 _NOT_DRAWN = ("stage", "step", "epoch", "images_per_second")
@@ -90,21 +96,21 @@ def _along(recall: np.ndarray, precision: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(places, length, x), np.interp(places, length, y)])
 
 
-def per_class_ap_figure(results: Mapping[str, VocResult]) -> Figure:
+def per_class_ap_figure(averages: Mapping[str, Average], metric: str) -> Figure:
     """Bars of AP in percent: a group a class and one for their mean, a bar a model.
 
-    A class without objects to find has no bars. results: model -> result of `detkt.evaluation.voc.evaluate`.
+    A class without objects to find has no bars. averages: of each model, of which *metric* is the key.
     """
-    first = next(iter(results.values()))
+    first = next(iter(averages.values()))
     names = [*first.per_class, "mean"]
     figure = Figure(figsize=(max(6.0, 1.2 + 0.62 * len(names)), 4.2), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     places = np.arange(len(names), dtype=np.float64)
     places[-1] += 0.5  # the mean stands apart
-    width = 0.84 / len(results)
-    for number, (model, result) in enumerate(results.items()):
-        values = 100 * np.array([*result.per_class.values(), result.map])
-        at = places + (number - (len(results) - 1) / 2) * width
+    width = 0.84 / len(averages)
+    for number, (model, average) in enumerate(averages.items()):
+        values = 100 * np.array([*average.per_class.values(), average.mean])
+        at = places + (number - (len(averages) - 1) / 2) * width
         axes.bar(at, np.nan_to_num(values), width * 0.94, color=_color(number), label=model)
         for x, value in zip(at, values, strict=True):
             if math.isfinite(value):
@@ -112,7 +118,7 @@ def per_class_ap_figure(results: Mapping[str, VocResult]) -> Figure:
     axes.axvline(places[-1] - 0.75, color="#999999", linewidth=0.8)
     axes.set_xticks(places, names, rotation=40, ha="right", rotation_mode="anchor", fontsize=9)
     axes.set(ylim=(0, 112), yticks=range(0, 101, 20), xlim=(-0.7, places[-1] + 0.7))
-    axes.set_ylabel("AP in percent, VOC 2007 (11 points)" if first.use_07_metric else "AP in percent (area)")
+    axes.set_ylabel(AP_LABELS[metric])
     axes.grid(axis="y", color="#e3e3e3", linewidth=0.7)
     _quiet_frame(axes)
     _legend(figure, *axes.get_legend_handles_labels())

@@ -69,7 +69,9 @@ def write_difference(
     logs = read_logs(scored)
     figures = {
         "diff.png": difference_figure([comparison.pictures[one] for one in shown], read, titles, truth=True, note=how),
-        "per_class_ap.png": per_class_ap_figure(results),
+        "per_class_ap.png": per_class_ap_figure(
+            {titles[role]: one.averages[one.leading] for role, one in scored.items()}, next(iter(gain))
+        ),
         "precision_recall.png": precision_recall_figure(results),
     }
     if logs:
@@ -113,8 +115,8 @@ def difference_json(
         role: {
             "title": one.source.title,
             "source": str(one.source.path),
-            "map_voc07": _null_for_nan(one.result.map),
-            "per_class": {name: _null_for_nan(value) for name, value in one.result.per_class.items()},
+            **{metric: _null_for_nan(average.mean) for metric, average in one.averages.items()},
+            "per_class": {name: _null_for_nan(value) for name, value in one.averages[one.leading].per_class.items()},
             "parameters": one.parameters,
             "milliseconds_per_picture": one.milliseconds,
         }

@@ -62,7 +62,14 @@ def restore(
     """
     config = load_config(run / CONFIG)
     with settings_told_as_keys():
-        distiller = Distiller(student, teacher, config.method, config.method_settings(), image_size=image_size)
+        distiller = Distiller(
+            student,
+            teacher,
+            config.method,
+            config.method_settings(),
+            image_size=image_size,
+            own_size=config.teacher.own_size,
+        )
     state = load_checkpoint(run / LAST).get("distiller", {})
     try:
         distiller.load_state_dict(state)

@@ -30,11 +30,11 @@ from detkt.base.errors import InputError
 from detkt.base.files import make_folder, write_atomically
 from detkt.data.boxes import voc_to_corners
 from detkt.data.detection import DetectionSet
-from detkt.evaluation import voc
 from detkt.evaluation.bootstrap import PairedIntervals
+from detkt.evaluation.table import COLUMNS
 from detkt.visualization.judging import ERRORS, Judged, Verdict, box_overlaps
 from detkt.visualization.matching import DISTILLED, STUDENT, Comparison, PictureChanges, compare
-from detkt.visualization.sources import CONFIDENCE, RESAMPLES, Scored
+from detkt.visualization.sources import CONFIDENCE, RESAMPLES, TITLES, Scored
 from detkt.visualization.tables import SIZE_LIMITS, SIZES, box_sizes, change_tables
 
 LEAST_SCORE = 0.1
@@ -178,13 +178,15 @@ def report_page(
     )
     tables = change_tables(comparison)
     models = [_model_summary(role, scored[role], scored[STUDENT]) for role in comparison.models]
-    ends = gain["map_voc07"].difference
+    leading = scored[STUDENT].leading
+    ends = gain[leading].difference
     return environment.get_template("index.html.j2").render(
         split=split,
         n_pictures=len(data["pictures"]),
         iou=comparison.iou_threshold,
         data=data,
         models=models,
+        metrics=[(metric, *COLUMNS[metric], TITLES[metric]) for metric in scored[STUDENT].averages],
         interval=[_percent(ends.low), _percent(ends.high)],
         confidence=round(100 * CONFIDENCE),
         resamples=RESAMPLES,
@@ -219,27 +221,22 @@ def script_json(value: Any) -> str:
 
 
 def _model_summary(role: str, one: Scored, student: Scored) -> dict[str, Any]:
-    area, student_area = _area(one), _area(student)
     return {
         "role": role,
         "title": one.source.title,
         "source": one.source.path.name,
         "architecture": (one.source.meta or {}).get("architecture"),
-        "map_voc07": _percent(one.result.map),
-        "map_area": _percent(area.map),
-        "gain_voc07": _percent(one.result.map - student.result.map),
-        "gain_area": _percent(area.map - student_area.map),
-        "ap_voc07": {name: _percent(value) for name, value in one.result.per_class.items()},
-        "ap_area": {name: _percent(value) for name, value in area.per_class.items()},
+        "mean": {metric: _percent(average.mean) for metric, average in one.averages.items()},
+        "gain": {
+            metric: _percent(average.mean - student.averages[metric].mean) for metric, average in one.averages.items()
+        },
+        "ap": {
+            metric: {name: _percent(value) for name, value in average.per_class.items()}
+            for metric, average in one.averages.items()
+        },
         "parameters": one.parameters,
         "milliseconds": one.milliseconds,
     }
-
-
-def _area(one: Scored) -> voc.VocResult:
-    """The area under the curves of a model's VOC 2007 result."""
-    matching = voc.Matching((), one.result.curves, one.result.iou_threshold)
-    return voc.score(matching, use_07_metric=False)
 
 
 def _percent(share: float) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,20 +13,23 @@ from torch import nn
 
 from detkt.base.errors import InputError
 from detkt.config import DataConfig, load_config
-from detkt.data import test_set
+from detkt.data import coco_file, test_set
 from detkt.data.detection import DetectionSet
 from detkt.evaluation import voc
-from detkt.evaluation.bootstrap import PairedIntervals, bootstrap_difference
+from detkt.evaluation.bootstrap import COCO_METRIC, METRICS, PairedIntervals, bootstrap_difference
+from detkt.evaluation.coco import evaluate_coco
 from detkt.evaluation.coco_ids import coco_ids
 from detkt.evaluation.detection_files import is_coco_file, other_classes, read_detections
 from detkt.evaluation.detector import Detections, detect
 from detkt.evaluation.table import percent, signed
 from detkt.export.runtime import is_exported, open_model, parameter_count
+from detkt.kinds import Detection
 from detkt.models.saved import META_FILE
 from detkt.models.weights import WEIGHTS_FILE
 from detkt.visualization.matching import DISTILLED, STUDENT
 
 RESAMPLES, CONFIDENCE = 1000, 0.95
+TITLES = Detection.measures
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +59,20 @@ class Source:
         return f"{self.role} ({method})" if method not in (None, "none") else self.role
 
 
+@dataclass(frozen=True)
+class Average:
+    """A mean average precision, and the AP of each class; nan where there is nothing to find."""
+
+    mean: float
+    per_class: Mapping[str, float]
+
+
 @dataclass(frozen=True, eq=False)
 class Scored:
     """A source's detections on a data set and what they are worth.
 
-    result: VOC 2007's 11-point AP; parameters: how many; milliseconds: of the network, a picture; both None for result
-    files.
+    result: VOC 2007's 11-point AP, with its curves; parameters: how many; milliseconds: of the network, a picture; both
+    None for result files; averages: by key in ``metrics.json``, the one that leads first.
     """
 
     source: Source
@@ -69,6 +80,12 @@ class Scored:
     result: voc.VocResult
     parameters: int | None
     milliseconds: float | None
+    averages: Mapping[str, Average]
+
+    @property
+    def leading(self) -> str:
+        """The key of the average that leads."""
+        return next(iter(self.averages))
 
 
 def open_sources(paths: Mapping[str, Path], device: torch.device) -> dict[str, Source]:
@@ -119,7 +136,10 @@ def open_dataset(
     """
     known = [source.classes for source in sources.values() if source.meta is not None]
     dataset = test_set(data, list(known[0]) if known else None)
-    reading: dict[str, Any] = {"dataset": coco_annotations, "others": "refuse" if known else "keep"}
+    reading: dict[str, Any] = {
+        "dataset": coco_annotations or coco_file(data, dataset),
+        "others": "refuse" if known else "keep",
+    }
     for source in () if known else sources.values():
         found = read_detections(source.path, coco_ids(dataset.ids, dataset.classes, **reading))
         dataset.classes += other_classes(found, dataset.classes)
@@ -135,10 +155,12 @@ def score_source(
     workers: int = 0,
     quiet: bool = False,
     reading: Mapping[str, Any] | None = None,
+    metrics: Sequence[str] = METRICS,
 ) -> Scored:
     """Run the model over *dataset*, or read its detections, and score them.
 
-    reading: keyword arguments of `detkt.evaluation.coco_ids.coco_ids` for files of detections.
+    metrics: which averages, see :attr:`detkt.kinds.Detection.resampled`. reading: keyword arguments of
+    `detkt.evaluation.coco_ids.coco_ids` for files of detections.
     """
     parameters = milliseconds = None
     if source.model is None:
@@ -158,18 +180,33 @@ def score_source(
         )
     classes = dataset.classes + other_classes(detections, dataset.classes)
     result = voc.evaluate(detections, dataset.annotations(), classes=classes)
-    return Scored(source, detections, result, parameters, milliseconds)
+    averages = averages_of(result, detections, dataset, metrics)
+    return Scored(source, detections, result, parameters, milliseconds, averages)
+
+
+def averages_of(
+    result: voc.VocResult, detections: Detections, dataset: DetectionSet, metrics: Sequence[str]
+) -> dict[str, Average]:
+    """The *metrics* of *detections*, whose VOC 2007 score is *result*."""
+    area = voc.score(voc.Matching((), result.curves, result.iou_threshold), use_07_metric=False)
+    found = {metric: Average(each.map, each.per_class) for metric, each in zip(METRICS, (result, area), strict=True)}
+    if COCO_METRIC in metrics:
+        coco = evaluate_coco(detections, dataset.annotations(), list(result.per_class))
+        found[COCO_METRIC] = Average(coco.ap, coco.per_class)
+    return {metric: found[metric] for metric in metrics}
 
 
 def student_gain(scored: Mapping[str, Scored], dataset: DetectionSet) -> dict[str, PairedIntervals]:
     """What the distilled model gains over the student, with the interval that the luck of the pictures leaves.
 
-    By "map_voc07" and "map_area"; `RESAMPLES` of the pictures, of which `CONFIDENCE` lie within.
+    By the metrics of its averages, the one that leads first; `RESAMPLES` of the pictures, of which `CONFIDENCE` lie
+    within.
     """
     return bootstrap_difference(
         scored[DISTILLED].detections,
         scored[STUDENT].detections,
         dataset.annotations(),
+        metrics=list(scored[DISTILLED].averages),
         classes=dataset.classes,
         resamples=RESAMPLES,
         confidence=CONFIDENCE,
@@ -178,23 +215,25 @@ def student_gain(scored: Mapping[str, Scored], dataset: DetectionSet) -> dict[st
 
 def gain_text(gain: Mapping[str, PairedIntervals]) -> str:
     """`student_gain` as a line, in points of percent."""
-    change = gain["map_voc07"].difference
+    metric, pair = next(iter(gain.items()))
+    change = pair.difference
     value, low, high = (signed(number).strip() for number in (change.value, change.low, change.high))
     return (
-        f"gain of the distilled over the student: {value} mAP VOC07, {100 * CONFIDENCE:g} % interval {low} to {high} "
-        f"({RESAMPLES} resamples of the pictures)"
+        f"gain of the distilled over the student: {value} {TITLES[metric]}, {100 * CONFIDENCE:g} % interval "
+        f"{low} to {high} ({RESAMPLES} resamples of the pictures)"
     )
 
 
 def models_table(scored: Mapping[str, Scored]) -> str:
-    """A line a model: mAP (VOC07, percent), parameters, milliseconds a picture; "-" where it is not known."""
+    """A line a model: the mAP that leads (percent), parameters, milliseconds a picture; "-" where it is not known."""
     names = [one.source.title for one in scored.values()]
     width = max(len("model"), *map(len, names))
-    lines = [f"{'model':<{width}}  mAP VOC07   parameters  ms per picture"]
+    leading = next(iter(scored.values())).leading
+    lines = [f"{'model':<{width}}  {TITLES[leading]:>9}   parameters  ms per picture"]
     for name, one in zip(names, scored.values(), strict=True):
         parameters = "-" if one.parameters is None else f"{one.parameters:,}"
         milliseconds = "-" if one.milliseconds is None else f"{one.milliseconds:.1f}"
-        lines.append(f"{name:<{width}}  {percent(one.result.map):>9}  {parameters:>11}  {milliseconds:>14}")
+        lines.append(f"{name:<{width}}  {percent(one.averages[leading].mean):>9}  {parameters:>11}  {milliseconds:>14}")
     return "\n".join(lines)
 
 

@@ -163,6 +163,21 @@ def test_classes_of_plain_weights(plain, tiny_config):
         build_teacher(DETECTION, net, ["disc", "star"])
 
 
+def test_names_that_are_assumed_are_told(plain, tiny_config, caplog):
+    """As many classes as the student has need not be the student's: a score method would compare cats with dogs."""
+    net = tiny_config(f"teacher.checkpoint={plain}").teacher
+    assert build_teacher(DETECTION, net, ["cat", "dog", "cow"])[1] == ["cat", "dog", "cow"]
+    (told,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert told == (
+        f"teacher {plain} names no classes: its 3 are taken to be the student's, in this order: 'cat', 'dog', 'cow'; "
+        "name them in teacher.classes if they are others"
+    )
+    caplog.clear()
+    net.classes = ["cow", "cat", "dog"]
+    assert build_teacher(DETECTION, net, ["cat", "dog", "cow"])[1] == ["cow", "cat", "dog"]
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 def test_weights_that_do_not_fill_the_teacher(plain, tiny_config, tmp_path):
     net = tiny_config(f"teacher.checkpoint={plain}").teacher
     state = torch.load(plain)["model"]

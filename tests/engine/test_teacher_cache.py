@@ -55,7 +55,8 @@ class Run:
         nets, settings, classes = copy.deepcopy(self.nets), self.config.method_settings(), self.dataset.classes
         torch.manual_seed(0)
         size = self.kind.image_size(self.dataset)
-        distiller = Distiller(*nets, self.config.method, settings, classes, classes, size, teacher_cache=cache)
+        own = {"teacher_cache": cache, "own_size": self.config.teacher.own_size}
+        distiller = Distiller(*nets, self.config.method, settings, classes, classes, size, **own)
         return distiller.train()
 
     def open(self, folder):
@@ -216,6 +217,23 @@ def test_maps_of_unequal_pictures_lie_in_the_batchs_corner(uneven, tmp_path):
     feature = cached_run[1].features["output"]
     assert cached_run[1].mask(feature)[0, 0].tolist() == [[1] * 4 + [0] * 2] * 4
     assert feature[0, :, :4, :4].any(dim=0).all() and not feature[0, :, :, 4:].any()
+
+
+def test_maps_of_the_teachers_own_size_are_kept_apart(run, whole, tmp_path):
+    """Of 96 pixels where the student has 64: kept as they are, and refused by a run that has the student's."""
+    tiny = run("teacher.own_size=true")
+    tiny.nets[1].transform.min_size, tiny.nets[1].transform.max_size = (96,), 96
+    tiny.distiller = tiny.with_cache(None)
+    tiny.task = tiny.distiller.task
+    assert tiny.task.input_size(64, 64) == (64, 64, 96, 96)
+    cache = tiny.open(tmp_path / "cache")
+    for batch in tiny.batches(2):
+        (_, plain, _), (_, cached, _) = tiny.both(batch, LOGITS, cache)
+        assert plain.features["output"].shape[-2:] == (6, 6)
+        assert close(cached.features["output"], rounded(plain.features["output"]))
+        assert torch.allclose(cached.logits, plain.logits, atol=2e-3)
+    with pytest.raises(InputError, match="own transform"):
+        tiny.open(tmp_path / "whole")
 
 
 def test_input_sizes_are_the_transforms(uneven):

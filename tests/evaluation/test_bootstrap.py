@@ -11,9 +11,12 @@ from detkt.base.errors import InputError
 from detkt.evaluation.bootstrap import (
     bootstrap_difference,
     bootstrap_map,
+    counted,
+    maps_of_curves,
     objects_per_picture,
-    weighted_maps,
 )
+from detkt.evaluation.coco import evaluate_coco
+from detkt.evaluation.coco_curves import coco_curves, coco_map
 from detkt.evaluation.voc import evaluate_both, match
 
 CLASSES = ["car", "dog", "cat", "ghost"]
@@ -54,12 +57,48 @@ def test_weights_say_what_scoring_repeated_pictures_says(seed):
     weights[0] = 1
     weights[1] *= 5
     objects = objects_per_picture(annotations, CLASSES)
-    maps = weighted_maps(match(detections, annotations, classes=CLASSES), objects, weights)
+    matching = match(detections, annotations, classes=CLASSES)
+    curves = {name: counted(curve) for name, curve in matching.per_class.items()}
+    maps = maps_of_curves(curves, objects, weights)
     assert maps.shape == (2, 8)
     for row, found in zip(weights, maps.T, strict=True):
         times = dict(zip(annotations, row.tolist(), strict=True))
         results = evaluate_both(repeated(detections, times), repeated(annotations, times), classes=CLASSES)
         assert found == pytest.approx([result.map for result in results], abs=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_weights_say_what_pycocotools_says_of_repeated_pictures(seed):
+    detections, annotations = random_case(seed, 12)
+    annotations["p3"] |= {"crowd": annotations["p3"]["difficult"], "measured": measured(annotations["p3"]["boxes"])}
+    rng = np.random.default_rng(100 + seed)
+    weights = rng.multinomial(12, np.full(12, 1 / 12), size=8)
+    weights[0] = 1
+    weights[1] *= 3
+    found = coco_map(coco_curves(detections, annotations, CLASSES), objects_per_picture(annotations, CLASSES), weights)
+    expected = []
+    for row in weights:
+        times = dict(zip(annotations, row.tolist(), strict=True))
+        expected.append(evaluate_coco(repeated(detections, times), repeated(annotations, times), CLASSES).ap)
+    assert found == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    assert len(set(expected)) > 4
+
+
+def measured(boxes):
+    """x, y, width, height and area, as COCO's file has them."""
+    corner, far = boxes[:, :2] - 1, boxes[:, 2:]
+    return np.hstack([corner, far - corner, (far - corner).prod(axis=1, keepdims=True)])
+
+
+def test_the_most_confident_hundred_of_a_picture_and_class_count_for_coco():
+    """The hit is the 101st of its picture: COCO's AP does not see it, VOC's does."""
+    below = {"boxes": [[50.0, 50, 60, 60]] * 100 + BOX, "scores": [0.9] * 100 + [0.1], "labels": ["car"] * 101}
+    found = bootstrap_map({"a": below}, {"a": thing("car")}, resamples=4, metrics=("map_coco", "map_area"))
+    assert list(found) == ["map_coco", "map_area"]
+    assert (found["map_coco"].value, found["map_area"].value) == (0, pytest.approx(1 / 101))
+    below = {"boxes": BOX + [[50.0, 50, 60, 60]], "scores": [0.9, 0.1], "labels": ["car"] * 2}
+    found = bootstrap_map({"a": below}, {"a": thing("car")}, resamples=4, metrics=("map_coco",))["map_coco"]
+    assert (found.value, found.low, found.high, found.samples.tolist()) == (1, 1, 1, [1] * 4)
 
 
 def test_objects_are_counted_by_class_and_picture():

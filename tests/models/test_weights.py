@@ -269,6 +269,55 @@ def test_imagenet_weights_come_from_the_hub_cache(hub, caplog):
     assert "ImageNet weights of resnet18: loaded 100 of 110 tensors" in caplog.text
 
 
+def fake(name: str, path: Path) -> dict[str, torch.Tensor]:
+    """ImageNet weights as torchvision names them, each tensor a view of one number, which tells it from all others."""
+    with torch.device("meta"):
+        shapes = {key: value.shape for key, value in torchvision.models.get_model(name).state_dict().items()}
+    state = {key: torch.tensor(float(number)).expand(shape) for number, (key, shape) in enumerate(shapes.items(), 1)}
+    torch.save(state, path)
+    return state
+
+
+def test_imagenet_weights_of_ssd_go_through_its_cuts(hub, caplog):
+    """VGG-16's features 0 to 22 before the pool of conv4, 23 to 28 in ``extra``; its classifier has no place there.
+
+    They are the ones that torchvision's own SSD starts from, of pictures in 0 to 255 less their mean.
+    """
+    state = fake("vgg16", hub / "vgg16_features-amdegroot-88682ab5.pth")
+    with caplog.at_level("INFO", logger="detkt"):
+        model = build_detector("ssd300_vgg16", 4, weights="imagenet")
+    backbone = model.backbone
+    for layer in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21):
+        assert torch.equal(backbone.features[layer].weight, state[f"features.{layer}.weight"])
+        assert torch.equal(backbone.features[layer].bias, state[f"features.{layer}.bias"])
+    for layer in (24, 26, 28):
+        assert torch.equal(backbone.extra[0][layer - 23].weight, state[f"features.{layer}.weight"])
+    assert "ImageNet weights of vgg16:IMAGENET1K_FEATURES: loaded 26 of " in caplog.text
+    assert model.transform.image_std == pytest.approx([1 / 255] * 3)
+
+
+def test_imagenet_weights_of_ssdlite_go_through_its_cuts(hub, caplog):
+    """Blocks 0 to 12 and the expansion of block 13 come first, then the rest of it; the whole tail has room for all."""
+    state = fake("mobilenet_v3_large", hub / "mobilenet_v3_large-8738ca79.pth")
+    with caplog.at_level("INFO", logger="detkt"):
+        model = build_detector("ssdlite320_mobilenet_v3_large", 4, weights="imagenet", reduced_tail=False)
+    first, second = model.backbone.features
+    for part, name in (
+        (first[0][0], "features.0.0"),
+        (first[12].block[0][0], "features.12.block.0.0"),
+        (first[13][0], "features.13.block.0.0"),
+        (second[0][0][0], "features.13.block.1.0"),
+        (second[0][2][0], "features.13.block.3.0"),
+        (second[2].block[3][0], "features.15.block.3.0"),
+        (second[3][0], "features.16.0"),
+    ):
+        assert torch.equal(part.weight, state[f"{name}.weight"]), name
+    assert torch.equal(first[13][1].running_var, state["features.13.block.0.1.running_var"])
+    features = [name for name in state if name.startswith("features.") and not name.endswith("num_batches_tracked")]
+    assert f"loaded {len(features)} of " in caplog.text
+    assert not [name for name in state if name.startswith("features") and name in caplog.text]
+
+
 def test_imagenet_weights_without_network(hub, monkeypatch):
     def offline(*args, **kwargs):
         raise urllib.error.URLError("[Errno -3] Temporary failure in name resolution")

@@ -453,3 +453,36 @@ def test_what_else_a_head_tells_is_no_split(tmp_path):
 
 def test_commas_between_numbers_are_told_of(tmp_path):
     assert "put spaces between the numbers" in agree(write_yolo(tmp_path / "own", "0,0.5,0.5,0.2,0.2"), "yolo")[1]
+
+
+def test_labels_without_a_picture_and_pictures_without_labels_are_counted(tmp_path):
+    """What is marked in a file alone is not learnt; classes.txt, as label programs leave it, is no label file."""
+    root = write_yolo(tmp_path / "own", None)
+    assert "without a picture" not in agree(root, "yolo")[1]
+    for number in range(5):
+        (root / f"labels/train/left{number}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (root / "labels/train/classes.txt").write_text("dog\ncat\n")
+    (root / "labels/train/notes.txt").write_text("")
+    trains, lines = agree(root, "yolo")
+    names = ", ".join(f"'labels/train/left{number}.txt'" for number in range(3))
+    assert trains
+    assert f"5 label files without a picture, so not read: {names}, … (5 in all); add the pictures, or remove" in lines
+    assert "train: 1 of 3 pictures have no label file, and so no object: backgrounds" in lines
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("bbox", [1] * 5000), ("category_id", "c" * 5000), ("image_id", 10**4000), ("iscrowd", "y" * 5000)],
+)
+def test_absurdly_long_values_are_cut(tmp_path, key, value):
+    root = write_coco(tmp_path / "own")
+    path = root / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0][key] = value
+    path.write_text(json.dumps(content))
+    trains, lines = agree(root, "coco")
+    assert not trains and key in lines and "… (" in lines
+    assert all(len(line) < 500 for line in lines.split(" | "))
+    content["images"][0]["file_name"], content["annotations"][0][key] = "n" * 5000 + ".png", 0
+    path.write_text(json.dumps(content))
+    assert all(len(line) < 1000 for line in agree(root, "coco")[1].split(" | "))

@@ -5,6 +5,7 @@ One class and one picture have names that would do harm on a page that does not 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -15,10 +16,10 @@ import numpy as np
 from detkt.data.shapes import ShapesConfig, write_shapes
 from detkt.data.voc import VOCDetection
 from detkt.evaluation import voc
-from detkt.evaluation.bootstrap import PairedIntervals
+from detkt.evaluation.bootstrap import METRICS, PairedIntervals
 from detkt.visualization.matching import DISTILLED, STUDENT, TEACHER, Comparison, compare
 from detkt.visualization.report import write_report
-from detkt.visualization.sources import Scored, Source, student_gain
+from detkt.visualization.sources import Scored, Source, averages_of, student_gain
 
 CLASSES = ["cross", "disc", "heart", "ring", "star", "triangle"]
 EVIL_CLASS = "<script>document.title='harm'</script>"
@@ -50,7 +51,9 @@ class Scene:
         )
 
 
-def make_scene(folder: Path, pictures: int = 24, seed: int = 3, evil: bool = True) -> Scene:
+def make_scene(
+    folder: Path, pictures: int = 24, seed: int = 3, evil: bool = True, metrics: Sequence[str] = METRICS
+) -> Scene:
     config = ShapesConfig(
         image_size=128, train=1, val=1, test=pictures, classes=tuple(CLASSES), min_objects=2, max_objects=4
     )
@@ -66,7 +69,8 @@ def make_scene(folder: Path, pictures: int = 24, seed: int = 3, evil: bool = Tru
     for role, found in detections.items():
         meta = {"architecture": f"net_of_the_{role}", "extra": {"method": "ktan" if role == DISTILLED else "none"}}
         result = voc.evaluate(found, truth, classes=classes)
-        scored[role] = Scored(Source(role, Path("runs") / role, None, meta), found, result, *known[role])
+        averages = averages_of(result, found, dataset, metrics)
+        scored[role] = Scored(Source(role, Path("runs") / role, None, meta), found, result, *known[role], averages)
     return Scene(dataset, scored)
 
 

@@ -19,6 +19,7 @@ from detkt.visualization.curves import (
     student_curve,
     training_curves_figure,
 )
+from detkt.visualization.sources import Average
 
 TRUTH = {"a": objects(("dog", 0, 1, 1, 20, 20), ("dog", 0, 31, 1, 50, 20), ("cat", 0, 1, 31, 20, 50))}
 CLASSES = ["cat", "cow", "dog"]
@@ -63,7 +64,9 @@ def test_numbers_stand_where_no_curve_is():
 
 
 def test_bars_are_the_aps_in_percent(results):
-    axes = per_class_ap_figure(results).axes[0]
+    averages = {name: Average(one.map, one.per_class) for name, one in results.items()}
+    axes = per_class_ap_figure(averages, "map_coco").axes[0]
+    assert axes.get_ylabel() == "AP in percent, COCO (IoU 0.50 to 0.95)"
     heights = [[bar.get_height() for bar in bars] for bars in axes.containers]
     np.testing.assert_allclose(heights, [[0, 0, 84.848485, 42.424242], [0, 0, 100, 100]][:1] + [[100, 0, 100, 100]])
     assert [tick.get_text() for tick in axes.get_xticklabels()] == [*CLASSES, "mean"]
