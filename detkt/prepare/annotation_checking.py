@@ -8,6 +8,8 @@ from pathlib import Path
 from unicodedata import normalize
 
 import numpy as np
+import torch
+from torchvision.ops import box_iou
 
 from detkt.base.errors import InputError
 from detkt.data.annotated import shown
@@ -67,7 +69,8 @@ def _check_small(path: Path, found: Annotation, findings: Findings) -> None:
 
 def _check_pairs(path: Path, found: Annotation, findings: Findings) -> None:
     """Report boxes that seem to mark one object twice."""
-    shared = overlaps(voc_to_corners(found.boxes))
+    corners = torch.from_numpy(voc_to_corners(found.boxes))
+    shared = box_iou(corners, corners).numpy()
     for one, other in np.argwhere(np.triu(shared, 1) >= _SAME_OBJECT):
         where, first = locate_object(path, found.rows[other]), f"object {found.rows[one] + 1}"
         same_class, same_box = found.names[one] == found.names[other], (found.given[one] == found.given[other]).all()
@@ -79,12 +82,3 @@ def _check_pairs(path: Path, found: Annotation, findings: Findings) -> None:
         elif same_class:
             what = f"overlaps {first} ('{found.names[one]}') by {shared[one, other]:.2f} (IoU): one object twice?"
             findings.note(path, what, where)
-
-
-def overlaps(boxes: np.ndarray) -> np.ndarray:
-    """Intersection over union (n, n) of corner boxes (n, 4)."""
-    starts, ends = boxes[:, :2], boxes[:, 2:]
-    common = np.minimum(ends[:, None], ends) - np.maximum(starts[:, None], starts)
-    intersection = common.clip(min=0).prod(axis=2)
-    areas = (ends - starts).prod(axis=1)
-    return intersection / (areas[:, None] + areas - intersection)
