@@ -69,8 +69,7 @@ def _check_small(path: Path, found: Annotation, findings: Findings) -> None:
 
 def _check_pairs(path: Path, found: Annotation, findings: Findings) -> None:
     """Report boxes that seem to mark one object twice."""
-    corners = torch.from_numpy(voc_to_corners(found.boxes))
-    shared = box_iou(corners, corners).numpy()
+    shared = overlaps(voc_to_corners(found.boxes))
     for one, other in np.argwhere(np.triu(shared, 1) >= _SAME_OBJECT):
         where, first = locate_object(path, found.rows[other]), f"object {found.rows[one] + 1}"
         same_class, same_box = found.names[one] == found.names[other], (found.given[one] == found.given[other]).all()
@@ -82,3 +81,9 @@ def _check_pairs(path: Path, found: Annotation, findings: Findings) -> None:
         elif same_class:
             what = f"overlaps {first} ('{found.names[one]}') by {shared[one, other]:.2f} (IoU): one object twice?"
             findings.note(path, what, where)
+
+
+def overlaps(boxes: np.ndarray) -> np.ndarray:
+    """Intersection over union (n, n) of corner boxes (n, 4)."""
+    corners = torch.from_numpy(boxes)
+    return box_iou(corners, corners).numpy()
