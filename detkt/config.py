@@ -239,6 +239,56 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), others: Iterabl
             type or out of range.
     """
     path = Path(path)
+    content = _read(path)
+    config = OmegaConf.structured(Config(name=path.stem))
+    where = f"config file {path}: "
+    _merge(config, content, where)
+    _apply(config, overrides)
+    result = _filled(config, where)
+    result.method = methods.absolute(result.method)
+    _check(result, others)
+    _take_published_architecture(result.teacher)
+    return result
+
+
+def load_data_config(path: str | Path) -> DataConfig:
+    """The section ``data`` of a run's config, alone: of a method that is a file of somebody's, nothing is run.
+
+    Raises InputError as `load_config` does.
+    """
+    config, where = OmegaConf.structured(Config()), f"config file {path}: "
+    _merge(config, {"data": _read(Path(path)).get("data", {})}, where)
+    return _checked_data(config, where)
+
+
+def data_config(overrides: Sequence[str] = (), **given: Any) -> DataConfig:
+    """The section ``data`` with the keys *given*, then overrides of it, ``data.key=value``, for tools without a config.
+
+    Raises InputError as `load_config` does, and for an override of anything else.
+    """
+    for override in overrides:
+        if not override.startswith("data."):
+            raise InputError(f"'{override}': only settings of the data can be given here, as data.key=value")
+    config = OmegaConf.structured(Config(data=DataConfig(**given)))
+    _apply(config, overrides)
+    return _checked_data(config, "override: ")
+
+
+def _checked_data(config: DictConfig, where: str) -> DataConfig:
+    result = _filled(config, where)
+    _check(result, ())
+    return result.data
+
+
+def _filled(config: DictConfig, where: str) -> Config:
+    try:
+        return cast(Config, OmegaConf.to_object(config))
+    except OmegaConfBaseException as error:  # an interpolation ${...} that leads nowhere, a mandatory ???
+        raise InputError(f"{where}{first_line(error)}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The content of a YAML file of keys and values."""
     try:
         content = _parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -252,36 +302,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), others: Iterabl
         line = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"config file {path}{line}: {getattr(error, 'problem', None) or 'not YAML'}") from None
     if content is None:
-        content = {}
+        return {}
     if not isinstance(content, dict):
         raise InputError(f"config file {path}: expected 'key: value' lines, found a {type(content).__name__}")
-    config = OmegaConf.structured(Config(name=path.stem))
-    where = f"config file {path}: "
-    _merge(config, content, where)
-    _apply(config, overrides)
-    try:
-        result = cast(Config, OmegaConf.to_object(config))
-    except OmegaConfBaseException as error:  # an interpolation ${...} that leads nowhere, a mandatory ???
-        raise InputError(f"{where}{first_line(error)}") from None
-    result.method = methods.absolute(result.method)
-    _check(result, others)
-    _take_published_architecture(result.teacher)
-    return result
-
-
-def data_config(overrides: Sequence[str] = (), **given: Any) -> DataConfig:
-    """The section ``data`` with the keys *given*, then overrides of it, ``data.key=value``, for tools without a config.
-
-    Raises InputError as `load_config` does, and for an override of anything else.
-    """
-    for override in overrides:
-        if not override.startswith("data."):
-            raise InputError(f"'{override}': only settings of the data can be given here, as data.key=value")
-    config = OmegaConf.structured(Config(data=DataConfig(**given)))
-    _apply(config, overrides)
-    result = cast(Config, OmegaConf.to_object(config))
-    _check(result, ())
-    return result.data
+    return content
 
 
 def _apply(config: DictConfig, overrides: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from detkt.base.commands import command
 from detkt.base.errors import InputError
 from detkt.base.paths import resolve
 from detkt.base.processes import Processes
-from detkt.config import Config, DataConfig, NetConfig, TrainConfig, load_config
+from detkt.config import Config, DataConfig, NetConfig, TrainConfig, load_data_config
 from detkt.data import classification_data, data_root, shapes_config, test_set, training_set
 from detkt.data.base import PictureSet
 from detkt.data.classification import ClassificationSet, normalisation
@@ -299,7 +299,7 @@ class Classification(Kind[ClassificationSet]):
         if root is not None and not config.is_file():
             raise InputError(f"--data-root: there is no {config} of the run, which says how its pictures are read")
         if config.is_file():
-            data = load_config(config).data
+            data = load_data_config(config)
             data.root = root or data.root
             if root is not None or data_root(data).is_dir():
                 dataset = self.test_set(data, meta["classes"])

@@ -111,6 +111,25 @@ def tiny_file(tmp_path_factory, voc_folder, tiny_teacher) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def tiny_dense_file(tmp_path_factory, tiny_file) -> Path:
+    """The config of `tiny_file` with two RetinaNets, of unequal channels."""
+    folder, content = tmp_path_factory.mktemp("dense"), yaml.safe_load(tiny_file.read_text())
+    options = {"min_size": 64, "max_size": 64, "anchor_sizes": [16, 24, 32, 48, 64]}
+    content["student"] = {"architecture": "retinanet_resnet10x0.125_fpn", "options": options}
+    torch.manual_seed(1)
+    teacher = build_detector("retinanet_resnet10x0.25_fpn", len(TINY_CLASSES) + 1, **options)
+    save_model(teacher, folder / "teacher", TINY_CLASSES)
+    content["teacher"] = {
+        "architecture": "retinanet_resnet10x0.25_fpn",
+        "checkpoint": str(folder / "teacher"),
+        "options": options,
+    }
+    path = folder / "tiny-dense.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
 @pytest.fixture
 def tiny_config(tiny_file):
     """``tiny_config("train.epochs=1", ...)``: the tiny config with overrides."""

@@ -8,7 +8,7 @@ import pytest
 
 from detkt.base.errors import InputError
 from detkt.cli.shared import training_config, training_parser
-from detkt.config import Config, load_config, save_config
+from detkt.config import Config, DataConfig, load_config, load_data_config, save_config
 from detkt.methods import method_config
 
 
@@ -246,3 +246,28 @@ def test_a_teacher_begins_where_it_is_asked_to():
     assert (
         checkpoint("teacher.checkpoint=runs/earlier") == checkpoint("--student-init", "runs/earlier") == "runs/earlier"
     )
+
+
+def test_the_data_of_a_run_are_read_without_running_its_method(written, tmp_path):
+    method = tmp_path / "evil.py"
+    method.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    config = written(f"method: {method}:Evil\ndata: {{format: coco, boxes: refuse}}\n")
+    assert load_data_config(config) == DataConfig(format="coco", boxes="refuse")
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(InputError):
+        load_config(config)
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: {exif: 3}", "unknown data.exif '3'"),
+        ("data: {boxs: clip}", "unknown key 'data.boxs'.*boxes"),
+        ("data: {root: '${nowhere}'}", "nowhere"),
+        ("- data", "expected 'key: value' lines"),
+    ],
+)
+def test_the_data_of_a_run_are_checked(written, text, message):
+    with pytest.raises(InputError, match=message):
+        load_data_config(written(text))

@@ -7,14 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from detkt.base.commands import command
 from detkt.base.device import resolve_device
 from detkt.base.errors import InputError, suggestion
 from detkt.base.paths import resolve
 from detkt.cli.shared import Parser
-from detkt.config import data_config
+from detkt.config import data_config, load_data_config
 from detkt.data import coco_file, test_set
 from detkt.engine.run_folder import versions, write_metrics
 from detkt.evaluation.bootstrap import bootstrap_difference, bootstrap_map
@@ -188,17 +186,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def own_reading(checkpoint: Path) -> dict[str, str]:
     """How the run of *checkpoint* read its data, if it is one's: they are read alike here, unless told otherwise."""
-    path = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "config.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        data = load_data_config((checkpoint if checkpoint.is_dir() else checkpoint.parent) / "config.yaml")
+    except InputError:  # the model is no run's
         return {}
-    # The section alone: a run's method may be a file of somebody's, which scoring must neither need nor run.
-    data = content.get("data") if isinstance(content, dict) else None
-    known = {key: data.get(key) for key in ("format", "exif", "boxes")} if isinstance(data, dict) else {}
-    if known.get("format") not in ("coco", "yolo"):
-        known.pop("format", None)
-    return {key: value for key, value in known.items() if isinstance(value, str)}
+    reading = {"format": data.format, "exif": data.exif, "boxes": data.boxes}
+    return {key: value for key, value in reading.items() if key != "format" or value in ("coco", "yolo")}
 
 
 def read_classes(names: str) -> list[str]:

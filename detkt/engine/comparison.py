@@ -16,7 +16,7 @@ from detkt.base.device import resolve_device
 from detkt.base.errors import InputError
 from detkt.base.files import load_json
 from detkt.config import Config, NetConfig, load_config
-from detkt.engine.jobs import Job, check_settings, run_job
+from detkt.engine.jobs import Job, check_settings
 from detkt.engine.nets import build_net, build_teacher
 from detkt.engine.run_folder import PICTURES, write_metrics
 from detkt.evaluation.outcomes import Outcomes, read_outcomes, write_outcomes
@@ -72,16 +72,6 @@ def jobs_of(
             own = (*call[:1], "--methods", method, "--seeds", str(seed), *call[1:])
             jobs.append(Job(f"{wanted.label}, seed {seed}", wanted, run_folder(root, config, method, seed), own))
     return jobs
-
-
-def run_missing(config: Config, methods: Iterable[str], seeds: Sequence[int], root: Path, quiet: bool) -> None:
-    """Train what has no ``metrics.json`` yet; a run that was stopped goes on from its checkpoint.
-
-    Raises:
-        InputError: a run in the folder was made with other settings.
-    """
-    for job in jobs_of(config, list(methods), seeds, root):
-        run_job(job, quiet)
 
 
 def collect(

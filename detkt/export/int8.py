@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from detkt.base.errors import InputError, first_line
 from detkt.export.agreement import Detections, in_batches
@@ -187,7 +189,7 @@ def distance(expected: Sequence[Any], found: Sequence[Any]) -> float:
         for first, second in ((one, other), (other, one)):
             for box, label, score in zip(first["boxes"], first["labels"], first["scores"], strict=True):
                 own = second["labels"] == label
-                overlap = _overlaps(box, second["boxes"][own])
+                overlap = box_iou(*map(torch.from_numpy, (box[None], second["boxes"][own])))[0].nan_to_num().numpy()
                 lack = 1.0
                 if len(overlap):
                     best = int(overlap.argmax())
@@ -195,12 +197,6 @@ def distance(expected: Sequence[Any], found: Sequence[Any]) -> float:
                 total += float(score * lack)
                 weight += float(score)
     return total / weight if weight else 0.0
-
-
-def _overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    shared = sides.clip(min=0).prod(1)
-    return shared / np.maximum((box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(1) - shared, 1e-9)
 
 
 def _outputs(content: bytes, pictures: Sequence[Tensor]) -> list[Detections] | list[np.ndarray]:

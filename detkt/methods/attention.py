@@ -27,7 +27,7 @@ interpolates the attention maps); padding is cut out of v.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +36,7 @@ from torch import Tensor
 
 from detkt.knowledge import Knowledge, Spec
 from detkt.methods.adapters import to_common_size
-from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Stage, Update, choose, view_title
+from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Stage, Update, choose, view_title
 from detkt.methods.reductions import full_precision
 
 FORMS = ("paper", "official")
@@ -112,9 +112,6 @@ class AttentionTransfer(Method):
         self.require("p", config.p >= 1, "1 or more")
         for pair in self.pairs():
             self.pair_specs(pair)  # raises where a net has no such map
-
-    def stages(self) -> Sequence[Stage]:
-        return [Stage("distill", Needs.STUDENT | Needs.TEACHER_FEATURES)]
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         terms = []

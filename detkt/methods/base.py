@@ -225,13 +225,14 @@ class MethodConfig:
 
 
 class Method(nn.Module):
-    """Base class of all methods. Subclasses set ``name`` and implement ``stages`` and ``step``."""
+    """Base class of all methods. Subclasses set ``name`` and implement ``step``; ``stages``, if they have several."""
 
     name: ClassVar[str] = ""
     citation: ClassVar[str] = ""
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {}, "paper": {}}
     needs_teacher: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs.STUDENT | Needs.TEACHER_FEATURES
     reads_student_head: bool = False  # before the student learns: then it has to be trained already
 
     def __init__(self, config: MethodConfig, student: Spec, teacher: Spec | None) -> None:
@@ -286,7 +287,8 @@ class Method(nn.Module):
         return student.features[pair.student], teacher.features[pair.teacher]
 
     def stages(self) -> Sequence[Stage]:
-        raise NotImplementedError
+        """The parts of the training, in order. Here: one that trains the student, with the passes of ``needs``."""
+        return [Stage("distill", self.needs)]
 
     def players(self) -> dict[str, Player]:
         """The method's own nets by player; see `Player`."""

@@ -25,7 +25,7 @@ What the paper leaves open, and we decided:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -108,6 +108,7 @@ class CrossKD(Method):
     )
     Config = CrossKDConfig
     config: CrossKDConfig
+    needs = Needs.STUDENT | Needs.HEADS
 
     def __init__(self, config: CrossKDConfig, student: Spec, teacher: Spec) -> None:
         super().__init__(config, student, teacher)
@@ -137,9 +138,6 @@ class CrossKD(Method):
                 "has none; use a feature method"
             )
         return spec.tower
-
-    def stages(self) -> Sequence[Stage]:
-        return [Stage("distill", Needs.STUDENT | Needs.HEADS)]
 
     def players(self) -> dict[str, Player]:
         return {STUDENT: Player((self.adapters,))}

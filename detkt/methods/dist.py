@@ -22,7 +22,7 @@ What the paper leaves open, and we decided:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -99,15 +99,13 @@ class DIST(Method):
     citation = "Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022 (arXiv:2205.10536)"
     Config = DISTConfig
     config: DISTConfig
+    needs = Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS
     presets = {"default": {}, "paper": {}, "imagenet": {"inter": 2.0, "intra": 2.0}}
 
     def __init__(self, config: DISTConfig, student: Spec, teacher: Spec) -> None:
         super().__init__(config, student, teacher)
         self.require_same_classes()
         self.require_no_layers()
-
-    def stages(self) -> Sequence[Stage]:
-        return [Stage("distill", Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS)]
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         logits, sigmoid = (known(student.logits), known(teacher.logits)), known(self.student_spec.scores).sigmoid

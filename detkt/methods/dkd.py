@@ -24,7 +24,7 @@ What the paper leaves open, and we decided:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -100,6 +100,7 @@ class DKD(Method):
     citation = "Zhao et al., Decoupled Knowledge Distillation, CVPR 2022 (arXiv:2203.08679)"
     Config = DKDConfig
     config: DKDConfig
+    needs = Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS
     presets = {"default": {}, "paper": {}, "cifar": {"beta": 8.0, "temperature": 4.0}}
 
     def __init__(self, config: DKDConfig, student: Spec, teacher: Spec) -> None:
@@ -107,9 +108,6 @@ class DKD(Method):
         self.require_same_classes()
         self.require_no_layers()
         self.require("temperature", config.temperature > 0, "greater than 0")
-
-    def stages(self) -> Sequence[Stage]:
-        return [Stage("distill", Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS)]
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         config, sigmoid = self.config, known(self.student_spec.scores).sigmoid

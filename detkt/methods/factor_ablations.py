@@ -16,7 +16,7 @@ Kim, Park, Kwak: "Paraphrasing Complex Network: Network Compression via Factor T
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from detkt.base.errors import InputError
 from detkt.knowledge import FeatureSpec, Knowledge, Spec
-from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Player, Stage, Update
+from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Player, Stage, Update
 from detkt.methods.factor_transfer import (
     CIFAR_ELEMENTS,
     PAPER_CIFAR,
@@ -33,7 +33,6 @@ from detkt.methods.factor_transfer import (
     ParaphraserConfig,
     check_loss,
     factor_loss,
-    require,
 )
 from detkt.methods.paraphraser import Encoder, Paraphraser
 from detkt.methods.reductions import full_precision, masked_mean
@@ -60,7 +59,7 @@ class ConvolutionalAutoencoder(FactorTransfer):
 
     def nets(self, student: FeatureSpec, teacher: FeatureSpec) -> tuple[Paraphraser, Encoder]:
         config = self.config
-        require(self.name, "growth", config.growth, config.growth > 0, "greater than 0")
+        self.require("growth", config.growth > 0, "greater than 0")
         smallest = 2**config.num_layers
         for role, spec in (("student", student), ("teacher", teacher)):
             if min(spec.height, spec.width) < smallest:
@@ -124,12 +123,9 @@ class FullActivationTransfer(Method):
 
     def __init__(self, config: FullActivationConfig, student: Spec, teacher: Spec) -> None:
         super().__init__(config, student, teacher)
-        check_loss(self.name, config.p, config.reference_elements)
+        check_loss(self, config)
         specs = [self.pair_specs(pair) for pair in self.pairs()]
         self.translators = nn.ModuleList(nn.Conv2d(ours.channels, theirs.channels, 1) for ours, theirs in specs)
-
-    def stages(self) -> Sequence[Stage]:
-        return [Stage("distill", Needs.STUDENT | Needs.TEACHER_FEATURES)]
 
     def players(self) -> dict[str, Player]:
         return {STUDENT: Player((self.translators,))}

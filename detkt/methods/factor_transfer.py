@@ -35,13 +35,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkt.base.errors import InputError
 from detkt.knowledge import FeatureSpec, Knowledge, Spec
 from detkt.methods.adapters import to_common_size
 from detkt.methods.base import (
@@ -153,10 +152,9 @@ class FactorTransfer(Method):
 
     def __init__(self, config: ParaphraserConfig, student: Spec, teacher: Spec) -> None:
         super().__init__(config, student, teacher)
-        check_loss(self.name, config.p, config.reference_elements)
-        require(self.name, "num_layers", config.num_layers, config.num_layers in (1, 2, 3), "1, 2 or 3")
-        steps = config.paraphraser_steps
-        require(self.name, "paraphraser_steps", steps, steps > 0, "1 or more")
+        check_loss(self, config)
+        self.require("num_layers", config.num_layers in (1, 2, 3), "1, 2 or 3")
+        self.require("paraphraser_steps", config.paraphraser_steps > 0, "1 or more")
         self.paraphrasers, self.translators = nn.ModuleDict(), nn.ModuleDict()
         for pair in self.pairs():
             paraphraser, translator = self.nets(*self.pair_specs(pair))
@@ -165,7 +163,7 @@ class FactorTransfer(Method):
     def nets(self, student: FeatureSpec, teacher: FeatureSpec) -> tuple[Paraphraser, Encoder]:
         """Paraphraser and translator between two maps."""
         config = cast(FactorTransferConfig, self.config)  # a subclass with other settings has other nets
-        require(self.name, "rate", config.rate, config.rate > 0, "greater than 0 (the paper has 0.5 to 4)")
+        self.require("rate", config.rate > 0, "greater than 0 (the paper has 0.5 to 4)")
         factors = max(1, round(config.rate * teacher.channels))
         widths = [paraphraser_widths(spec.channels, factors, config.num_layers) for spec in (teacher, student)]
         return Paraphraser(widths[0], config.batch_norm), Encoder(widths[1], config.batch_norm)
@@ -239,16 +237,10 @@ class FactorTransfer(Method):
         return _without_padding(feature, mask)
 
 
-def require(method: str, key: str, value: object, allowed: bool, legal: str) -> None:
-    """Raise InputError unless *allowed*, naming the setting and its *legal* values."""
-    if not allowed:
-        raise InputError(f"methods.{method}.{key} is {value}: it must be {legal}")
-
-
-def check_loss(method: str, p: int, reference_elements: int) -> None:
-    """Raise InputError where `factor_loss` has no such settings."""
-    require(method, "p", p, p in (1, 2), "1 or 2")
-    require(method, "reference_elements", reference_elements, reference_elements >= 0, "0 or more")
+def check_loss(method: Method, config: Any) -> None:
+    """Raise InputError where :func:`factor_loss` has no such settings as *method*'s *config*."""
+    method.require("p", config.p in (1, 2), "1 or 2")
+    method.require("reference_elements", config.reference_elements >= 0, "0 or more")
 
 
 def _without_padding(feature: Tensor, mask: Tensor | None) -> Tensor:

@@ -159,6 +159,7 @@ class FGD(PairedMaps):
     citation = "Yang et al., Focal and Global Knowledge Distillation for Detectors, CVPR 2022 (arXiv:2111.11837)"
     Config = FGDConfig
     config: FGDConfig
+    needs = Needs.STUDENT | Needs.TEACHER_FEATURES | Needs.BOXES
     presets = {
         "default": {},
         "paper": {"cells": 0},
@@ -179,9 +180,6 @@ class FGD(PairedMaps):
         self.student_context, self.teacher_context = (
             nn.ModuleList(ContextBlock(count) for count in channels) for _ in range(2)
         )
-
-    def stages(self) -> Sequence[Stage]:
-        return [Stage("distill", Needs.STUDENT | Needs.TEACHER_FEATURES | Needs.BOXES)]
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         levels = self.matched(student, teacher)

@@ -18,6 +18,7 @@ What the paper leaves open, and we decided:
   one picture), so that a picture counts by its cells near objects.
 * The method was made for a single map. On a pyramid the largest IoU is that of all levels, so that an object is
   imitated on the levels that have anchors of its size, and cells of all levels count alike.
+* The anchors of SSD and SSDlite are their default boxes. FCOS has one a cell, of the size that its level measures in.
 * Anchors of cells that show padding do not count. A batch without objects has a loss of 0.
 * Where sizes differ, both maps are averaged to the smaller height and the smaller width, and a cell of the smaller map
   is near an object if one that it covers is.

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from detkt.base.errors import InputError
 from detkt.knowledge import FeatureSpec, Knowledge, Spec
 from detkt.methods.adapters import max_pool, to_common_size
-from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Player, Stage, Update
+from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Player, Stage, Update
 
 
 def flow_matrix(
@@ -85,9 +85,6 @@ class FSP(Method):
                 "e.g. [layer2,layer3] for two ResNets"
             )
         self.adapters = nn.ModuleList(_adapter(*self.pair_specs(pair)) for pair in pairs)
-
-    def stages(self) -> Sequence[Stage]:
-        return [Stage("distill", Needs.STUDENT | Needs.TEACHER_FEATURES)]
 
     def players(self) -> dict[str, Player]:
         return {STUDENT: Player((self.adapters,))}

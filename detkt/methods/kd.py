@@ -20,7 +20,7 @@ alpha = 0.9. They are silent on detection, where we decided:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -76,6 +76,7 @@ class KD(Method):
     citation = "Hinton et al., Distilling the Knowledge in a Neural Network, arXiv:1503.02531 (2015)"
     Config = KDConfig
     config: KDConfig
+    needs = Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS
 
     def __init__(self, config: KDConfig, student: Spec, teacher: Spec) -> None:
         super().__init__(config, student, teacher)
@@ -83,9 +84,6 @@ class KD(Method):
         self.require_no_layers()
         self.require("alpha", 0 <= config.alpha <= 1, "between 0 and 1")
         self.require("temperature", config.temperature > 0, "greater than 0")
-
-    def stages(self) -> Sequence[Stage]:
-        return [Stage("distill", Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_LOGITS)]
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         scores = known(self.student_spec.scores)

@@ -23,7 +23,7 @@ count by their mean; maps of unequal size are averaged to the smaller; padding i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from detkt.knowledge import Knowledge, Spec
 from detkt.methods.adapters import to_common_size
-from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Stage, Update
+from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Stage, Update
 from detkt.methods.reductions import full_precision
 
 
@@ -105,9 +105,6 @@ class NST(Method):
         super().__init__(config, student, teacher)
         for pair in self.pairs():
             self.pair_specs(pair)  # raises where a net has no such map
-
-    def stages(self) -> Sequence[Stage]:
-        return [Stage("distill", Needs.STUDENT | Needs.TEACHER_FEATURES)]
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         discrepancies = []

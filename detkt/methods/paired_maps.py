@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from detkt.knowledge import FeatureSpec, Knowledge, Spec
 from detkt.methods.adapters import to_common_size
-from detkt.methods.base import STUDENT, LayerPair, Method, MethodConfig, Needs, Player, Stage, view_title
+from detkt.methods.base import STUDENT, LayerPair, Method, MethodConfig, Player, view_title
 
 SUBSAMPLED = "output.pool"
 """The level that torchvision adds to a pyramid: every second cell of the last one."""
@@ -50,9 +50,6 @@ class PairedMaps(Method):
         """The configured pairs, or the backbone outputs that both nets have, without a subsampled last level."""
         pairs = super().pairs()
         return pairs if self.config.layers else [pair for pair in pairs if pair.student != SUBSAMPLED]
-
-    def stages(self) -> Sequence[Stage]:
-        return [Stage("distill", Needs.STUDENT | Needs.TEACHER_FEATURES)]
 
     def players(self) -> dict[str, Player]:
         return {STUDENT: Player(tuple(self.children()))}

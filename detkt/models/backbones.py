@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
+from torchvision.models.vgg import cfgs, make_layers
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from detkt.models.frozen_norm import FrozenBatchNorm2d
@@ -28,9 +29,6 @@ RESNETS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int
     152: (Bottleneck, (3, 8, 36, 3)),
 }
 """Block and number of blocks a stage, by depth. 10 has one block a stage and is not one of torchvision's."""
-
-VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-"""Output channels of VGG-16's convolutions; a 2x2 max pool between two blocks."""
 
 
 class C4Head(nn.Module):
@@ -166,17 +164,11 @@ def vgg16(
 
     *frozen_stages* counts blocks from the input: 2 freezes conv1_x and conv2_x, which are ``features[:10]``.
     """
-    layers: list[nn.Module] = []
-    in_channels = 3
-    for i, block in enumerate(VGG16_BLOCKS):
-        if i > 0:
-            layers.append(nn.MaxPool2d(kernel_size=2, stride=2))
-        for out_channels in block:
-            convolution = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
-            convolution.requires_grad_(i >= frozen_stages)
-            layers += [convolution, nn.ReLU(inplace=True)]
-            in_channels = out_channels
-    return _plain_net(layers, in_channels, roi_size, head_features, head_dropout)
+    layers = list(make_layers(cfgs["D"]))[:30]
+    starts = [0, *(i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)), len(layers)]
+    for layer in layers[: starts[frozen_stages]]:
+        layer.requires_grad_(False)
+    return _plain_net(layers, 512, roi_size, head_features, head_dropout)
 
 
 def alexnet(

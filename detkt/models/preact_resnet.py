@@ -11,6 +11,7 @@ block and computes the inside of a block again on the way back.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -112,14 +113,29 @@ def preact_resnet(depth: int, checkpoint_activations: bool, in_channels: int) ->
     """
     if depth < 11 or (depth - 2) % 9:
         raise InputError(f"cifar_preact_resnet{depth}: the depth must be 9 n + 2, as 11, 29, 56, 110, 164 or 1001")
+    stage = partial(CheckpointedStage, checkpoint_activations=checkpoint_activations)
+    return three_stages(in_channels, (64, 128, 256), (depth - 2) // 9, PreActBottleneck, stage)
+
+
+def three_stages(
+    in_channels: int,
+    widths: Sequence[int],
+    count: int,
+    block: Callable[[int, int, int], nn.Module],
+    stage: Callable[..., nn.Module] = nn.Sequential,
+) -> nn.Sequential:
+    """A 3x3 convolution to 16 channels, stages of *count* blocks at strides 1, 2 and 4, and the last norm and ReLU.
+
+    block: makes one from its channels before and after, and its stride; stage: what holds those of a stage.
+    """
     layers: OrderedDict[str, nn.Module] = OrderedDict(conv1=conv3x3(in_channels, 16))
     channels = 16
-    for i, (out_channels, stride) in enumerate(((64, 1), (128, 2), (256, 2))):
+    for i, (out_channels, stride) in enumerate(zip(widths, (1, 2, 2), strict=True)):
         blocks = []
-        for j in range((depth - 2) // 9):
-            blocks.append(PreActBottleneck(channels, out_channels, stride if j == 0 else 1))
+        for j in range(count):
+            blocks.append(block(channels, out_channels, stride if j == 0 else 1))
             channels = out_channels
-        layers[f"layer{i + 1}"] = CheckpointedStage(*blocks, checkpoint_activations=checkpoint_activations)
+        layers[f"layer{i + 1}"] = stage(*blocks)
     layers["bn1"] = nn.BatchNorm2d(channels)
     layers["relu"] = nn.ReLU(inplace=True)
     backbone: Any = nn.Sequential(layers)

@@ -6,11 +6,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 import torchvision
 from torch import Tensor, nn
 
-from detkt.base.errors import InputError, first_line, suggestion
+from detkt.base.errors import InputError, suggestion
+from detkt.models.reading import fetched
 from detkt.models.weights import DETECTOR_LOADER, LoadReport
 
 PREFIX = "torchvision"
@@ -75,13 +75,7 @@ def load_published(model: nn.Module, name: str, weights: str) -> LoadReport:
 
 def tensors_of(weights: Any, name: str) -> dict[str, Tensor]:
     """The tensors of torchvision's *weights* of its detector *name*, from torch's hub cache or downloaded."""
-    try:
-        tensors = weights.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
-    except Exception as error:  # the network, the disk, the hash and the unpickler each raise their own
-        raise InputError(
-            f"cannot get torchvision's {weights} ({first_line(error, 160)}); download {weights.url} elsewhere and give "
-            f"the file, or put it into {torch.hub.get_dir()}/checkpoints"
-        ) from error
+    tensors = fetched(weights, f"torchvision's {weights}")
     return with_eps(tensors) if is_without_eps(weights, name) else tensors
 
 

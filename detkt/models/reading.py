@@ -78,10 +78,18 @@ def imagenet_tensors(classifier: str) -> dict[str, Tensor]:
     """
     name, _, tag = classifier.partition(":")
     weights = torchvision.models.get_model_weights(name)[tag or "IMAGENET1K_V1"]
+    return fetched(weights, f"the ImageNet weights of {classifier}")
+
+
+def fetched(weights: Any, what: str) -> dict[str, Tensor]:
+    """The tensors of torchvision's *weights*, from torch's hub cache or downloaded; InputError: they could not be had.
+
+    what: they are called in the message.
+    """
     try:
         return weights.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
     except Exception as error:  # the network, the disk, the hash and the unpickler each raise their own
         raise InputError(
-            f"cannot get the ImageNet weights of {classifier} ({first_line(error, 160)}); download {weights.url} "
-            f"elsewhere and give the file as weights, or put it into {torch.hub.get_dir()}/checkpoints"
+            f"cannot get {what} ({first_line(error, 160)}); download {weights.url} elsewhere and give the file, or "
+            f"put it into {torch.hub.get_dir()}/checkpoints"
         ) from error

@@ -7,13 +7,13 @@ convolutions, those of the shortcuts counted.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import Any
+from functools import partial
 
 from torch import Tensor, nn
 from torchvision.models.resnet import conv1x1, conv3x3
 
 from detkt.base.errors import InputError
+from detkt.models.preact_resnet import three_stages
 
 
 class WideBlock(nn.Module):
@@ -55,17 +55,5 @@ def wide_resnet(depth: int, widening: int, dropout: float, in_channels: int) -> 
         raise InputError(f"cifar_wrn{depth}_{widening}: the depth must be 6 n + 4, as 10, 16, 22, 28, 40 or 46")
     if widening < 1:
         raise InputError(f"cifar_wrn{depth}_{widening}: the widening factor must be 1 or more")
-    layers: OrderedDict[str, nn.Module] = OrderedDict(conv1=conv3x3(in_channels, 16))
-    channels = 16
-    for i, stride in enumerate((1, 2, 2)):
-        out_channels = 16 * widening * 2**i
-        blocks = []
-        for j in range((depth - 4) // 6):
-            blocks.append(WideBlock(channels, out_channels, stride if j == 0 else 1, dropout))
-            channels = out_channels
-        layers[f"layer{i + 1}"] = nn.Sequential(*blocks)
-    layers["bn1"] = nn.BatchNorm2d(channels)
-    layers["relu"] = nn.ReLU(inplace=True)
-    backbone: Any = nn.Sequential(layers)
-    backbone.out_channels = channels
-    return backbone
+    widths = [16 * widening * 2**i for i in range(3)]
+    return three_stages(in_channels, widths, (depth - 4) // 6, partial(WideBlock, dropout=dropout))

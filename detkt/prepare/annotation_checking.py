@@ -8,6 +8,8 @@ from pathlib import Path
 from unicodedata import normalize
 
 import numpy as np
+import torch
+from torchvision.ops import box_iou
 
 from detkt.base.errors import InputError
 from detkt.data.annotated import shown
@@ -83,8 +85,5 @@ def _check_pairs(path: Path, found: Annotation, findings: Findings) -> None:
 
 def overlaps(boxes: np.ndarray) -> np.ndarray:
     """Intersection over union (n, n) of corner boxes (n, 4)."""
-    starts, ends = boxes[:, :2], boxes[:, 2:]
-    common = np.minimum(ends[:, None], ends) - np.maximum(starts[:, None], starts)
-    intersection = common.clip(min=0).prod(axis=2)
-    areas = (ends - starts).prod(axis=1)
-    return intersection / (areas[:, None] + areas - intersection)
+    corners = torch.from_numpy(boxes)
+    return box_iou(corners, corners).numpy()

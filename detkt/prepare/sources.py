@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from torchvision.datasets import CIFAR10, CIFAR100
+
 from detkt.base.commands import command
 from detkt.data.raw_files import read_cifar, read_mnist
 
@@ -107,15 +109,15 @@ def _voc(year: str, lists: tuple[str, ...], archives: tuple[tuple[str, int, str,
     )
 
 
-def _cifar(
-    name: str, folder: str, md5: dict[str, str], archive: tuple[int, str, str], binary: str, sizes: dict[str, int]
-) -> PublishedSet:
-    url = f"https://www.cs.toronto.edu/~kriz/{folder.removesuffix('-batches-py').removesuffix('-python')}-python.tar.gz"
+def _cifar(name: str, known: type[CIFAR10], size: int, sha256: str, binary: str, sizes: dict[str, int]) -> PublishedSet:
+    folder = known.base_folder
+    md5 = {file: digest for file, digest in (*known.train_list, *known.test_list)}
+    md5[known.meta["filename"]] = known.meta["md5"]
     return PublishedSet(
         name,
         name,
         place=folder,
-        archives=(Archive((url,), *archive, unpacked=200_000_000, inner=folder),),
+        archives=(Archive((known.url,), size, known.tgz_md5, sha256, unpacked=200_000_000, inner=folder),),
         versions=(
             Version((binary, "."), dict.fromkeys(sizes, ""), sizes),
             Version((folder, "."), md5, {}),
@@ -157,27 +159,13 @@ _SOURCES = (
          "e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb"),
     )),
     _cifar(
-        "cifar10", "cifar-10-batches-py",
-        {
-            "data_batch_1": "c99cafc152244af753f735de768cd75f", "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751", "data_batch_4": "634d18415352ddfa80567beed471001a",
-            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb", "test_batch": "40351d587109b95175f43aff81a1287e",
-            "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
-        },
-        (170_498_071, "c58f30108f718f92721af3b95e74349a",
-         "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"),
+        "cifar10", CIFAR10, 170_498_071, "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
         "cifar-10-batches-bin",
         # A record is one byte of label and 3 * 32 * 32 of pixels; 10,000 records a file.
         dict.fromkeys((*(f"data_batch_{n}.bin" for n in range(1, 6)), "test_batch.bin"), 10_000 * 3073),
     ),
     _cifar(
-        "cifar100", "cifar-100-python",
-        {
-            "train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
-            "meta": "7973b15100ade9c7d40fb424638fde48",
-        },
-        (169_001_437, "eb9058c3a382ffc7106e4002c42a8d85",
-         "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"),
+        "cifar100", CIFAR100, 169_001_437, "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
         "cifar-100-binary",
         {"train.bin": 50_000 * 3074, "test.bin": 10_000 * 3074},  # two labels a record
     ),

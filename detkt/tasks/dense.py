@@ -40,9 +40,7 @@ class DenseHead:
 
     def anchors(self, maps: Sequence[Tensor], images: ImageList) -> Tensor:
         """Anchors (R, 4) of one picture, in pixels of the batch; those of all pictures are the same."""
-        one = ImageList(images.tensors, images.image_sizes[:1])
-        (anchors,) = self.model.anchor_generator(one, [full_precision(level[:1, :1]) for level in maps])
-        return anchors
+        return anchors_of(self.model.anchor_generator, maps, images)
 
     def logits(self, maps: Sequence[Tensor]) -> Tensor:
         """Class scores (N, R, K) of all anchors, before sigmoid or softmax."""
@@ -109,6 +107,14 @@ class DenseHead:
                 del own["compute_loss"]
             else:
                 own["compute_loss"] = before
+
+
+def anchors_of(generator: nn.Module, maps: Sequence[Tensor], images: ImageList) -> Tensor:
+    """The anchors (R, 4) that *generator* puts on *maps* of a picture, in pixels of the batch."""
+    # They are the same for all pictures, and in the precision of the maps: one map of one channel does.
+    one = ImageList(images.tensors, images.image_sizes[:1])
+    (anchors,) = generator(one, [full_precision(level[:1, :1]) for level in maps])
+    return anchors
 
 
 class Towers:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from detkt.base.errors import InputError
@@ -23,7 +23,7 @@ from detkt.knowledge import known
 from detkt.methods.base import outputs
 from detkt.methods.reductions import full_precision
 from detkt.tasks.base import Calling, Revealing, evaluating, replaced
-from detkt.tasks.dense import DenseHead, Towers
+from detkt.tasks.dense import DenseHead, Towers, anchors_of
 
 Targets = list[dict[str, Any]]
 
@@ -198,9 +198,7 @@ class Detector(Revealing):
         """Its own anchors (H, W, A, 4) on each output of the backbone, in pixels of the batch."""
         maps = {name: feature for name, feature in features.items() if name in outputs(features)}
         generator = known(self.anchor_generator)
-        # They are the same for all pictures, and in the precision of the maps: one map of one channel does.
-        of_one = ImageList(images.tensors, images.image_sizes[:1])
-        (anchors,) = generator(of_one, [full_precision(feature[:1, :1]) for feature in maps.values()])
+        anchors = anchors_of(generator, list(maps.values()), images)
         shapes = [
             (*feature.shape[2:], count, 4)
             for feature, count in zip(maps.values(), generator.num_anchors_per_location(), strict=True)
@@ -217,12 +215,12 @@ class Detector(Revealing):
         return {name: level.sigmoid().amax(1, keepdim=True) for name, level in zip(names, levels, strict=True)}
 
     @property
-    def anchor_generator(self) -> AnchorGenerator | None:
-        """What makes its anchors, of a detector that has the usual kind."""
+    def anchor_generator(self) -> AnchorGenerator | DefaultBoxGenerator | None:
+        """What makes its anchors (SSD's default boxes), of a detector that has the usual kind."""
         generator = (
             self.model.rpn.anchor_generator if self.two_stages else getattr(self.model, "anchor_generator", None)
         )
-        return generator if isinstance(generator, AnchorGenerator) else None
+        return generator if isinstance(generator, AnchorGenerator | DefaultBoxGenerator) else None
 
     def num_classes(self, features: dict[str, Tensor], sizes: list[tuple[int, int]]) -> int:
         """Classes that it scores, background included; 0 where they cannot be told."""

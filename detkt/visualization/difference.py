@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from detkt.base.errors import InputError
-from detkt.base.files import write_atomically
 from detkt.data.detection import DetectionSet
+from detkt.engine.run_folder import write_metrics
 from detkt.evaluation.bootstrap import PairedIntervals
 from detkt.visualization.curves import (
     per_class_ap_figure,
@@ -83,11 +81,8 @@ def write_difference(
         (folder / name).unlink(missing_ok=True)
     for name, figure in figures.items():
         save_figure(figure, folder / name)
-    content = (
-        json.dumps({**difference_json(scored, comparison, shown, gain), "shown_how": how}, indent=1, allow_nan=False)
-        + "\n"
-    )
-    write_atomically(folder / "changes.json", lambda path: path.write_text(content, encoding="utf-8"))
+    numbers = difference_json(scored, comparison, shown, gain)
+    write_metrics(folder / "changes.json", {**numbers, "shown_how": how})
     return [folder / name for name in (*figures, "changes.json")]
 
 
@@ -109,14 +104,14 @@ def difference_json(
     shown: Sequence[Hashable],
     gain: Mapping[str, PairedIntervals],
 ) -> dict[str, Any]:
-    """The numbers of a comparison, ready for JSON: models, the gain over the student, tables, pictures shown, and what
-    changed in each picture."""
+    """The numbers of a comparison: models, the gain over the student, tables, pictures shown, and what changed in each
+    picture; nan where there is nothing to measure."""
     models = {
         role: {
             "title": one.source.title,
             "source": str(one.source.path),
-            **{metric: _null_for_nan(average.mean) for metric, average in one.averages.items()},
-            "per_class": {name: _null_for_nan(value) for name, value in one.averages[one.leading].per_class.items()},
+            **{metric: average.mean for metric, average in one.averages.items()},
+            "per_class": one.averages[one.leading].per_class,
             "parameters": one.parameters,
             "milliseconds_per_picture": one.milliseconds,
         }
@@ -130,16 +125,9 @@ def difference_json(
         "gain": {
             "resamples": RESAMPLES,
             "confidence": CONFIDENCE,
-            **{
-                metric: {name: _null_for_nan(number) for name, number in pair.numbers().items()}
-                for metric, pair in gain.items()
-            },
+            **{metric: pair.numbers() for metric, pair in gain.items()},
         },
         "tables": change_tables(comparison),
         "shown": [str(picture) for picture in shown],
         "pictures": picture_records(comparison),
     }
-
-
-def _null_for_nan(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

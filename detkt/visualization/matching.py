@@ -211,18 +211,26 @@ def _changes(picture: Hashable, truth: Mapping, models: dict[str, Judged], iou_t
     )
 
 
+def error_pairs(student: Judged, distilled: Judged, iou_threshold: float) -> list[list[int]]:
+    """All pairs (i, j) of student's error i and distilled model's error j that could be the same error.
+
+    Those of the same class and an IoU >= *iou_threshold*, the highest IoU first, among equals by i, then j.
+    """
+    ours, theirs = student.errors, distilled.errors
+    if not len(ours) or not len(theirs):
+        return []
+    same = np.array([[student.labels[i] == distilled.labels[j] for j in theirs] for i in ours])
+    iou = np.where(same, box_overlaps(student.boxes[ours], distilled.boxes[theirs]), -1.0)
+    rows, columns = np.nonzero(iou >= iou_threshold)
+    order = np.argsort(-iou[rows, columns], kind="stable")
+    return np.column_stack([ours[rows[order]], theirs[columns[order]]]).tolist()
+
+
 def _without_counterpart(first: Judged, second: Judged, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the errors of *first* that *second* does not make, and the reverse."""
-    ours, theirs = first.errors, second.errors
-    if not len(ours) or not len(theirs):
-        return ours, theirs
-    same = np.array([[first.labels[i] == second.labels[j] for j in theirs] for i in ours])
-    iou = np.where(same, box_overlaps(first.boxes[ours], second.boxes[theirs]), -1.0)
-    free_ours, free_theirs = np.ones(len(ours), dtype=bool), np.ones(len(theirs), dtype=bool)
-    for place in np.argsort(-iou, axis=None, kind="stable"):
-        i, j = divmod(int(place), len(theirs))
-        if iou[i, j] < threshold:
-            break
-        if free_ours[i] and free_theirs[j]:
-            free_ours[i] = free_theirs[j] = False
-    return ours[free_ours], theirs[free_theirs]
+    taken: tuple[list[int], list[int]] = [], []
+    for i, j in error_pairs(first, second, threshold):
+        if i not in taken[0] and j not in taken[1]:
+            taken[0].append(i)
+            taken[1].append(j)
+    return np.setdiff1d(first.errors, taken[0]), np.setdiff1d(second.errors, taken[1])

@@ -32,8 +32,8 @@ from detkt.data.boxes import voc_to_corners
 from detkt.data.detection import DetectionSet
 from detkt.evaluation.bootstrap import PairedIntervals
 from detkt.evaluation.table import COLUMNS
-from detkt.visualization.judging import ERRORS, Judged, Verdict, box_overlaps
-from detkt.visualization.matching import DISTILLED, STUDENT, Comparison, PictureChanges, compare
+from detkt.visualization.judging import ERRORS, Judged, Verdict
+from detkt.visualization.matching import DISTILLED, STUDENT, Comparison, PictureChanges, compare, error_pairs
 from detkt.visualization.sources import CONFIDENCE, RESAMPLES, TITLES, Scored
 from detkt.visualization.tables import SIZE_LIMITS, SIZES, box_sizes, change_tables
 
@@ -145,22 +145,6 @@ def report_data(scored: Mapping[str, Scored], comparison: Comparison, dataset: D
     }
 
 
-def error_pairs(changes: PictureChanges, iou_threshold: float) -> list[list[int]]:
-    """All pairs (i, j) of student's error i and distilled model's error j that could be the same error.
-
-    Those of the same class and an IoU >= *iou_threshold*, the highest IoU first, among equals by i, then j.
-    """
-    student, distilled = changes.models[STUDENT], changes.models[DISTILLED]
-    ours, theirs = student.errors, distilled.errors
-    if not len(ours) or not len(theirs):
-        return []
-    same = np.array([[student.labels[i] == distilled.labels[j] for j in theirs] for i in ours])
-    iou = np.where(same, box_overlaps(student.boxes[ours], distilled.boxes[theirs]), -1.0)
-    rows, columns = np.nonzero(iou >= iou_threshold)
-    order = np.argsort(-iou[rows, columns], kind="stable")
-    return np.column_stack([ours[rows[order]], theirs[columns[order]]]).tolist()
-
-
 def report_page(
     scored: Mapping[str, Scored],
     comparison: Comparison,
@@ -254,7 +238,7 @@ def _picture_data(changes: PictureChanges, class_number: Mapping[str, int], iou_
     return {
         "objects": [[label, size, difficult, *box] for label, size, difficult, box in columns],
         "detections": [_detection_rows(judged, class_number) for judged in changes.models.values()],
-        "pairs": error_pairs(changes, iou_threshold),
+        "pairs": error_pairs(changes.models[STUDENT], changes.models[DISTILLED], iou_threshold),
     }
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from detkt.base.errors import InputError
-from detkt.config import DataConfig, load_config
+from detkt.config import DataConfig, load_data_config
 from detkt.data import coco_file, test_set
 from detkt.data.detection import DetectionSet
 from detkt.evaluation import voc
@@ -115,7 +115,7 @@ def comparison_data(
     Raises InputError: no *root* given and no config to name one, or the folder that it names is not there.
     """
     path = run / "config.yaml"
-    configured = load_config(path).data if path.is_file() else DataConfig()
+    configured = load_data_config(path) if path.is_file() else DataConfig()
     if root is not None:
         reading = {key: getattr(configured, key) for key in ("format", "year", "test", "boxes", "exif", "max_pixels")}
         data = DataConfig(root=root, **reading)

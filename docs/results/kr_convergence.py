@@ -21,19 +21,21 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
+from penalties import penalty_figure
+
 from detkt.base.errors import InputError
 from detkt.base.files import make_folder
 from detkt.base.paths import resolve
 from detkt.cli.shared import Parser, run_tool
 from detkt.config import load_config
 from detkt.data import classification_data
-from detkt.engine.comparison import run_folder, run_missing
+from detkt.engine.comparison import jobs_of, run_folder
+from detkt.engine.jobs import run_job
 from detkt.methods import parse
 from detkt.methods.knowledge_representing import sparse_recoding_penalty
 from detkt.visualization.curves import convergence_figure, mean_curve, read_log
 from detkt.visualization.kernels import kernel_figure, near_zero_share
 from detkt.visualization.panels import save_figure
-from detkt.visualization.penalties import penalty_figure
 from detkt.visualization.runs import titled_convolutions
 
 EXAMPLE = """example:
@@ -67,13 +69,15 @@ def main(arguments=None):
         parse(name, config.methods)
 
     config.train.epochs, config.role = arguments.teacher_epochs, "teacher"
-    run_missing(config, ["none"], [0], root / "teacher", arguments.quiet)
+    for job in jobs_of(config, ["none"], [0], root / "teacher"):
+        run_job(job, arguments.quiet)
     config.teacher.checkpoint = str(run_folder(root / "teacher", config, "none", 0))
 
     per_epoch = max(1, len(classification_data(config.data, train=True)) // config.train.batch_size)
     config.train.epochs, config.role = math.ceil(arguments.updates / per_epoch), "student"
     seeds = range(arguments.seeds)
-    run_missing(config, methods, seeds, root, arguments.quiet)
+    for job in jobs_of(config, methods, seeds, root):
+        run_job(job, arguments.quiet)
 
     folders = {name: [run_folder(root, config, name, seed) for seed in seeds] for name in methods}
     logs = {name: [read_log(folder / "log.jsonl") for folder in runs] for name, runs in folders.items()}

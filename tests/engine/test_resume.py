@@ -17,18 +17,19 @@ from detkt.engine.run import train
 from detkt.engine.trainer import Interrupted
 from detkt.methods import balance
 
-METHODS = [*(name for name in methods.available() if name != "crosskd"), "ktan+kd", "kr+kdgan"]  # of RetinaNets
+METHODS = [*(name for name in methods.available() if name != "crosskd"), "ktan+kd", "kr+kdgan"]
 OF_PICTURES = [method for method in METHODS if method not in OF_OBJECTS]
 
 
-DETECTION, CLASSIFICATION = "detection", "classification"
+DETECTION, DENSE, CLASSIFICATION = "detection", "dense", "classification"
 
 
 @pytest.fixture(scope="module")
-def configured(tiny_file, tiny_classifier_file):
+def configured(tiny_file, tiny_dense_file, tiny_classifier_file):
     """``configured(task, "method=kd", ...)``: the tiny config of a task, with settings for every method."""
     files = {
         DETECTION: (tiny_file, DETECTION_SETTINGS),
+        DENSE: (tiny_dense_file, ()),
         CLASSIFICATION: (tiny_classifier_file, CLASSIFICATION_SETTINGS),
     }
 
@@ -82,7 +83,12 @@ def stop_and_go_on(at_step):
 # each stage and of the run too.
 @pytest.mark.parametrize(
     ("task", "stride", "method"),
-    [*((CLASSIFICATION, 1, method) for method in OF_PICTURES), *((DETECTION, 4, method) for method in METHODS)],
+    [
+        *((CLASSIFICATION, 1, method) for method in OF_PICTURES),
+        *((DETECTION, 4, method) for method in METHODS),
+        (DENSE, 3, "crosskd"),
+        (DENSE, 4, "crosskd+pkd"),
+    ],
 )
 def test_a_stopped_run_equals_an_uninterrupted_one(
     task, stride, method, configured, uninterrupted, tmp_path, stop_and_go_on

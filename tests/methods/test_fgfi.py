@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import torch
 from map_helpers import added, make, one_update, random_map, spec, task_losses
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.ssd import SSD
 
+from detkt import Distiller
 from detkt.base.errors import InputError
 from detkt.knowledge import FeatureSpec, Knowledge
 from detkt.methods.base import Needs
@@ -246,3 +250,35 @@ def test_nothing_is_imitated_during_the_warm_up():
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         make("fgfi", spec(output=(3, 4, 6), layer3=(3, 4, 6)), spec(output=(3, 4, 6)), **settings)
+
+
+class TwoMaps(nn.Module):
+    """A body of two maps, a sixth and a third of a picture's width to a cell."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.out_channels = [channels, channels]
+        self.layer = nn.Conv2d(3, channels, 1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {str(i): F.adaptive_avg_pool2d(self.layer(images), size) for i, size in enumerate(((4, 6), (2, 3)))}
+
+
+def test_default_boxes_of_an_ssd_by_hand():
+    """All default boxes are 24 x 16 pixels of a picture of 96 x 64, with their centres in cells of 16 and 32 pixels.
+
+    The object is that of the cell (1, 2) of the first map, whose centre is (40, 24): its neighbours in the row are 16
+    pixels away and overlap it by 8 x 16, an IoU of 1/5; so does the one at (48, 16) of the second map, by 16 x 8.
+    """
+    boxes = DefaultBoxGenerator([[], []], scales=[0.25] * 3)
+    student, teacher = (SSD(TwoMaps(channels), boxes, (96, 64), 2) for channels in (3, 5))
+    targets = [{"boxes": torch.tensor([[28.0, 16, 52, 32]]), "labels": torch.tensor([1])}]
+    images = [torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0))]
+    for threshold, first, second in ((0.5, [(1, 2)], []), (0.15, [(1, 1), (1, 2), (1, 3)], [(0, 1)])):
+        with Distiller(student, teacher, "fgfi", {"threshold": threshold}) as distiller:
+            knowledge, _, _ = distiller.task.run(images, targets, distiller.stages[0].needs)
+            levels = distiller.method._near(knowledge)
+            assert [level.squeeze().nonzero().tolist() for level in levels] == [
+                [list(cell) for cell in cells] for cells in (first, second)
+            ]
+            assert distiller(images, targets)["fgfi"] > 0

@@ -85,6 +85,28 @@ def test_a_run_with_compiled_backbones(tiny_file, tmp_path):
     assert first["fitnet"] == pytest.approx(second["fitnet"], rel=1e-4)
 
 
+def test_crosskd_with_compiled_backbones(tiny_dense_file, tmp_path, monkeypatch):
+    """Backbones alone are compiled: the towers that CrossKD looks into are heads, and all losses stay what they are."""
+    compiler, compiled = torch.compile, []
+
+    def eager(function, **options):
+        compiled.append(function)
+        return compiler(function, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", eager)
+    lines = []
+    for value in ("false", "true"):
+        overrides = ["method=crosskd", "train.epochs=1", "train.log_every=1", f"train.compile={value}"]
+        train(load_config(tiny_dense_file, overrides), tmp_path / value, quiet=True)
+        lines.append([json.loads(line) for line in (tmp_path / value / "log.jsonl").read_text().splitlines()])
+        assert bool(compiled) == (value == "true")
+    assert len(compiled) == 3, "the trial of the compiler, and two backbones"
+    for plain, other in zip(*lines, strict=True):
+        for name in ("crosskd_classes", "crosskd_boxes", "classification", "bbox_regression"):
+            assert plain[name] > 0
+            assert other[name] == pytest.approx(plain[name], rel=1e-4)
+
+
 def test_without_a_compiler(tiny_config, tmp_path, monkeypatch):
     def broken(function):
         raise RuntimeError("No working C++ compiler found\nand a long trace")

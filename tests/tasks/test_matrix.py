@@ -164,8 +164,6 @@ def refusal(student: str, teacher: str, method: str) -> str | None:
     ours, theirs = student.split("-")[0], teacher.removesuffix("-teacher")
     if method == "crosskd" and not (ours in DENSE and theirs in DENSE):
         return "method 'crosskd' needs the towers of dense heads"
-    if method == "fgfi" and ours in ("ssd", "ssdlite"):
-        return "method 'fgfi' needs the student's anchors"
     if method in SCORES and (ours in ONE_STAGE) != (theirs in ONE_STAGE):
         return f"method '{method}' compares the class scores of regions or of anchors"
     if method in SCORES and ours in ONE_STAGE and ours != theirs:

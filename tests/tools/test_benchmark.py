@@ -282,6 +282,19 @@ def test_classifiers_without_their_pictures(tmp_path):
     assert "fasterrcnn" not in benchmark_text(report)
 
 
+def test_a_dense_pair_with_and_without_the_cache(tiny_dense_file, tmp_path):
+    """Methods that look into towers, at anchors and at scores; from the cache the floor is the student alone."""
+    config = load_config(tiny_dense_file, ["train.batch_size=2", f"train.cache_teacher={tmp_path / 'maps'}"])
+    methods = ["crosskd", "fgfi", "dkd"]
+    report = run_benchmark(config, methods, repetitions=1, random=True, quiet=True)
+    floors = {name: method["floor"] for name, method in report["methods"].items()}
+    expected = dict.fromkeys(methods, ["student", "teacher"])
+    assert floors == expected | dict.fromkeys((f"{name}, cached" for name in methods), ["student"])
+    trainings = report["memory"]["trainings"]
+    assert trainings["crosskd"]["held"] > trainings["student"]["held"] + report["memory"]["teacher_weights"]
+    assert "crosskd, cached: distill" in benchmark_text(report)
+
+
 def test_torchvisions_loop_trains_on_the_same_losses(tiny_config):
     subjects = Subjects(tiny_config("train.batch_size=2", "train.clip_norm=0"), [], random=True)
     loop, batch = TorchvisionLoop(subjects), subjects.batches[0]

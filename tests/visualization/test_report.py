@@ -16,8 +16,8 @@ from report_scene import EVIL_CLASS, EVIL_ID, make_scene
 from detkt.base.errors import InputError
 from detkt.evaluation import voc
 from detkt.evaluation.voc_results import write_results
-from detkt.visualization.matching import DISTILLED, STUDENT, TEACHER, compare
-from detkt.visualization.report import count_cells, error_pairs, script_json
+from detkt.visualization.matching import DISTILLED, STUDENT, TEACHER, compare, error_pairs
+from detkt.visualization.report import count_cells, script_json
 from detkt.visualization.tables import box_sizes, change_tables
 
 
@@ -95,9 +95,11 @@ def test_pairs_are_of_one_class_and_by_falling_overlap(scene):
     distilled = found(("cat", 0.9, 41, 41, 60, 59), ("cat", 0.6, 41, 41, 60, 60), ("cow", 0.5, 41, 41, 60, 60))
     comparison = compare({"a": student}, {"a": distilled}, {"a": first}, classes=["cat", "cow", "dog"])
     # IoU 1, then 19/20, 18/19 and 18/20.
-    assert error_pairs(comparison.pictures["a"], 0.5) == [[0, 1], [0, 0], [1, 0], [1, 1]]
-    assert error_pairs(comparison.pictures["a"], 0.95) == [[0, 1], [0, 0]]
-    assert error_pairs(scene.compare(2.0).pictures[scene.dataset.ids[1]], 0.5) == []
+    models = comparison.pictures["a"].models
+    assert error_pairs(models["student"], models["distilled"], 0.5) == [[0, 1], [0, 0], [1, 0], [1, 1]]
+    assert error_pairs(models["student"], models["distilled"], 0.95) == [[0, 1], [0, 0]]
+    models = scene.compare(2.0).pictures[scene.dataset.ids[1]].models
+    assert error_pairs(models["student"], models["distilled"], 0.5) == []
 
 
 def test_slider_begins_at_the_lower_threshold_and_reaches_all_scores(scene, tmp_path):

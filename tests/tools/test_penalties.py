@@ -6,9 +6,9 @@ from functools import partial
 
 import numpy as np
 import torch
+from penalties import penalty_curves, penalty_figure
 
 from detkt.methods.knowledge_representing import sparse_recoding_penalty
-from detkt.visualization.penalties import penalty_curves, penalty_figure
 
 
 def sparse(threshold: float):
