@@ -238,7 +238,7 @@ class FactorTransfer(Method):
 
 
 def check_loss(method: Method, config: Any) -> None:
-    """Raise InputError where :func:`factor_loss` has no such settings as *method*'s *config*."""
+    """Raise InputError where `factor_loss` has no such settings as *method*'s *config*."""
     method.require("p", config.p in (1, 2), "1 or 2")
     method.require("reference_elements", config.reference_elements >= 0, "0 or more")
 
