@@ -112,6 +112,8 @@ def main(argv: list[str] | None = None) -> None:
     count = sum(len(found["labels"]) for found in detections.values())
     skipped = f", {len(unreadable)} passed over" if unreadable else ""
     print(f"{count} detections in {len(images)} pictures{skipped}; drawn, and listed in {folder / 'detections.json'}")
+    if not count:
+        print(f"none has a score of {arguments.score:g} or more; a lower --score shows what the model is less sure of")
 
 
 def _predict_video(

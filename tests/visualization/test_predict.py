@@ -95,6 +95,16 @@ def test_folder_is_drawn_and_listed(run, checkpoint, pictures, tmp_path):
     assert plain["a"]["labels"] == [one["category_name"] for one in found], "named classes need no order"
 
 
+def test_where_nothing_is_found_the_score_is_named(run, checkpoint, pictures, tmp_path):
+    call = ["predict", "--checkpoint", checkpoint, pictures / "a.png", "--output", tmp_path / "out"]
+    status, output, errors = run(*call, "--score", 1.5, "--device", "cpu", "--quiet")
+    assert (status, errors) == (0, "")
+    assert output.splitlines()[0].startswith("0 detections in 1 pictures; drawn")
+    assert output.splitlines()[1:] == [
+        "none has a score of 1.5 or more; a lower --score shows what the model is less sure of"
+    ]
+
+
 def test_detections_are_the_models(checkpoint, pictures):
     model, _ = load_model(checkpoint)
     image = np.array(Image.open(pictures / "a.png").convert("RGB"))
