@@ -260,7 +260,7 @@ COCO_RESULTS = [
         "ids-picture",
         "ids that the COCO data set does not have",
         _IDS,
-        "coco.json, entry 0 (the first is 0): image_id \"test_000000\" is not among the 'images' of ids.json",
+        "coco.json, entry 0 (the first is 0): category_id 2 is not among the 'categories' of ids.json",
         _ids({"images": [{"id": 1, "file_name": "a.jpg"}], "categories": []}),
     ),
 ]

@@ -323,7 +323,7 @@ def test_imagenet_weights_without_network(hub, monkeypatch):
         raise urllib.error.URLError("[Errno -3] Temporary failure in name resolution")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(InputError, match="name resolution.*give the file as weights") as error:
+    with pytest.raises(InputError, match="name resolution.*give the file") as error:
         build_detector("fasterrcnn_resnet18_c4", 21, weights="imagenet")
     assert "https://download.pytorch.org/models/resnet18-f37072fd.pth" in str(error.value)
     assert str(hub) in str(error.value)
