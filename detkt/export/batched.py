@@ -78,10 +78,11 @@ class Preparation(nn.Module):
         if self.fixed is not None:
             return torch.tensor(self.fixed)
         sides = operators.shape_as_tensor(images)[-2:].double()
-        # One-element tensors: the exporter takes those without dimensions for Python's numbers, and makes them float32.
-        to_shorter = sides.new_tensor([self.shorter]) / sides.amin(0, keepdim=True)
-        to_longer = sides.new_tensor([self.longer]) / sides.amax(0, keepdim=True)
-        return (sides * torch.minimum(to_shorter, to_longer)).floor().clamp(min=1).long()
+        # Two at once: OpenVINO 2026.4 turns the division of a single number around. Tensors of one dimension: the
+        # exporter takes those without for Python's numbers, and makes them float32.
+        limits = sides.new_tensor([self.shorter, self.longer])
+        scale = (limits / torch.cat([sides.amin(0, keepdim=True), sides.amax(0, keepdim=True)])).amin(0, keepdim=True)
+        return (sides * scale).floor().clamp(min=1).long()
 
 
 def _sides(size: Tensor) -> Any:

@@ -16,7 +16,7 @@ from detkt.export.measuring import latency
 from detkt.export.onnx_file import export_onnx, open_session
 from detkt.export.runtime import ExportedDetector, is_exported, open_exported, open_model
 from detkt.export.table import Row, differing, export_table
-from detkt.models import load_model
+from detkt.models import build_detector, load_model
 
 pytest.importorskip("onnxruntime")
 
@@ -187,7 +187,26 @@ def test_openvino_gives_the_same(tiny_student, tmp_path):
     facts = GRAPHS["detection"].about(model, meta["classes"])
     openvino.save(openvino.convert((tmp_path / "model.onnx").read_bytes(), facts), tmp_path / "model.xml")
     first, second = (open_exported(tmp_path / name)[0] for name in ("model.onnx", "model.xml"))
-    images = [picture, picture[:, :50], torch.rand(3, 80, 64)]
+    images = [picture, picture[:, :50], torch.rand(3, 80, 64), torch.rand(3, 160, 200)]
     for one, other in zip(first(images), second(images), strict=True):
         assert len(one["scores"]) == len(other["scores"]) > 0
         torch.testing.assert_close(one["boxes"], other["boxes"], atol=0.01, rtol=0)
+
+
+def test_openvino_resizes_as_torchvision_does(tmp_path):
+    """Its 2026.4 divides the wrong way round where the graph divides a single number."""
+    openvino = pytest.importorskip("openvino")
+    from detkt.export.batched import Preparation
+
+    transform = build_detector("retinanet_resnet10x0.125_fpn", 3, min_size=192, max_size=256).transform.eval()
+    path, sizes = tmp_path / "prepared.onnx", [(480, 640), (300, 500), (640, 480), (192, 256), (1000, 300)]
+    axes = {"images": {0: "n", 2: "h", 3: "w"}}
+    images = torch.rand(1, 3, 32, 32)
+    torch.onnx.export(Preparation(transform), (images,), path, input_names=["images"], dynamic_axes=axes, dynamo=False)
+    prepared = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for height, width in sizes:
+        picture = torch.rand(3, height, width)
+        expected = transform([picture])[0]
+        image, size = prepared({"images": picture[None].numpy()}).values()
+        assert tuple(size) == expected.image_sizes[0]
+        torch.testing.assert_close(torch.from_numpy(image), expected.tensors, atol=1e-3, rtol=0)
