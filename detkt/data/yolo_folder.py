@@ -161,7 +161,7 @@ def split_places(folder: YoloFolder, split: str, flaws: list[Flaw]) -> list[Plac
         path = _resolved(folder, entry)
         if path is None:
             raise InputError(
-                f"{folder.file}: '{split}' is {cut(entry)}, but there is no {cut(str(folder.base / entry))}; correct it"
+                f"{folder.file}: '{split}' is {cut(entry)}, but there is no {cut(folder.base / entry)}; correct it"
             )
         for place in _listed(folder, path, flaws) if path.is_file() else _inside(folder, path):
             places.setdefault(place.image, place)

@@ -26,6 +26,7 @@ import numpy as np
 
 from detkt.base.errors import InputError
 from detkt.evaluation.coco_curves import coco_curves, coco_map
+from detkt.evaluation.draws import at_hits, envelope, mean_over_classes
 from detkt.evaluation.records import Records, flatten_annotations, number_labels
 from detkt.evaluation.voc import ClassMatch, match, score
 
@@ -151,7 +152,6 @@ class _Detector:
         iou_threshold: float,
         classes: Iterable[str] | None,
     ) -> None:
-        classes = None if classes is None else list(classes)
         self.metrics, self._pictures = tuple(metrics), len(annotations)
         self._matching = match(detections, annotations, iou_threshold=iou_threshold, classes=classes)
         names = list(self._matching.per_class)
@@ -191,14 +191,7 @@ def maps_of_curves(curves: Mapping[str, Curve], objects: Mapping[str, np.ndarray
     curves: of the detections that count, by class. objects: as `objects_per_picture` counts them, for each class.
     weights: (r, pictures) int64. Classes without an object enter no mean; the mAP is nan where no class has one.
     """
-    weights = np.ascontiguousarray(weights.T)
-    total, known = np.zeros((2, weights.shape[1])), np.zeros(weights.shape[1])
-    for name, curve in curves.items():
-        present = objects[name] @ weights
-        # Where no object is present none is hit, so that 0 is added.
-        total += _weighted_ap(curve, np.maximum(present, 1), weights)
-        known += present > 0
-    return np.divide(total, known, out=np.full(total.shape, np.nan), where=known > 0)
+    return mean_over_classes(curves, objects, weights, _weighted_ap, (len(METRICS),))
 
 
 def counted(match: ClassMatch) -> Curve:
@@ -219,15 +212,10 @@ def _weighted_ap(curve: Curve, present: np.ndarray, weights: np.ndarray) -> np.n
     hits = np.flatnonzero(true_positive)
     if not len(hits):
         return np.zeros((2, len(present)))
-    gained = weights.take(pictures[hits], axis=0)
-    found = np.cumsum(gained, axis=0)
-    # From behind one hit to the next, the hit itself included.
-    steps = np.add.reduceat(weights.take(pictures, axis=0), np.append(0, hits[:-1] + 1), axis=0)
-    precision = found / np.maximum(np.cumsum(steps, axis=0), 1)
+    gained, found, precision = at_hits(pictures, hits, weights)
     recall = found / present
     eleven = sum(precision.max(axis=0, where=recall >= t, initial=0.0) for t in np.arange(11) * 0.1) / 11
-    envelope = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-    return np.stack([eleven, (gained * envelope).sum(axis=0) / present])
+    return np.stack([eleven, (gained * envelope(precision)).sum(axis=0) / present])
 
 
 def _resample(detectors: Sequence[_Detector], pictures: int, resamples: int, seed: int) -> list[np.ndarray]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detkt.evaluation.coco import coco_matching
+from detkt.evaluation.draws import at_hits, envelope, mean_over_classes
 from detkt.evaluation.records import Records
 
 HIT, MISS, IGNORED = 1, 0, -1
@@ -38,14 +39,12 @@ class CocoCurve:
             if not len(hits):
                 continue
             pictures = self.pictures[kept[: hits[-1] + 1]]
-            found = np.cumsum(weights.take(pictures[hits], axis=0), axis=0)
-            steps = np.add.reduceat(weights.take(pictures, axis=0), np.append(0, hits[:-1] + 1), axis=0)
-            precision = found / np.maximum(np.cumsum(steps, axis=0), 1)
-            envelope = np.vstack([np.maximum.accumulate(precision[::-1], axis=0)[::-1], np.zeros(len(present))])
+            _, found, precision = at_hits(pictures, hits, weights)
+            highest = np.vstack([envelope(precision), np.zeros(len(present))])
             recall = found / present
             for column in range(len(present)):
                 places = np.searchsorted(recall[:, column], RECALLS, side="left")
-                total[column] += envelope[places, column].mean()
+                total[column] += highest[places, column].mean()
         return total / len(self.verdicts)
 
 
@@ -67,10 +66,4 @@ def coco_map(curves: Mapping[str, CocoCurve], objects: Mapping[str, np.ndarray],
 
     objects: class -> (pictures,) how many that are not ignored. weights: (r, pictures) int64.
     """
-    weights = np.ascontiguousarray(weights.T)
-    total, known = np.zeros(weights.shape[1]), np.zeros(weights.shape[1])
-    for name, curve in curves.items():
-        present = objects[name] @ weights
-        total += curve.average_precision(np.maximum(present, 1), weights)
-        known += present > 0
-    return np.divide(total, known, out=np.full(total.shape, np.nan), where=known > 0)
+    return mean_over_classes(curves, objects, weights, CocoCurve.average_precision)

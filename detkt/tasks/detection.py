@@ -29,7 +29,7 @@ from detkt.tasks.base import (
 )
 from detkt.tasks.dense import leading_rows
 from detkt.tasks.detectors import Detector, Pass, Targets, as_pyramid, moved, named_outputs, normalisation
-from detkt.tasks.own_size import SETTINGS, OwnSize, framed
+from detkt.tasks.own_size import SETTINGS, OwnSize, framed, resized_size
 from detkt.tasks.shared_classes import SharedClasses, shared_classes
 
 PIXELS_AT_ONCE = 2**18
@@ -180,13 +180,11 @@ class DetectionTask:
     def input_size(self, width: int, height: int) -> tuple[int, ...]:
         """See :class:`detkt.tasks.base.Task`. With the teacher's own size, that of its batch besides."""
         transform = self.student.transform
-        with evaluating(transform):
-            resized, _ = transform.resize(torch.empty(1, height, width))
+        view = resized_size(transform, height, width)
         divisor = transform.size_divisible
-        tall, wide = (-(-side // divisor) * divisor for side in resized.shape[-2:])
+        tall, wide = (-(-side // divisor) * divisor for side in view)
         if self.own_size is None:
             return tall, wide
-        view = (int(resized.shape[-2]), int(resized.shape[-1]))
         return tall, wide, *self.own_size.canvas(tall, wide, [view], [(height, width)])
 
     def _frame(self, batch: ImageList, images: list[Tensor]) -> ImageList:

@@ -56,7 +56,7 @@ class OwnSize:
             views: (height, width) of each picture in the student's batch.
             originals: of each before the student's transform.
         """
-        own = [self._resized(*size) for size in originals]
+        own = [resized_size(self._transform, *size) for size in originals]
         factors = [min(ours[axis] / view[axis] for ours, view in zip(own, views, strict=True)) for axis in (0, 1)]
         divisor = self._transform.size_divisible
         tall, wide = (
@@ -64,11 +64,6 @@ class OwnSize:
             for side, factor in zip((height, width), factors, strict=True)
         )
         return tall, wide
-
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
-        with evaluating(self._transform):
-            resized, _ = self._transform.resize(torch.empty(1, height, width, device="meta"))
-        return int(resized.shape[-2]), int(resized.shape[-1])
 
     def frame(self, batch: ImageList, originals: Sequence[tuple[int, int]]) -> ImageList:
         """The teacher's batch without its pictures: its size, and that of each in it."""
@@ -85,6 +80,13 @@ class OwnSize:
             resized = F.interpolate(picture[None], size=(tall, wide), mode="bilinear", align_corners=False)
             place[:, :tall, :wide] = resized[0]
         return filled
+
+
+def resized_size(transform: Any, height: int, width: int) -> tuple[int, int]:
+    """Height and width that *transform* resizes a picture to, outside training."""
+    with evaluating(transform):
+        resized, _ = transform.resize(torch.empty(1, height, width, device="meta"))
+    return int(resized.shape[-2]), int(resized.shape[-1])
 
 
 def framed(boxes: Tensor, batch: ImageList, frame: ImageList) -> Tensor:
