@@ -9,8 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from detkt.cli.eval import own_reading
-from detkt.cli.shared import run_tool
+from detkt.cli.shared import own_reading, run_tool
 from detkt.data.voc import VOCDetection
 from detkt.evaluation.bootstrap import bootstrap_difference, bootstrap_map
 from detkt.evaluation.detector import score

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 from detkt.base.commands import command
@@ -9,6 +10,7 @@ from detkt.base.device import resolve_device
 from detkt.base.files import check_folder, make_folder
 from detkt.base.paths import resolve
 from detkt.cli.shared import Parser
+from detkt.config import data_config
 from detkt.kinds import detection_kind
 from detkt.visualization.difference import write_difference
 from detkt.visualization.matching import (
@@ -86,7 +88,8 @@ def main(argv: list[str] | None = None) -> None:
     chosen.add_argument("--most", action="store_true", help="those that changed most, for the better or the worse")
     chosen.add_argument("--class", metavar="NAME", dest="class_name", help="only changes of this class count")
     chosen.add_argument("--images", metavar="ID,ID", help="these")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="how data are read: data.format=coco …")
+    arguments = parser.parse_intermixed_args(argv)
     images = None if arguments.images is None else [name for name in arguments.images.split(",") if name]
 
     device = resolve_device(arguments.device)
@@ -95,6 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     sources = open_sources(paths, device)
     run = sources[DISTILLED].folder
     data = comparison_data(run, arguments.data_root, arguments.split, arguments.year)
+    data = data_config(arguments.overrides, **{field.name: getattr(data, field.name) for field in fields(data)})
     dataset, reading = open_dataset(data, sources, arguments.coco_annotations)
     choice = {"class_name": arguments.class_name, "images": images}
     check_choice(dataset.ids, dataset.classes, arguments.pictures, **choice)

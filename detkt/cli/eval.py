@@ -11,8 +11,8 @@ from detkt.base.commands import command
 from detkt.base.device import resolve_device
 from detkt.base.errors import InputError, suggestion
 from detkt.base.paths import resolve
-from detkt.cli.shared import Parser
-from detkt.config import data_config, load_data_config
+from detkt.cli.shared import Parser, own_reading
+from detkt.config import data_config
 from detkt.data import coco_file, test_set
 from detkt.engine.run_folder import versions, write_metrics
 from detkt.evaluation.bootstrap import bootstrap_difference, bootstrap_map
@@ -182,16 +182,6 @@ def main(argv: list[str] | None = None) -> None:
         print(comparison_table(result, result["compare"]))
     if arguments.bootstrap:
         print(f"\n{intervals_table(result)}")
-
-
-def own_reading(checkpoint: Path) -> dict[str, str]:
-    """How the run of *checkpoint* read its data, if it is one's: they are read alike here, unless told otherwise."""
-    try:
-        data = load_data_config((checkpoint if checkpoint.is_dir() else checkpoint.parent) / "config.yaml")
-    except InputError:  # the model is no run's
-        return {}
-    reading = {"format": data.format, "exif": data.exif, "boxes": data.boxes}
-    return {key: value for key, value in reading.items() if key != "format" or value in ("coco", "yolo")}
 
 
 def read_classes(names: str) -> list[str]:

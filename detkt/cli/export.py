@@ -17,8 +17,8 @@ from detkt.base.commands import command
 from detkt.base.errors import InputError, first_line, suggestion
 from detkt.base.files import make_folder, write_atomically
 from detkt.base.paths import resolve
-from detkt.cli.shared import Parser
-from detkt.config import data_config
+from detkt.cli.shared import Parser, own_reading
+from detkt.config import DataConfig, data_config
 from detkt.data import test_set
 from detkt.data.detection import DetectionSet
 from detkt.engine.run_folder import versions, write_metrics
@@ -27,7 +27,7 @@ from detkt.export.model_card import CARD_FILE, About, model_card, training_comma
 from detkt.export.onnx_file import DEFAULT_OPSET, OPSETS
 from detkt.export.shipping import FORMATS, Request, Shipment
 from detkt.export.table import export_table, numbers
-from detkt.kinds import KINDS
+from detkt.kinds import KINDS, detection_kind
 from detkt.models import load_model
 
 JSON_FILE = "export.json"
@@ -44,9 +44,10 @@ the number in the batch of each box. A classifier's takes normalised images and 
 name the classes, mean and std, and say what goes in and comes out. --raw writes graphs without suppression, RoIAlign
 and control flow, for which detkt/export/postprocess.py has the rest in NumPy.
 
-With --data-root of an annotated data set every form is scored on --split; one that loses more than --max-drop points
-of mAP (VOC07) is not kept, and the exit status is 2. The table goes to the terminal, to export.json and to the card,
-model.md, which makes the folder a model repository of Hugging Face."""
+With --data-root of an annotated data set, read as the run read its own, every form is scored on --split; one that loses
+more than --max-drop points of the score that counts (VOC's mAP; AP of COCO data) is not kept, and the exit status is 2.
+The table goes to the terminal, to export.json and to the card, model.md, which makes the folder a model repository of
+Hugging Face."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,7 +60,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"{more[0]} is not for {meta['task']}; there is {', '.join(kind.exports)}")
     if arguments.half:
         model.half().float()
-    data = _data(arguments, meta, formats) if "int8" in kind.exports else None
+    reading = _reading(arguments, checkpoint) if "int8" in kind.exports else None
+    data = _data(arguments, reading, meta, formats) if reading else None
     make_folder(folder)
     pictures: list[Tensor] = []
     normalisation = None
@@ -77,6 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         formats,
         pictures,
         data=data,
+        kind=detection_kind(reading or DataConfig()),
         max_drop=arguments.max_drop,
         half=arguments.half,
         raw=arguments.raw,
@@ -86,8 +89,8 @@ def main(argv: list[str] | None = None) -> None:
         quiet=arguments.quiet,
         tell=lambda text: print(text, file=sys.stderr if text.startswith("warning") else sys.stdout, flush=True),
     )
-    if "int8" in formats:
-        request.calibration = _calibration(arguments, meta)
+    if "int8" in formats and reading:
+        request.calibration = _calibration(arguments, reading, meta)
         if arguments.static:
             request.calibration = [_at(picture, arguments.static) for picture in request.calibration]
     shipment = Shipment(model, meta, folder, request)
@@ -98,17 +101,18 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{meta['architecture']}, {len(meta['classes'])} classes: {size / 1e6:.2f} MB in {arguments.output}")
         return
     shipment.make()
-    everything = export_table(shipment.rows)
+    everything = export_table(shipment.rows, request.lead)
     lost = shipment.refused()
     print(f"\n{everything}\n\n{processor()}; medians (quartiles) of one picture")
     _describe(shipment, arguments, run, kind.tool)
     if lost:
         was = shipment.rows[0].scores or {}
         told = ", ".join(
-            f"{row.name} by {100 * (was['map_voc07'] - (row.scores or {})['map_voc07']):.2f}" for row in lost
+            f"{row.name} by {100 * (was[request.lead] - (row.scores or {})[request.lead]):.2f}" for row in lost
         )
+        title = request.kind.measures[request.lead]
         raise InputError(
-            f"mAP (VOC07) falls by more than {arguments.max_drop:g} points: {told}; not kept in {folder} (--max-drop)"
+            f"{title} falls by more than {arguments.max_drop:g} points: {told}; not kept in {folder} (--max-drop)"
         )
 
 
@@ -140,6 +144,7 @@ def _describe(shipment: Shipment, arguments: argparse.Namespace, run: Path, tool
         training_command(run, meta, tool),
         used,
         request.opset if set(request.formats) & {"onnx", "int8"} or request.raw else None,
+        request.lead,
     )
     text = model_card(about, shipment.rows)
     write_atomically(folder / CARD_FILE, lambda path: path.write_text(text, encoding="utf-8"))
@@ -154,13 +159,20 @@ def _runtimes(formats: Any) -> dict[str, str]:
     return found
 
 
-def _data(arguments: argparse.Namespace, meta: dict[str, Any], formats: list[str]) -> DetectionSet | None:
-    """The pictures to score on; None where *--data-root* is no annotated data set, and none is needed."""
+def _reading(arguments: argparse.Namespace, checkpoint: Path) -> DataConfig | None:
+    """How the data set is read: as the run of *checkpoint* read its own, but for what is given; None without one."""
     if arguments.data_root is None:
         return None
-    config = data_config(arguments.overrides, root=str(resolve(arguments.data_root)), test=arguments.split or "test")
+    given = {"root": str(resolve(arguments.data_root)), "test": arguments.split or "test"}
+    return data_config(arguments.overrides, **(own_reading(checkpoint) | given))
+
+
+def _data(
+    arguments: argparse.Namespace, reading: DataConfig, meta: dict[str, Any], formats: list[str]
+) -> DetectionSet | None:
+    """The pictures to score on; None where *--data-root* is no annotated data set, and none is needed."""
     try:
-        return test_set(config, list(meta["classes"]))
+        return test_set(reading, list(meta["classes"]))
     except InputError as error:
         if arguments.split or "int8" in formats:
             raise
@@ -168,15 +180,12 @@ def _data(arguments: argparse.Namespace, meta: dict[str, Any], formats: list[str
         return None
 
 
-def _calibration(arguments: argparse.Namespace, meta: dict[str, Any]) -> list[Tensor]:
+def _calibration(arguments: argparse.Namespace, reading: DataConfig, meta: dict[str, Any]) -> list[Tensor]:
     """Pictures to learn INT8's ranges from: of the training split, where it is found."""
-    if arguments.data_root is None:
-        return []
     given = [arguments.calibration_split] if arguments.calibration_split else [*_CALIBRATION_SPLITS, arguments.split]
-    config = data_config(arguments.overrides, root=str(resolve(arguments.data_root)))
     for split in given:
         try:
-            found = test_set(replace(config, test=split or "test"), list(meta["classes"]))
+            found = test_set(replace(reading, test=split or "test"), list(meta["classes"]))
         except InputError:
             if arguments.calibration_split:
                 raise
@@ -246,7 +255,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     graph.add_argument("--calibration", type=int, default=128, metavar="N", help="pictures for INT8 (default: 128)")
     graph.add_argument("--calibration-split", metavar="SPLIT", help="where they are from (default: trainval or train)")
     graph.add_argument(
-        "--max-drop", type=float, default=1.0, metavar="POINTS", help="of mAP that a form may lose (default: 1)"
+        "--max-drop", type=float, default=1.0, metavar="POINTS", help="of the score that a form may lose (default: 1)"
     )
     card = parser.add_argument_group("for the card")
     card.add_argument("--license", default="unknown", help="of the model (default: unknown)")

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from detkt import methods
 from detkt.base.commands import command
 from detkt.base.errors import InputError
-from detkt.config import Config, find_config, load_config, shorten
+from detkt.config import Config, find_config, load_config, load_data_config, shorten
 from detkt.engine.trainer import Interrupted
 
 RESUME = "go on with --resume {folder}"
@@ -59,6 +59,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see --help)")
+
+
+def own_reading(checkpoint: Path) -> dict[str, str]:
+    """How the run of *checkpoint* read its data, if it is one's: they are read alike here, unless told otherwise."""
+    try:
+        data = load_data_config((checkpoint if checkpoint.is_dir() else checkpoint.parent) / "config.yaml")
+    except InputError:  # the model is no run's
+        return {}
+    reading = {"format": data.format, "exif": data.exif, "boxes": data.boxes}
+    return {key: value for key, value in reading.items() if key != "format" or value in ("coco", "yolo")}
 
 
 def training_parser(name: str, description: str, example: str, default_config: str) -> Parser:

@@ -25,6 +25,7 @@ class About:
 
     data, split: name of the data set that was scored on, and its list; None: nothing was scored. pictures: how many.
     licence, data_licence: as the user gave them. training: the command that trained the network, as far as it is known.
+    lead: the score that counts.
     """
 
     meta: Mapping[str, Any]
@@ -36,6 +37,12 @@ class About:
     training: str
     versions: Mapping[str, str]
     opset: int | None
+    lead: str = "map_voc07"
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Titles of the scores, the one that counts first."""
+        return {key: _METRICS[key] for key in sorted(_METRICS, key=lambda key: key != self.lead)}
 
 
 def training_command(run: Path, meta: Mapping[str, Any], tool: str) -> str:
@@ -69,7 +76,7 @@ def model_card(about: About, rows: Sequence[Row]) -> str:
     ]
     if about.opset:
         lines.append(f"| ONNX opset | {about.opset} |")
-    lines += ["\n## After export\n", f"```text\n{export_table(rows)}\n```\n"]
+    lines += ["\n## After export\n", f"```text\n{export_table(rows, about.lead)}\n```\n"]
     scored = "none were taken"
     if about.data:
         scored = (
@@ -84,7 +91,7 @@ def model_card(about: About, rows: Sequence[Row]) -> str:
             parts = [
                 f"{title} {percent2(row.intervals[key]['value'])} "
                 f"[{percent2(row.intervals[key]['low'])}, {percent2(row.intervals[key]['high'])}]"
-                for key, title in _METRICS.items()
+                for key, title in about.metrics.items()
                 if key in row.intervals
             ]
             lines.append(f"- {row.name}: {'; '.join(parts)} (95 % of 1000 resamples of the pictures)")
@@ -122,7 +129,7 @@ def _head(about: About, rows: Sequence[Row]) -> dict[str, Any]:
     scores = rows[0].scores or {}
     values = [
         {"type": "mean_average_precision", "name": title, "value": round(100 * float(scores[key]), 2)}
-        for key, title in _METRICS.items()
+        for key, title in about.metrics.items()
         if scores.get(key) is not None and scores[key] == scores[key]
     ]
     result = {

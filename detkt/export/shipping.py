@@ -17,7 +17,7 @@ from detkt.base.errors import InputError
 from detkt.base.files import write_atomically
 from detkt.data.detection import DetectionSet
 from detkt.evaluation.bootstrap import bootstrap_map
-from detkt.evaluation.detector import detect, score
+from detkt.evaluation.detector import detect
 from detkt.export import int8, openvino
 from detkt.export.measuring import Latency, all_threads, latency, torch_threads
 from detkt.export.onnx_file import DEFAULT_OPSET, GRAPHS, ONNX_FILE, Normalisation, export_onnx, half_weights
@@ -25,6 +25,7 @@ from detkt.export.raw import HEAD_FILE, RAW_FILE, SETTINGS_FILE, export_raw
 from detkt.export.runtime import open_exported
 from detkt.export.table import EXACT, NEAR, Row, differing
 from detkt.export.torchscript import TORCHSCRIPT_FILE, export_torchscript
+from detkt.kinds import Detection
 from detkt.models import save_model
 from detkt.models.card import card_of
 from detkt.models.saved import META_FILE
@@ -44,14 +45,16 @@ class Request:
     """What to export, and with what to check it.
 
     formats: of :data:`FORMATS`. pictures: to compare each form with torch on. calibration: pictures for INT8. data: to
-    score every form on; None: none is scored. max_drop: points of mAP (VOC07) that a form may lose. half: weights are
-    stored as fp16. static: graphs take one picture of this height and width. normalisation: of a classifier's pictures.
+    score every form on; None: none is scored. kind: of the data, whose first measure counts. max_drop: points of it
+    that a form may lose. half: weights are stored as fp16. static: graphs take one picture of this height and width.
+    normalisation: of a classifier's pictures.
     """
 
     formats: Sequence[str]
     pictures: Sequence[Tensor]
     calibration: Sequence[Tensor] = ()
     data: DetectionSet | None = None
+    kind: Detection = field(default_factory=Detection)
     max_drop: float = 1.0
     half: bool = False
     raw: bool = False
@@ -60,6 +63,11 @@ class Request:
     normalisation: Normalisation | None = None
     tell: Tell = print
     quiet: bool = False
+
+    @property
+    def lead(self) -> str:
+        """Key of the score that counts."""
+        return next(iter(self.kind.measures))
 
 
 @dataclass
@@ -135,7 +143,8 @@ class Shipment:
         floor = self._floor()
         if floor is None:
             return []
-        lost = [row for row in self.rows[1:] if row.scores is not None and not row.scores["map_voc07"] >= floor]
+        lead = self.request.lead
+        lost = [row for row in self.rows[1:] if row.scores is not None and not row.scores[lead] >= floor]
         for row in lost:
             for path in row.files:
                 path.unlink(missing_ok=True)
@@ -144,7 +153,7 @@ class Shipment:
 
     def _floor(self) -> float | None:
         scores = self.rows[0].scores
-        return None if scores is None else scores["map_voc07"] - self.request.max_drop / 100 - 1e-9
+        return None if scores is None else scores[self.request.lead] - self.request.max_drop / 100 - 1e-9
 
     def _torch_row(self, is_detector: bool) -> None:
         model = self.model.float().eval()
@@ -179,7 +188,7 @@ class Shipment:
             with tempfile.TemporaryDirectory() as scratch:
                 path = Path(scratch) / INT8_FILE
                 path.write_bytes(graph)
-                return self._scores(open_exported(path)[0])[0]["map_voc07"]
+                return self._scores(open_exported(path)[0])[0][request.lead]
 
         made = int8.quantise(content, calibration, scored, floor, request.tell)
         write_atomically(target, lambda path: path.write_bytes(made.content))
@@ -218,7 +227,11 @@ class Shipment:
         if data is None:
             return
         row.scores, detections = self._scores(model)
-        options: dict[str, Any] = {"classes": data.classes, "resamples": RESAMPLES}
+        options: dict[str, Any] = {
+            "classes": data.classes,
+            "resamples": RESAMPLES,
+            "metrics": self.request.kind.resampled,
+        }
         intervals = bootstrap_map(detections, data.annotations(), **options)
         row.intervals = {key: interval.numbers() for key, interval in intervals.items()}
         if row is self.rows[0]:
@@ -231,7 +244,7 @@ class Shipment:
         data = self.request.data
         assert data is not None
         detections, _ = detect(model, data, torch.device("cpu"), quiet=self.request.quiet)
-        return score(detections, data.annotations(), data.classes), detections
+        return self.request.kind.score(detections, data.annotations(), data.classes), detections
 
 
 def _one(model: nn.Module) -> Callable[[Tensor], Any]:

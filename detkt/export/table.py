@@ -14,6 +14,7 @@ from detkt.export.measuring import Latency
 
 EXACT, NEAR = (0.01, 1e-3), (1.0, 0.05)
 """Pixels and score up to which two detections are the same, and about the same."""
+_TITLES = {"map_voc07": "VOC07", "map_coco": "COCO"}
 
 
 @dataclass
@@ -64,18 +65,20 @@ def _without_partner(one: Mapping[str, Any], other: Mapping[str, Any], within: t
     return int((~(boxes & scores & labels).any(1)).sum())
 
 
-def export_table(rows: Sequence[Row]) -> str:
-    """A line a form: MB, milliseconds a picture, mAP (VOC07, COCO), what it gains or loses, boxes that differ."""
+def export_table(rows: Sequence[Row], lead: str = "map_voc07") -> str:
+    """A line a form: MB, milliseconds a picture, mAP (VOC07, COCO; the one that *lead* names comes first) and what it
+    gains or loses of that, boxes that differ."""
     titles = ["form", "MB"]
     titles += [f"ms, {latency.threads} thread{'s' * (latency.threads > 1)}" for latency in rows[0].latencies]
     scored = rows[0].scores is not None
-    titles += ["VOC07", "COCO", "change", "boxes differ", "by > 1 px"] if scored else []
+    keys = sorted(_TITLES, key=lambda key: key != lead)
+    titles += [*(_TITLES[key] for key in keys), "change", "boxes differ", "by > 1 px"] if scored else []
     lines = [titles]
     for row in rows:
         cells = [row.name, f"{row.size / 1e6:.2f}", *map(str, row.latencies)]
         if scored and row.scores is not None and rows[0].scores is not None:
-            loss = row.scores["map_voc07"] - rows[0].scores["map_voc07"]
-            cells += [percent2(row.scores[key]) for key in ("map_voc07", "map_coco")]
+            loss = row.scores[lead] - rows[0].scores[lead]
+            cells += [percent2(row.scores[key]) for key in keys]
             cells.append("-" if row is rows[0] else f"{100 * loss:+.2f}")
             cells += ["-", "-"] if row.differing is None else [f"{row.differing} of {row.boxes}", str(row.moved)]
         lines.append(cells)

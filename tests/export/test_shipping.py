@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 import yaml
 
 from detkt.base.errors import InputError
+from detkt.config import DataConfig
 from detkt.export import int8, shipping
 from detkt.export.int8 import distance, quantise
 from detkt.export.measuring import latency
@@ -17,6 +19,7 @@ from detkt.export.onnx_file import export_onnx, open_session
 from detkt.export.runtime import ExportedDetector, is_exported, open_exported, open_model
 from detkt.export.table import Row, differing, export_table
 from detkt.models import build_detector, load_model
+from detkt.prepare.converting import convert
 
 pytest.importorskip("onnxruntime")
 
@@ -90,11 +93,40 @@ def test_a_form_that_loses_too_much_is_not_kept(tiny_student, voc_folder, run, t
         "export", "--checkpoint", tiny_student, "--data-root", voc_folder, "--output", tmp_path, "--format", "onnx"
     )
     assert status == 2
-    assert errors.splitlines()[-1].startswith(
-        "error: mAP (VOC07) falls by more than 1 points: ONNX by 2.00; not kept in"
-    )
+    assert errors.splitlines()[-1].startswith("error: mAP VOC07 falls by more than 1 points: ONNX by 2.00; not kept in")
     assert not (tmp_path / "model.onnx").exists()
     assert "ONNX" in output
+
+
+def test_cocos_ap_leads_where_the_data_are_cocos(tiny_student, voc_folder, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(shipping, "SECONDS", 0)
+    convert(voc_folder, "coco", tmp_path / "coco", DataConfig(), quiet=True)
+    # The run's own reading is taken: nothing names the format here.
+    checkpoint = tmp_path / "run"
+    shutil.copytree(tiny_student, checkpoint)
+    (checkpoint / "config.yaml").write_text("data: {format: coco}\n")
+    arguments = ["--checkpoint", checkpoint, "--data-root", tmp_path / "coco", "--format", "onnx", "--quiet"]
+    status, output, errors = run("export", *arguments, "--output", tmp_path / "kept")
+    assert status == 0, errors
+    titles = next(line for line in output.splitlines() if line.startswith("form")).split()
+    assert titles.index("COCO") < titles.index("VOC07") < titles.index("change")
+    torch_row = json.loads((tmp_path / "kept/export.json").read_text())["forms"][0]
+    assert next(iter(torch_row["scores"])) == "map_coco" and "ap_small" in torch_row["scores"]
+    assert torch_row["intervals"]["map_coco"]["value"] == torch_row["scores"]["map_coco"]
+    card = (tmp_path / "kept/model.md").read_text()
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert head["model-index"][0]["results"][0]["metrics"][0]["name"].startswith("mAP (COCO")
+    assert "torch: mAP (COCO" in card
+    scores = shipping.Shipment._scores
+    lost = iter([0.5, 0.48])
+    monkeypatch.setattr(
+        shipping.Shipment,
+        "_scores",
+        lambda self, model: ({"map_voc07": 0.5, "map_coco": next(lost)}, scores(self, model)[1]),
+    )
+    status, output, errors = run("export", *arguments, "--output", tmp_path / "refused")
+    assert status == 2
+    assert errors.splitlines()[-1].startswith("error: AP falls by more than 1 points: ONNX by 2.00; not kept in")
 
 
 def test_layers_that_lose_most_stay_in_float(tiny_student, tmp_path):

@@ -15,6 +15,7 @@ from detkt.evaluation.coco_ids import coco_ids
 from detkt.evaluation.detection_files import write_detections
 from detkt.evaluation.voc_results import write_results
 from detkt.models import build_detector, save_model
+from detkt.prepare.converting import convert
 
 CLASSES = ["cat", "dog"]
 TRUTH = {
@@ -110,6 +111,20 @@ def test_coco_files_are_models_too(run, data, results, tmp_path):
     assert changes[0]["tables"]["total"]["gained"] == 1
     status, _, errors = run("visualize_diff", *base, "--distilled", file)
     assert status == 2 and "image_id 10 is the number of no picture" in errors
+
+
+def test_a_setting_says_how_data_are_read(run, data, results, tmp_path):
+    """Folders of results name no format, and the data are COCO's."""
+    convert(data, "coco", tmp_path / "coco", DataConfig(train="test"), quiet=True)
+    student, distilled = results
+    arguments = ["--student", student, "--distilled", distilled, "--data-root", tmp_path / "coco", "--quiet"]
+    status, _, errors = run("visualize_diff", *arguments)
+    assert status == 2 and "data.format=coco" in errors
+    status, output, errors = run("visualize_diff", *arguments, "data.format=coco")
+    assert (status, errors) == (0, "")
+    assert "the student: +50.0 mAP COCO, 95 % interval" in output
+    status, _, errors = run("visualize_diff", *arguments, "train.epochs=1")
+    assert status == 2 and "only settings of the data can be given here" in errors
 
 
 def test_tiny_detectors_with_data_and_logs_of_the_run(run, data, tmp_path):
