@@ -1,7 +1,7 @@
 """Exported ONNX graphs as OpenVINO's, for its runtime: an extra, ``pip install detkt[openvino]``.
 
 A graph in INT8 is the one that ONNX Runtime quantised: OpenVINO takes its scales over, so that both run the same
-numbers, and one sweep says which layers stay in float.
+numbers. OpenVINO rounds otherwise: one sweep says which layers stay in float, so that both keep their score.
 """
 
 from __future__ import annotations

@@ -129,6 +129,30 @@ def test_cocos_ap_leads_where_the_data_are_cocos(tiny_student, voc_folder, run, 
     assert errors.splitlines()[-1].startswith("error: AP falls by more than 1 points: ONNX by 2.00; not kept in")
 
 
+@pytest.mark.parametrize(("formats", "expected"), [(["int8"], 0.5), (["int8", "openvino"], 0.4)])
+def test_a_quantised_graph_is_worth_what_its_worst_runtime_makes_of_it(
+    tiny_student, tmp_path, monkeypatch, formats, expected
+):
+    model, meta = load_model(tiny_student)
+    monkeypatch.setattr(shipping.openvino, "convert", lambda content, facts: content)
+    monkeypatch.setattr(shipping.openvino, "save", lambda content, path: path.write_bytes(content))
+    monkeypatch.setattr(shipping, "open_exported", lambda path: ({".onnx": 0.5, ".xml": 0.4}[path.suffix], None))
+    monkeypatch.setattr(shipping.Shipment, "_scores", lambda self, score: ({"map_voc07": score}, None))
+
+    class Asked(Exception):
+        pass
+
+    def quantise(content, pictures, score, enough, tell):
+        raise Asked(score(content), enough)
+
+    monkeypatch.setattr(shipping.int8, "quantise", quantise)
+    request = shipping.Request(formats, (), data=object())
+    shipment = shipping.Shipment(model, meta, tmp_path, request, [Row("torch", scores={"map_voc07": 0.55})])
+    with pytest.raises(Asked) as asked:
+        shipment._int8(b"graph")
+    assert asked.value.args == (expected, pytest.approx(0.54))
+
+
 def test_layers_that_lose_most_stay_in_float(tiny_student, tmp_path):
     model, meta = load_model(tiny_student)
     pictures = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
