@@ -128,9 +128,9 @@ class Balance(nn.Module):
             measured = torch.stack([norm, theirs.norm(), ours @ theirs])
             task_norm, term_norm, product = self._mean(measured)
             ratio = (task_norm / term_norm).clamp(1 / LARGEST, LARGEST)
-            found[name] = ratio, product / (task_norm * term_norm).clamp_min(1e-20)
-            if not (term_norm > 0 and task_norm > 0):
+            if not (term_norm > 0 and task_norm > 0):  # such as an adversary's in a step that is not its turn
                 continue
+            found[name] = ratio, product / (task_norm * term_norm).clamp_min(1e-20)
             index = self._names.index(name)
             new = ratio.log()
             old = self.ratios[index].clone()
