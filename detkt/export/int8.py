@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,42 +136,50 @@ class Quantiser:
 def quantise(
     content: bytes,
     pictures: Sequence[Tensor],
-    score: Callable[[bytes], float],
+    scores: Mapping[str, Callable[[bytes], float]],
     enough: float,
     tell: Callable[[str], None] = lambda text: None,
-) -> Int8:
+) -> dict[str, Int8]:
     """Quantise every layer; if that costs too much, keep the 1, 2, 4, 8 … worst in float until it does not.
 
     Args:
         content: the float graph, serialised.
         pictures: to calibrate on.
-        score: of a graph.
-        enough: the score to be reached. If no trial reaches it the best one is returned.
+        scores: by runtime, its score of a graph. Runtimes round otherwise, so each has its own choice.
+        enough: the score to be reached.
         tell: gets a line about every step.
+
+    Returns:
+        By runtime, the graph with the fewest layers in float that reaches *enough*, else the best one.
 
     Raises:
         InputError: ONNX Runtime cannot quantise it.
     """
+    graphs: dict[int, bytes] = {}
+    losses: dict[str, float] = {}
+    trials: dict[str, list[Trial]] = {name: [] for name in scores}
     with tempfile.TemporaryDirectory() as folder:
         quantiser = Quantiser(content, pictures, Path(folder))
         layers = quantiser.layers
-        best = quantiser.quantised(layers)
-        trials = [Trial(0, score(best))]
-        tell(f"all {len(layers)} layers in INT8: {100 * trials[0].score:.2f}")
-        if trials[0].score >= enough:
-            return Int8(best, len(layers), (), {}, tuple(trials))
-        losses = quantiser.losses(tell)
-        worst, kept = list(losses), 1
-        contents = [best]
-        while kept < len(layers):
-            contents.append(quantiser.quantised(worst[kept:]))
-            trials.append(Trial(kept, score(contents[-1])))
-            tell(f"the {kept} worst of {len(layers)} layers in float: {100 * trials[-1].score:.2f}")
-            if trials[-1].score >= enough:
+        kept = 0
+        while True:
+            graphs[kept] = quantiser.quantised(list(losses)[kept:] if kept else layers)
+            how = f"the {kept} worst of {len(layers)} layers in float" if kept else f"all {len(layers)} layers in INT8"
+            for name, score in scores.items():
+                if not (trials[name] and trials[name][-1].score >= enough):
+                    trials[name].append(Trial(kept, score(graphs[kept])))
+                    tell(f"{name}, {how}: {100 * trials[name][-1].score:.2f}")
+            done = all(tried[-1].score >= enough for tried in trials.values())
+            if done or max(1, 2 * kept) >= len(layers):
                 break
-            kept *= 2
-        chosen = max(range(len(trials)), key=lambda number: (trials[number].score >= enough, trials[number].score))
-        return Int8(contents[chosen], len(layers), tuple(worst[: trials[chosen].kept]), losses, tuple(trials))
+            losses = losses or quantiser.losses(tell)
+            kept = max(1, 2 * kept)
+    found = {}
+    for name, tried in trials.items():
+        best = max(tried, key=lambda trial: trial.score)
+        kept_layers = tuple(losses)[: best.kept]
+        found[name] = Int8(graphs[best.kept], len(layers), kept_layers, losses if len(tried) > 1 else {}, tuple(tried))
+    return found
 
 
 def distance(expected: Sequence[Any], found: Sequence[Any]) -> float:

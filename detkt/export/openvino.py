@@ -1,7 +1,7 @@
 """Exported ONNX graphs as OpenVINO's, for its runtime: an extra, ``pip install detkt[openvino]``.
 
-A graph in INT8 is the one that ONNX Runtime quantised: OpenVINO takes its scales over, so that both run the same
-numbers. OpenVINO rounds otherwise: one sweep says which layers stay in float, so that both keep their score.
+A graph in INT8 is one that ONNX Runtime quantised: OpenVINO takes its scales over, but rounds otherwise, so it may need
+more layers in float. One sweep says which are the worst for both.
 """
 
 from __future__ import annotations

@@ -112,7 +112,8 @@ class Shipment:
             if "int8" in wanted:
                 self._int8(float_graph.read_bytes())
             if "openvino" in wanted:
-                self._openvino(float_graph.read_bytes(), OPENVINO_FILE, "OpenVINO", request.half)
+                note = "weights stored as fp16" if request.half else ""
+                self._openvino(float_graph.read_bytes(), OPENVINO_FILE, "OpenVINO", note, request.half)
         if "torchscript" in wanted:
             target = self.folder / TORCHSCRIPT_FILE
             agreement = export_torchscript(
@@ -184,25 +185,33 @@ class Shipment:
         target = self.folder / INT8_FILE
         calibration = list(request.calibration or request.pictures)
 
-        def scored(graph: bytes) -> float:
-            # Runtimes that round otherwise lose otherwise: the layers in float are to be enough for each.
+        def by_onnx(graph: bytes) -> float:
             with tempfile.TemporaryDirectory() as scratch:
-                paths = [Path(scratch) / INT8_FILE]
-                paths[0].write_bytes(graph)
-                if "openvino" in request.formats:
-                    paths.append(Path(scratch) / OPENVINO_INT8_FILE)
-                    openvino.save(openvino.convert(graph, self._facts()), paths[1])
-                return min(self._scores(open_exported(path)[0])[0][request.lead] for path in paths)
+                path = Path(scratch) / INT8_FILE
+                path.write_bytes(graph)
+                return self._scores(open_exported(path)[0])[0][request.lead]
 
-        made = int8.quantise(content, calibration, scored, floor, request.tell)
-        write_atomically(target, lambda path: path.write_bytes(made.content))
-        note = f"{made}; calibrated on {len(calibration)} pictures"
-        request.tell(f"{INT8_FILE}: {note}")
-        self._add("ONNX INT8", [target], True, note)
+        def by_openvino(graph: bytes) -> float:
+            with tempfile.TemporaryDirectory() as scratch:
+                path = Path(scratch) / OPENVINO_INT8_FILE
+                openvino.save(openvino.convert(graph, self._facts()), path)
+                return self._scores(open_exported(path)[0])[0][request.lead]
+
+        scores = {"ONNX INT8": by_onnx}
         if "openvino" in request.formats:
-            self._openvino(made.content, OPENVINO_INT8_FILE, "OpenVINO INT8", False)
+            scores["OpenVINO INT8"] = by_openvino
+        made = int8.quantise(content, calibration, scores, floor, request.tell)
+        notes = {name: f"{one}; calibrated on {len(calibration)} pictures" for name, one in made.items()}
+        for name, note in notes.items():
+            request.tell(f"{name}: {note}")
+        content = made["ONNX INT8"].content
+        write_atomically(target, lambda path: path.write_bytes(content))
+        self._add("ONNX INT8", [target], True, notes["ONNX INT8"])
+        if "OpenVINO INT8" in made:
+            name = "OpenVINO INT8"
+            self._openvino(made[name].content, OPENVINO_INT8_FILE, name, notes[name])
 
-    def _openvino(self, content: bytes, name: str, title: str, half: bool) -> None:
+    def _openvino(self, content: bytes, name: str, title: str, note: str = "", half: bool = False) -> None:
         path = self.folder / name
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
             # Two files, which must not be seen one without the other.
@@ -210,7 +219,7 @@ class Shipment:
             weights = Path(name).with_suffix(".bin").name
             for part in (weights, name):
                 shutil.move(Path(scratch) / part, self.folder / part)
-        self._add(title, [path, self.folder / weights], True, "weights stored as fp16" if half else "")
+        self._add(title, [path, self.folder / weights], True, note)
 
     def _facts(self) -> dict[str, str]:
         return GRAPHS["detection"].about(self.model, self.meta["classes"])

@@ -129,43 +129,64 @@ def test_cocos_ap_leads_where_the_data_are_cocos(tiny_student, voc_folder, run, 
     assert errors.splitlines()[-1].startswith("error: AP falls by more than 1 points: ONNX by 2.00; not kept in")
 
 
-@pytest.mark.parametrize(("formats", "expected"), [(["int8"], 0.5), (["int8", "openvino"], 0.4)])
-def test_a_quantised_graph_is_worth_what_its_worst_runtime_makes_of_it(
-    tiny_student, tmp_path, monkeypatch, formats, expected
-):
+def test_every_runtime_keeps_the_layers_in_float_that_it_needs(tiny_student, tmp_path, monkeypatch):
     model, meta = load_model(tiny_student)
     monkeypatch.setattr(shipping.openvino, "convert", lambda content, facts: content)
-    monkeypatch.setattr(shipping.openvino, "save", lambda content, path: path.write_bytes(content))
-    monkeypatch.setattr(shipping, "open_exported", lambda path: ({".onnx": 0.5, ".xml": 0.4}[path.suffix], None))
-    monkeypatch.setattr(shipping.Shipment, "_scores", lambda self, score: ({"map_voc07": score}, None))
+    monkeypatch.setattr(shipping.openvino, "save", lambda content, path, half=False: write_graph(path, content))
+    monkeypatch.setattr(
+        shipping, "open_exported", lambda path, threads=None: ({".onnx": 0.5, ".xml": 0.4}[path.suffix],)
+    )
+    monkeypatch.setattr(shipping.Shipment, "_scores", lambda self, score: ({"map_voc07": score}, {}))
+    monkeypatch.setattr(shipping.Shipment, "_latency", lambda self, path: ())
+    monkeypatch.setattr(shipping.Shipment, "_score", lambda self, row, model: None)
 
-    class Asked(Exception):
-        pass
-
-    def quantise(content, pictures, score, enough, tell):
-        raise Asked(score(content), enough)
+    def quantise(content, pictures, scores, enough, tell):
+        assert {name: score(content) for name, score in scores.items()} == {"ONNX INT8": 0.5, "OpenVINO INT8": 0.4}
+        assert enough == pytest.approx(0.54)
+        return {name: int8.Int8(name.encode(), 3, (), {}, ()) for name in scores}
 
     monkeypatch.setattr(shipping.int8, "quantise", quantise)
-    request = shipping.Request(formats, (), data=object())
+    request = shipping.Request(["int8", "openvino"], (), data=object())
     shipment = shipping.Shipment(model, meta, tmp_path, request, [Row("torch", scores={"map_voc07": 0.55})])
-    with pytest.raises(Asked) as asked:
-        shipment._int8(b"graph")
-    assert asked.value.args == (expected, pytest.approx(0.54))
+    shipment._int8(b"graph")
+    assert [row.name for row in shipment.rows[1:]] == ["ONNX INT8", "OpenVINO INT8"]
+    assert (tmp_path / "model.int8.onnx").read_bytes() == b"ONNX INT8"
+    assert (tmp_path / "model.int8.xml").read_bytes() == b"OpenVINO INT8"
+
+
+def write_graph(path, content):
+    for suffix in (".xml", ".bin"):
+        path.with_suffix(suffix).write_bytes(content)
 
 
 def test_layers_that_lose_most_stay_in_float(tiny_student, tmp_path):
     model, meta = load_model(tiny_student)
     pictures = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
     export_onnx(model, tmp_path / "model.onnx", meta["classes"], pictures)
-    scores = iter([0.1, 0.2, 0.9])
+    first, second = iter([0.1, 0.9]), iter([0.1, 0.2, 0.3, 0.95])
     told: list[str] = []
-    made = quantise((tmp_path / "model.onnx").read_bytes(), pictures, lambda graph: next(scores), 0.8, told.append)
-    assert [(trial.kept, trial.score) for trial in made.trials] == [(0, 0.1), (1, 0.2), (2, 0.9)]
-    worst = sorted(made.losses.values(), reverse=True)
-    assert [made.losses[name] for name in made.kept] == worst[:2]
-    assert len(made.losses) == made.layers == len([text for text in told if " alone: " in text])
-    assert f"2 of {made.layers} layers kept in float" in str(made)
-    open_session(made.content)
+    scores = {"first": lambda graph: next(first), "second": lambda graph: next(second)}
+    made = quantise((tmp_path / "model.onnx").read_bytes(), pictures, scores, 0.8, told.append)
+    assert [(trial.kept, trial.score) for trial in made["first"].trials] == [(0, 0.1), (1, 0.9)]
+    assert [(trial.kept, trial.score) for trial in made["second"].trials] == [(0, 0.1), (1, 0.2), (2, 0.3), (4, 0.95)]
+    for one, kept in ((made["first"], 1), (made["second"], 4)):
+        worst = sorted(one.losses.values(), reverse=True)
+        assert [one.losses[name] for name in one.kept] == worst[:kept]
+        assert f"{kept} of {one.layers} layers kept in float" in str(one)
+        open_session(one.content)
+    assert made["first"].content != made["second"].content
+    assert len(made["first"].losses) == made["first"].layers == len([text for text in told if " alone: " in text])
+
+
+def test_without_enough_the_best_is_taken(tiny_student, tmp_path):
+    model, meta = load_model(tiny_student)
+    pictures = [torch.rand(3, 64, 64)]
+    export_onnx(model, tmp_path / "model.onnx", meta["classes"], pictures)
+    scores = iter([0.1, 0.4, 0.3, 0.2, *[0.0] * 9])
+    made = quantise((tmp_path / "model.onnx").read_bytes(), pictures, {"one": lambda graph: next(scores)}, 0.8)["one"]
+    assert len(made.kept) == 1 and max(trial.score for trial in made.trials) == 0.4
+    assert [trial.kept for trial in made.trials] == [0, *(2**n for n in range(len(made.trials) - 1))]
+    assert 2 * made.trials[-1].kept >= made.layers > made.trials[-1].kept
 
 
 def detections(*rows):
