@@ -40,16 +40,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge, Spec
 from detkt.methods.adapters import Regressor
+from detkt.methods.adversary import (
+    LOSSES,
+    PENALTY,
+    Discriminator,
+    discriminator_loss,
+    generator_loss,
+    gradient_penalty,
+    right_shares,
+)
 from detkt.methods.base import (
     OPTIMIZERS,
     STUDENT,
@@ -67,33 +74,13 @@ from detkt.methods.base import (
     outputs,
     view_title,
 )
-from detkt.methods.reductions import full_precision, masked_mean, mean_square, root_mean_square
+from detkt.methods.reductions import full_precision, mean_square, root_mean_square
 
 Maps = dict[LayerPair, Tensor]
 Masks = dict[LayerPair, Tensor | None]
 
 EXPLOSION = 10
 WIDEST = 64
-
-
-def discriminator_loss(
-    teacher_logit: Tensor, student_logit: Tensor, mask: Tensor | None = None, label_smoothing: float = 0.0
-) -> Tensor:
-    """-log D(R(t)) - log(1 - D(s)): mean over elements of each, then their sum. Scalar.
-
-    Args:
-        teacher_logit, student_logit: (N, 1) or (N, 1, H, W), before the sigmoid.
-        mask: (N, 1, H, W) of 0 and 1, for logits per location.
-        label_smoothing: the "teacher" label is 1 minus this (one-sided smoothing).
-    """
-    smooth = label_smoothing
-    real = (1 - smooth) * F.softplus(-teacher_logit) + smooth * F.softplus(teacher_logit)
-    return masked_mean(real, mask) + masked_mean(F.softplus(student_logit), mask)
-
-
-def generator_loss(student_logit: Tensor, mask: Tensor | None = None) -> Tensor:
-    """-log D(s), the label "teacher" put on the student's map: mean over elements. Scalar."""
-    return masked_mean(F.softplus(-student_logit), mask)
 
 
 def feature_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -103,49 +90,13 @@ def feature_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) ->
     return mean_square(full_precision(student) - full_precision(teacher), mask)
 
 
-class Discriminator(nn.Module):
-    """D: a map (N, C, H, W) -> one logit per location (N, 1, H, W), or per picture (N, 1) with ``patch=False``.
-
-    With *narrow* a 1x1 convolution comes first: a 3x3 convolution at full width would cost a sixth of a ResNet-152.
-    *slope* is that of the leaky ReLUs, 0 for ReLUs. Cells where *mask* (N, 1, H, W) is 0 are seen as zeros, so that
-    padding reaches no neighbour's score.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        width: int,
-        num_convs: int,
-        patch: bool,
-        spectral: bool,
-        narrow: bool = True,
-        slope: float = 0.2,
-    ) -> None:
-        super().__init__()
-        norm = spectral_norm if spectral else (lambda module: module)
-        layers: list[nn.Module] = []
-        for kernel in ([1] if narrow else []) + [3] * num_convs:
-            layers += [norm(nn.Conv2d(channels, width, kernel, padding=kernel // 2)), nn.LeakyReLU(slope)]
-            channels = width
-        self.layers = nn.Sequential(*layers)
-        self.patch = patch
-        self.score = norm(nn.Conv2d(width, 1, 1) if patch else nn.Linear(width, 1))
-
-    def forward(self, feature: Tensor, mask: Tensor | None = None) -> Tensor:
-        hidden = self.layers(feature if mask is None else feature * mask)
-        if self.patch:
-            return self.score(hidden)
-        if mask is None:
-            return self.score(hidden.mean(dim=(2, 3)))
-        return self.score((hidden * mask).sum(dim=(2, 3)) / mask.sum(dim=(2, 3)))
-
-
 @dataclass
 class KTANConfig(MethodConfig):
     """alpha, beta: weights of the adversary and the MSE. ``regressor_*``: stage 1, the teacher-to-student layer.
 
     ``balance``: the MSE's share of the task's gradient, in place of beta; ``adversary_balance``: the adversary's, in
-    place of alpha, in the steps in which it plays. ``warmup_steps``: k, student updates with the MSE alone.
+    place of alpha, in the steps in which it plays. ``loss``: "gan", the papers', "hinge", "relativistic" or "wgan-gp"
+    (`detkt.methods.adversary`). ``label_smoothing``: of "gan". ``warmup_steps``: k, student updates with the MSE alone.
     ``normalize``: bring both maps to one scale.
     ``instance_noise``: standard deviation of the noise on D's inputs, as these are (in root mean squares of R(t) with
     ``normalize``). ``discriminator_width``: channels of D's convolutions; 0 takes half of the map's, at most 64,
@@ -167,6 +118,7 @@ class KTANConfig(MethodConfig):
     regressor_lr: float = 1e-3
     warmup_steps: int = 300
     adversary_every: int = 4
+    loss: str = "gan"
     num_convs: int = 2
     discriminator_width: int = 0
     discriminator_optimizer: str = "adam"
@@ -196,6 +148,7 @@ class KTANConfig(MethodConfig):
             raise InputError(f"{section}.label_smoothing is {self.label_smoothing}: it must be in [0, 1)")
         for key in ("regressor_optimizer", "discriminator_optimizer"):
             choose(getattr(self, key), OPTIMIZERS, f"{section}.{key}")
+        choose(self.loss, LOSSES, f"{section}.loss")
 
 
 class KTAN(Method):
@@ -303,15 +256,16 @@ class KTAN(Method):
         return self.balanced({f"{self.name}_mse": "balance", **adversary})
 
     def watches(self) -> Sequence[Watch]:
-        if not self.adversarial:
+        # A critic is to be sure, and its values have no floor.
+        if not self.adversarial or self.config.loss == "wgan-gp":
             return []
         accuracies = ("discriminator_accuracy_teacher", "discriminator_accuracy_student")
-        smooth = self.config.label_smoothing
+        smooth, gan = self.config.label_smoothing, self.config.loss == "gan"
         # What is left of D's loss where it is sure: the entropy of the smoothed label.
         least = -(1 - smooth) * math.log(1 - smooth) - (smooth * math.log(smooth) if smooth else 0.0)
 
         def certain(mean: Mapping[str, float], first: Mapping[str, float]) -> bool:
-            return min(mean[name] for name in accuracies) > 0.999 or mean["discriminator"] < least + 0.01
+            return min(mean[name] for name in accuracies) > 0.999 or (gan and mean["discriminator"] < least + 0.01)
 
         def exploded(mean: Mapping[str, float], first: Mapping[str, float]) -> bool:
             return any(mean[name] > EXPLOSION * first[name] for name in mean)
@@ -327,7 +281,8 @@ class KTAN(Method):
             Watch(
                 f"a loss of the adversary is more than {EXPLOSION} times what it was at first",
                 f"lower {section}.alpha, {section}.discriminator_lr or train.lr_per_image",
-                ("discriminator", "generator_loss"),
+                # With "hinge" the student's goes below 0.
+                ("discriminator",) if self.config.loss == "hinge" else ("discriminator", "generator_loss"),
                 exploded,
                 updates=50,
             ),
@@ -355,10 +310,7 @@ class KTAN(Method):
         losses[f"{self.name}_mse"] = self.config.beta * metrics["feature_mse"]
         if stage.name == "adversarial":
             with frozen(self.discriminators):
-                fooled = [
-                    generator_loss(self._judge(pair, maps[pair], masks[pair]), self._logit_mask(masks[pair]))
-                    for pair in pairs
-                ]
+                fooled = [self._fooled(pair, maps[pair], targets[pair], masks[pair]) for pair in pairs]
             metrics["generator_loss"] = torch.stack(fooled).mean()
             weight = self.config.alpha * self.config.adversary_every
             losses[f"{self.name}_generator"] = weight * metrics["generator_loss"]
@@ -417,23 +369,33 @@ class KTAN(Method):
             feature = noise.mul_(self.config.instance_noise).add_(feature)
         return self.discriminators[pair.key](feature, mask).float()
 
+    def _fooled(self, pair: LayerPair, student: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        logit, kind = self._judge(pair, student, mask), self.config.loss
+        other = self._judge(pair, target, mask) if kind == "relativistic" else None
+        return generator_loss(logit, self._logit_mask(mask), other, kind)
+
     def _logit_mask(self, mask: Tensor | None) -> Tensor | None:
         return mask if self.config.patch else None
 
     def _discriminator_update(self, maps: Maps, targets: Maps, masks: Masks) -> Iterator[Update]:
         losses, right_teacher, right_student = [], [], []
+        smooth, kind = self.config.label_smoothing, self.config.loss
         # The logit of a D that cannot tell the maps apart: 0 but for the smoothed label.
-        smooth = self.config.label_smoothing
-        undecided = math.log((1 - smooth) / (1 + smooth))
+        undecided = math.log((1 - smooth) / (1 + smooth)) if kind == "gan" else 0.0
         for pair, shown in masks.items():
             mask = self._logit_mask(shown)
             both = torch.cat([targets[pair], maps[pair].detach()])
             twice = None if shown is None else torch.cat([shown, shown])
             teacher_logit, student_logit = self._judge(pair, both, twice).chunk(2)
-            losses.append(discriminator_loss(teacher_logit, student_logit, mask, self.config.label_smoothing))
+            loss = discriminator_loss(teacher_logit, student_logit, mask, smooth, kind)
+            if kind == "wgan-gp":
+                judge = cast(Discriminator, self.discriminators[pair.key])
+                loss = loss + PENALTY * gradient_penalty(judge, targets[pair], maps[pair], shown)
+            losses.append(loss)
             with torch.no_grad():
-                right_teacher.append(masked_mean((teacher_logit > undecided).float(), mask))
-                right_student.append(masked_mean((student_logit < undecided).float(), mask))
+                right = right_shares(teacher_logit, student_logit, mask, undecided, kind)
+            right_teacher.append(right[0])
+            right_student.append(right[1])
         metrics = {
             "discriminator_accuracy_teacher": torch.stack(right_teacher).mean(),
             "discriminator_accuracy_student": torch.stack(right_student).mean(),

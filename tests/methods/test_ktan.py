@@ -13,13 +13,9 @@ from detkt import Distiller, methods
 from detkt.base.errors import InputError
 from detkt.knowledge import FeatureSpec, Knowledge, Spec
 from detkt.methods.adapters import Regressor, regressor_geometry
+from detkt.methods.adversary import gradient_penalty, right_shares
 from detkt.methods.base import STUDENT, Needs
-from detkt.methods.ktan import (
-    Discriminator,
-    discriminator_loss,
-    feature_mse,
-    generator_loss,
-)
+from detkt.methods.ktan import Discriminator, discriminator_loss, feature_mse, generator_loss
 
 EXACT = {"normalize": False, "instance_noise": 0.0, "spectral_norm": False, "label_smoothing": 0.0}
 
@@ -106,6 +102,83 @@ def test_generator_loss_by_hand():
     mask = torch.tensor([[[[0.0, 1, 1]]]], dtype=torch.float64)
     expected = -(log_sigmoid(1) + log_sigmoid(-2)) / 2
     assert generator_loss(logit, mask).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_other_losses_by_hand():
+    teacher = torch.tensor([[[[0.5, 9.0]]], [[[-2.0, 1.5]]]], dtype=torch.float64)
+    student = torch.tensor([[[[-3.0, 9.0]]], [[[0.5, 0.0]]]], dtype=torch.float64)
+    mask = torch.tensor([[[[1.0, 0]]], [[[1, 1]]]], dtype=torch.float64)
+    found = {
+        name: (
+            discriminator_loss(teacher, student, mask, loss=name).item(),
+            generator_loss(student, mask, teacher, name).item(),
+        )
+        for name in ("hinge", "relativistic", "wgan-gp")
+    }
+    hinge = (0.5 + 3.0 + 0.0) / 3 + (0.0 + 1.5 + 1.0) / 3
+    pairs = [(0.5, -3.0), (-2.0, 0.5), (1.5, 0.0)]
+    judged = -sum(log_sigmoid(t - s) for t, s in pairs) / 3
+    learned = -sum(log_sigmoid(s - t) for t, s in pairs) / 3
+    mean_teacher, mean_student = (0.5 - 2.0 + 1.5) / 3, (-3.0 + 0.5 + 0.0) / 3
+    assert found["hinge"] == pytest.approx((hinge, -mean_student))
+    assert found["relativistic"] == pytest.approx((judged, learned))
+    assert found["wgan-gp"] == pytest.approx((mean_student - mean_teacher, -mean_student))
+
+
+def test_right_shares_by_hand():
+    teacher, student = torch.tensor([[[[0.5, 2.0, 9.0]]]]), torch.tensor([[[[1.0, -1.0, -9.0]]]])
+    mask = torch.tensor([[[[1.0, 1, 0]]]])
+    for name, undecided, expected in (("gan", 0.7, (0.5, 0.5)), ("hinge", 0.0, (1.0, 0.5))):
+        assert right_shares(teacher, student, mask, undecided, name) == expected
+    assert right_shares(teacher, student, mask, 0.0, "relativistic") == (0.5, 0.5)
+    # Means 1.25 and 0: the middle is 0.625.
+    assert right_shares(teacher, student, mask, 0.0, "wgan-gp") == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("patch", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_gradient_penalty_of_a_linear_critic_by_hand(patch, masked):
+    """A critic that weighs channels has one gradient everywhere: weight / cells in each cell that counts."""
+    judge = Discriminator(3, 1, 0, patch, spectral=False, narrow=False)
+    judge.layers = nn.Sequential()
+    judge.score = nn.Conv2d(3, 1, 1) if patch else nn.Linear(3, 1)
+    teacher, student = torch.randn(2, 3, 2, 5), torch.randn(2, 3, 2, 5, requires_grad=True)
+    mask = None
+    cells = torch.tensor([10.0, 10.0])
+    if masked:
+        mask = torch.ones(2, 1, 2, 5)
+        mask[1, :, :, 2:] = 0
+        cells[1] = 4
+    norm = judge.score.weight.detach().norm() / cells.sqrt()
+    penalty = gradient_penalty(judge, teacher, student, mask)
+    assert penalty.item() == pytest.approx((norm - 1).square().mean().item(), rel=1e-5)
+    penalty.backward()
+    assert student.grad is None
+    weight = judge.score.weight.detach().clone().requires_grad_()
+    (weight.norm() / cells.sqrt() - 1).square().mean().backward()
+    assert torch.allclose(judge.score.weight.grad, weight.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["hinge", "relativistic", "wgan-gp"])
+def test_every_loss_teaches_the_student(pair, batch, loss):
+    """Each player gets gradients of its own alone, and the adversary's share holds."""
+    student, teacher = pair
+    settings = {"regressor_steps": 1, "warmup_steps": 0, "adversary_balance": 0.3, "loss": loss}
+    with Distiller(student, teacher, "ktan", settings) as distiller:
+        distiller.prepare([batch])
+        distiller(*batch)
+        assert distiller.metrics["ktan_generator_share"].item() == pytest.approx(0.3, rel=1e-3)
+        assert math.isfinite(distiller.metrics["generator_loss"].item())
+        changed = state(distiller.method.discriminators)
+        distiller(*batch)
+        for _ in range(3):
+            distiller(*batch)
+        assert not unchanged(distiller.method.discriminators, changed)
+
+
+def test_an_unknown_loss_is_told():
+    with pytest.raises(InputError, match=r"unknown methods.ktan.loss 'hing' \(did you mean 'hinge'\?\)"):
+        make(spec(), spec(), loss="hing")
 
 
 def test_sure_discriminators_cost_what_they_are_wrong_by_and_stay_finite():
@@ -398,10 +471,13 @@ def test_noise_is_in_root_mean_squares_of_the_map():
 
 
 @pytest.mark.parametrize("patch", [False, True])
-@pytest.mark.parametrize("normalize", [False, True])
-def test_padding_carries_no_knowledge(patch, normalize):
+@pytest.mark.parametrize(
+    ("normalize", "loss"), [(False, "gan"), (True, "gan"), (True, "hinge"), (True, "relativistic"), (True, "wgan-gp")]
+)
+def test_padding_carries_no_knowledge(patch, normalize, loss):
     """Other values in padded cells change no loss, and no gradient reaches them."""
-    method = make(spec(), spec(), patch=patch, normalize=normalize)
+    settings = {"patch": patch, "normalize": normalize, "loss": loss}
+    method = make(spec(), spec(), **settings)
     valid = [(1.0, 0.5), (0.6, 1.0)]
     runs = []
     for filler in (0.0, 50.0):
@@ -412,7 +488,7 @@ def test_padding_carries_no_knowledge(patch, normalize):
             with torch.no_grad():
                 net.features["output"] += filler * padding
         torch.manual_seed(0)
-        method.load_state_dict(make(spec(), spec(), patch=patch, normalize=normalize).state_dict())  # spectral norms
+        method.load_state_dict(make(spec(), spec(), **settings).state_dict())  # spectral norms
         updates = list(method.step(stage_of(method, "adversarial"), student, teacher, ToyHeads()))
         runs.append({name: value for update in updates for name, value in values(update).items()})
         updates[-1].total.backward()
