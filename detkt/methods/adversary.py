@@ -28,13 +28,13 @@ def discriminator_loss(
     label_smoothing: float = 0.0,
     loss: str = "gan",
 ) -> Tensor:
-    """What D minimises; of ``gan``: -log D(R(t)) - log(1 - D(s)), mean over elements of each, then their sum. Scalar.
+    """What D minimises; of `gan`: -log D(R(t)) - log(1 - D(s)), mean over elements of each, then their sum. Scalar.
 
     Args:
         teacher_logit, student_logit: (N, 1) or (N, 1, H, W), before the sigmoid.
         mask: (N, 1, H, W) of 0 and 1, for logits per location.
-        label_smoothing: the "teacher" label is 1 minus this (one-sided smoothing); of ``gan`` alone.
-        loss: one of :data:`LOSSES`; ``wgan-gp`` without its penalty, :func:`gradient_penalty`.
+        label_smoothing: the "teacher" label is 1 minus this (one-sided smoothing); of `gan` alone.
+        loss: one of `LOSSES`; `wgan-gp` without its penalty, `gradient_penalty`.
     """
     if loss == "hinge":
         return masked_mean(F.relu(1 - teacher_logit), mask) + masked_mean(F.relu(1 + student_logit), mask)
@@ -50,11 +50,11 @@ def discriminator_loss(
 def generator_loss(
     student_logit: Tensor, mask: Tensor | None = None, teacher_logit: Tensor | None = None, loss: str = "gan"
 ) -> Tensor:
-    """What the student minimises; of ``gan``: -log D(s), the label "teacher" on its map: mean over elements. Scalar.
+    """What the student minimises; of `gan`: -log D(s), the label "teacher" on its map: mean over elements. Scalar.
 
     Args:
-        student_logit, mask, loss: as for :func:`discriminator_loss`.
-        teacher_logit: of the same cells; ``relativistic`` alone reads it.
+        student_logit, mask, loss: as for `discriminator_loss`.
+        teacher_logit: of the same cells; `relativistic` alone reads it.
     """
     if loss in ("hinge", "wgan-gp"):
         return -masked_mean(student_logit, mask)
