@@ -22,8 +22,9 @@ EXAMPLES = """examples:
   %(prog)s ktan path/to/file.py:CLASS
 
 Any two can be summed, as ktan+kd. The weights of a method's own nets are counted for two pyramids of four levels with
-256 channels; none of these nets is part of the trained student. What a step takes was measured on two cores, of a pair
-of ResNet-10s; its floor is a plain step of the student and one pass of the teacher's backbone."""
+256 channels; none of these nets is part of the trained student. What a step takes was measured on a CPU, of a pair of
+ResNet-10s (crosskd: of two RetinaNets); its floor is a plain step of the student and one pass of the teacher's
+backbone."""
 
 LEVELS, CHANNELS = 4, 256
 COSTS = Path(__file__).with_name("step_costs.json")
