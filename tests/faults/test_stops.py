@@ -154,7 +154,9 @@ def test_an_interrupted_run_keeps_no_file_open(tiny_file, tmp_path, monkeypatch)
 def test_a_tool_ends_quietly_when_it_is_stopped_while_it_imports(program, tmp_path):
     """The handler is there before anything that takes time is imported; here that is a torch that takes a minute."""
     # In small steps: a signal that comes just before one long sleep begins would wait for its end.
-    (tmp_path / "torch.py").write_text("import time\nprint('ready', flush=True)\nfor _ in range(600):\n    time.sleep(0.1)\n")
+    (tmp_path / "torch.py").write_text(
+        "import time\nprint('ready', flush=True)\nfor _ in range(600):\n    time.sleep(0.1)\n"
+    )
     process = subprocess.Popen(
         [sys.executable, *program.split()],
         cwd=PROJECT,
