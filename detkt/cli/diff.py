@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
 from detkt.base.commands import command
@@ -98,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     sources = open_sources(paths, device)
     run = sources[DISTILLED].folder
     data = comparison_data(run, arguments.data_root, arguments.split, arguments.year)
-    data = data_config(arguments.overrides, **{field.name: getattr(data, field.name) for field in fields(data)})
+    data = data_config(arguments.overrides, **vars(data))
     dataset, reading = open_dataset(data, sources, arguments.coco_annotations)
     choice = {"class_name": arguments.class_name, "images": images}
     check_choice(dataset.ids, dataset.classes, arguments.pictures, **choice)

@@ -170,10 +170,10 @@ def quantise(
                     trials[name].append(Trial(kept, score(graphs[kept])))
                     tell(f"{name}, {how}: {100 * trials[name][-1].score:.2f}")
             done = all(tried[-1].score >= enough for tried in trials.values())
-            if done or max(1, 2 * kept) >= len(layers):
+            kept = max(1, 2 * kept)
+            if done or kept >= len(layers):
                 break
             losses = losses or quantiser.losses(tell)
-            kept = max(1, 2 * kept)
     found = {}
     for name, tried in trials.items():
         best = max(tried, key=lambda trial: trial.score)

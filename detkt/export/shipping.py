@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,21 +186,18 @@ class Shipment:
         target = self.folder / INT8_FILE
         calibration = list(request.calibration or request.pictures)
 
-        def by_onnx(graph: bytes) -> float:
+        def scored(name: str, graph: bytes) -> float:
             with tempfile.TemporaryDirectory() as scratch:
-                path = Path(scratch) / INT8_FILE
-                path.write_bytes(graph)
+                path = Path(scratch) / name
+                if name == OPENVINO_INT8_FILE:
+                    openvino.save(openvino.convert(graph, self._facts()), path)
+                else:
+                    path.write_bytes(graph)
                 return self._scores(open_exported(path)[0])[0][request.lead]
 
-        def by_openvino(graph: bytes) -> float:
-            with tempfile.TemporaryDirectory() as scratch:
-                path = Path(scratch) / OPENVINO_INT8_FILE
-                openvino.save(openvino.convert(graph, self._facts()), path)
-                return self._scores(open_exported(path)[0])[0][request.lead]
-
-        scores = {"ONNX INT8": by_onnx}
+        scores = {"ONNX INT8": partial(scored, INT8_FILE)}
         if "openvino" in request.formats:
-            scores["OpenVINO INT8"] = by_openvino
+            scores["OpenVINO INT8"] = partial(scored, OPENVINO_INT8_FILE)
         made = int8.quantise(content, calibration, scores, floor, request.tell)
         notes = {name: f"{one}; calibrated on {len(calibration)} pictures" for name, one in made.items()}
         for name, note in notes.items():
