@@ -45,6 +45,21 @@ class Dense:
 
 
 @dataclass
+class Rows:
+    """What a head makes of maps: a row for each region, anchor or picture.
+
+    Attributes:
+        logits: class scores (M, K), all that the head gives.
+        classes: true class of each row (M,), by the student's numbers; of regions and anchors 0 is the background.
+        vectors: (M, D), what the scores are made of; None where the head makes them of maps.
+    """
+
+    logits: Tensor
+    classes: Tensor
+    vectors: Tensor | None = None
+
+
+@dataclass
 class Knowledge:
     """A network's knowledge about one batch of N pictures.
 
@@ -135,6 +150,7 @@ class Scores:
         shared: names of the classes that both nets know and that are compared; empty: all.
         every: whether the teacher knows all of the student's classes.
         resized: whether the network sees pictures of another size than the student does, and so has other anchors.
+        width: D of `Rows.vectors`; 0 where there are none.
     """
 
     of: str = "pictures"
@@ -143,6 +159,7 @@ class Scores:
     shared: tuple[str, ...] = ()
     every: bool = True
     resized: bool = False
+    width: int = 0
 
 
 @dataclass(frozen=True)

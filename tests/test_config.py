@@ -105,7 +105,7 @@ def test_round_trip(written, tmp_path):
 def test_sections_of_methods_and_presets(written):
     config = load_config(written(""), ["methods.ktan.preset=paper", "methods.ktan.alpha=0.25"])
     settings = method_config("ktan", config.methods["ktan"])
-    assert (settings.alpha, settings.beta, settings.normalize, settings.patch) == (0.25, 0.5, False, False)
+    assert (settings.alpha, settings.beta, settings.normalize, settings.adversary) == (0.25, 0.5, False, "map")
     assert method_config("ktan").beta != 0.5
 
 

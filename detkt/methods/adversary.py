@@ -1,4 +1,14 @@
-"""What KTAN's discriminator is, and by which losses it and the student play.
+"""What KTAN's discriminator sees and is, and by which losses it and the student play.
+
+What it sees (``adversary``):
+
+* ``patch``: every location of the map, one logit each. KTAN's own but for the logits' number.
+* ``map``: the map, pooled in the end: one logit a picture, as the paper's figure has it.
+* ``roi``: the vectors that the frozen head of two stages makes of the student's sampled regions, which is what its
+  predictors read, with the region's class by a projection (Miyato and Koyama, ICLR 2018).
+* ``score``: the head's class scores of these regions, of anchors, or of pictures, less their mean, with the class.
+
+Losses (``loss``):
 
 * ``gan``: Goodfellow et al., NeurIPS 2014, with the non-saturating loss of the student. KTAN's own.
 * ``hinge``: Lim and Ye, "Geometric GAN", 2017 (arXiv:1705.02894); Miyato et al., ICLR 2018.
@@ -16,6 +26,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from detkt.methods.reductions import masked_mean
 
+KINDS = ("patch", "map", "roi", "score")
 LOSSES = ("gan", "hinge", "relativistic", "wgan-gp")
 PENALTY = 10.0
 """On the squared distance of the gradient's norm from 1, for ``wgan-gp``."""
@@ -64,18 +75,20 @@ def generator_loss(
     return masked_mean(F.softplus(-student_logit), mask)
 
 
-def gradient_penalty(judge: Discriminator, teacher: Tensor, student: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over pictures of (norm of D's gradient - 1)^2, at a random point between the two maps of each. Scalar.
+def gradient_penalty(
+    judge: Discriminator | RowDiscriminator, teacher: Tensor, student: Tensor, context: Tensor | None = None
+) -> Tensor:
+    """Mean over pictures (rows) of (norm of D's gradient - 1)^2, at a random point between the two of each. Scalar.
 
     Args:
         judge: D.
-        teacher, student: (N, C, H, W); no gradient goes back to them.
-        mask: (N, 1, H, W), 1 where there is picture.
+        teacher, student: maps (N, C, H, W), or rows (M, D); no gradient goes back to them.
+        context: the mask (N, 1, H, W) of maps, 1 where there is picture, or the classes (M,) of rows.
     """
-    share = torch.rand(len(teacher), 1, 1, 1, dtype=teacher.dtype, device=teacher.device)
+    share = torch.rand(len(teacher), *[1] * (teacher.dim() - 1), dtype=teacher.dtype, device=teacher.device)
     between = torch.lerp(student.detach(), teacher.detach(), share).requires_grad_()
-    logits = judge(between, mask).float().flatten(1)
-    shown = torch.ones_like(logits) if mask is None or not judge.patch else mask.flatten(1)
+    logits = judge(between, context).float().flatten(1)
+    shown = torch.ones_like(logits) if context is None or not judge.patch else context.flatten(1)
     values = (logits * shown).sum(1) / shown.sum(1)
     # The gradient of the sum over pictures has each picture's in its row.
     (gradient,) = torch.autograd.grad(values.sum(), between, create_graph=True)
@@ -132,3 +145,25 @@ class Discriminator(nn.Module):
         if mask is None:
             return self.score(hidden.mean(dim=(2, 3)))
         return self.score((hidden * mask).sum(dim=(2, 3)) / mask.sum(dim=(2, 3)))
+
+
+class RowDiscriminator(nn.Module):
+    """D of rows (M, D) and their classes (M,), 0 to *classes* - 1 -> logits (M, 1).
+
+    Two layers, then the sum of a logit of the row alone and of the row's projection on its class.
+    """
+
+    patch = False
+
+    def __init__(self, size: int, classes: int, width: int, spectral: bool, slope: float = 0.2) -> None:
+        super().__init__()
+        norm = spectral_norm if spectral else (lambda module: module)
+        layers: list[nn.Module] = []
+        for inputs in (size, width):
+            layers += [norm(nn.Linear(inputs, width)), nn.LeakyReLU(slope)]
+        self.layers = nn.Sequential(*layers)
+        self.score, self.projection = norm(nn.Linear(width, 1)), norm(nn.Embedding(classes, width))
+
+    def forward(self, rows: Tensor, classes: Tensor) -> Tensor:
+        hidden = self.layers(rows)
+        return self.score(hidden) + (hidden * self.projection(classes)).sum(dim=1, keepdim=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from detkt.base.errors import InputError, suggestion
-from detkt.knowledge import FeatureSpec, Knowledge, Scores, Spec, known
+from detkt.knowledge import FeatureSpec, Knowledge, Rows, Scores, Spec, known
 
 STUDENT = "student"
 OPTIMIZERS = ("sgd", "adam")
@@ -177,6 +177,14 @@ class Heads(Protocol):
         """Task losses of the frozen head of *role* (``student`` | ``teacher``) read from *features*.
 
         Gradients reach *features* but the head's batch norm statistics stay as they are.
+        """
+        ...
+
+    def rows(self, features: dict[str, Tensor], role: str) -> Rows:
+        """What the frozen head of *role* makes of *features*, in the student's rows of this batch.
+
+        These are its sampled regions, the anchors of objects and those that it scores highest, or the pictures. Only
+        where the stage's ``needs`` name ``STUDENT``. Gradients reach *features* alone.
         """
         ...
 

@@ -19,7 +19,9 @@ while the discriminator D minimises -log D(R(t)) - log(1 - D(s)). The papers lea
 * The papers' beta assumes their feature scale. By default both maps are divided by the root mean square of R(t)
   before D and the MSE see them; ``preset=paper`` takes them as they are.
 * Detection maps differ in size from batch to batch, so D scores every location (patch output) and the padding is
-  masked; ``patch=false`` pools and scores the whole map, as the paper's figure does.
+  masked; ``adversary=map`` pools and scores the whole map, as the paper's figure does.
+* ``adversary=roi`` and ``score`` are ours: D sees what the head of stage 1 makes of the student's map and of R(t), not
+  the maps, so that it judges what the task reads (`detkt.methods.adversary`).
 * The adversary plays in every fourth step only, with four times its weight: its forward and backward passes are many
   small operations, which would cost more than the teacher of a small pair. So StyleGAN2 regularises "lazily" (Karras et
   al., CVPR 2020, section 3.1). ``adversary_every=1`` plays always, as the papers do.
@@ -46,12 +48,14 @@ import torch
 from torch import Tensor, nn
 
 from detkt.base.errors import InputError
-from detkt.knowledge import Knowledge, Spec
+from detkt.knowledge import Knowledge, Spec, known
 from detkt.methods.adapters import Regressor
 from detkt.methods.adversary import (
+    KINDS,
     LOSSES,
     PENALTY,
     Discriminator,
+    RowDiscriminator,
     discriminator_loss,
     generator_loss,
     gradient_penalty,
@@ -90,14 +94,33 @@ def feature_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) ->
     return mean_square(full_precision(student) - full_precision(teacher), mask)
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What a discriminator is shown of both nets.
+
+    Attributes:
+        judge: the discriminator.
+        teacher, student: maps (N, C, H, W), or rows (M, D); the student's with its graph.
+        context: what the judge is told besides: the maps' mask, or the rows' classes.
+        mask: (N, 1, H, W) of 0 and 1, for logits per location.
+    """
+
+    judge: nn.Module
+    teacher: Tensor
+    student: Tensor
+    context: Tensor | None = None
+    mask: Tensor | None = None
+
+
 @dataclass
 class KTANConfig(MethodConfig):
     """alpha, beta: weights of the adversary and the MSE. ``regressor_*``: stage 1, the teacher-to-student layer.
 
     ``balance``: the MSE's share of the task's gradient, in place of beta; ``adversary_balance``: the adversary's, in
-    place of alpha, in the steps in which it plays. ``loss``: "gan", the papers', "hinge", "relativistic" or "wgan-gp"
-    (`detkt.methods.adversary`). ``label_smoothing``: of "gan". ``warmup_steps``: k, student updates with the MSE alone.
-    ``normalize``: bring both maps to one scale.
+    place of alpha, in the steps in which it plays. ``adversary``: what D sees, "patch", "map" (the papers'), "roi" or
+    "score"; ``loss``: "gan" (the papers'), "hinge", "relativistic" or "wgan-gp"; see `detkt.methods.adversary`.
+    ``label_smoothing``: of "gan". ``warmup_steps``: k, student updates with the MSE alone. ``normalize``: bring both
+    maps to one scale.
     ``instance_noise``: standard deviation of the noise on D's inputs, as these are (in root mean squares of R(t) with
     ``normalize``). ``discriminator_width``: channels of D's convolutions; 0 takes half of the map's, at most 64,
     so that D stays cheap beside the student. ``adversary_every``: D and the student's term from it have their turn once
@@ -118,6 +141,7 @@ class KTANConfig(MethodConfig):
     regressor_lr: float = 1e-3
     warmup_steps: int = 300
     adversary_every: int = 4
+    adversary: str = "patch"
     loss: str = "gan"
     num_convs: int = 2
     discriminator_width: int = 0
@@ -127,7 +151,6 @@ class KTANConfig(MethodConfig):
     discriminator_narrow: bool = True
     discriminator_slope: float = 0.2
     clip_norm: float = 10.0
-    patch: bool = True
     spectral_norm: bool = True
     label_smoothing: float = 0.1
     instance_noise: float = 0.5
@@ -148,6 +171,7 @@ class KTANConfig(MethodConfig):
             raise InputError(f"{section}.label_smoothing is {self.label_smoothing}: it must be in [0, 1)")
         for key in ("regressor_optimizer", "discriminator_optimizer"):
             choose(getattr(self, key), OPTIMIZERS, f"{section}.{key}")
+        choose(self.adversary, KINDS, f"{section}.adversary")
         choose(self.loss, LOSSES, f"{section}.loss")
 
 
@@ -175,7 +199,7 @@ class KTAN(Method):
             "regressor_optimizer": "sgd",
             "regressor_lr": 0.01,
             "adversary_every": 1,
-            "patch": False,
+            "adversary": "map",
             "spectral_norm": False,
             "label_smoothing": 0.0,
             "instance_noise": 0.0,
@@ -200,12 +224,12 @@ class KTAN(Method):
         for pair in self.pairs():
             student_map, teacher_map = self.pair_specs(pair)
             self.regressors[pair.key] = Regressor(teacher_map, student_map)
-            if self.adversarial:
+            if self.adversarial and not self._sees_rows:
                 self.discriminators[pair.key] = Discriminator(
                     student_map.channels,
-                    config.discriminator_width or min(WIDEST, max(1, student_map.channels // 2)),
+                    self._width(student_map.channels),
                     config.num_convs,
-                    config.patch,
+                    config.adversary == "patch",
                     config.spectral_norm,
                     config.discriminator_narrow,
                     config.discriminator_slope,
@@ -214,6 +238,33 @@ class KTAN(Method):
         alike = not self._unmatched and _interface(student) == _interface(teacher)
         self.head = "teacher" if alike else STUDENT
         self.reads_student_head = self.head == STUDENT
+        if self.adversarial and self._sees_rows:
+            self.discriminators["rows"] = self._row_discriminator()
+
+    @property
+    def _sees_rows(self) -> bool:
+        """Whether D sees what a head makes of the maps."""
+        return self.config.adversary in ("roi", "score")
+
+    def _width(self, size: int) -> int:
+        return self.config.discriminator_width or min(WIDEST, max(1, size // 2))
+
+    def _row_discriminator(self) -> RowDiscriminator:
+        spec = self.student_spec if self.head == STUDENT else known(self.teacher_spec)
+        kind, scores = self.config.adversary, spec.scores
+        if scores is None or (kind == "roi" and not scores.width):
+            raise InputError(
+                f"methods.{self.name}.adversary is '{kind}', and the {self.head}, whose head would be read, has "
+                + ("no such scores" if kind == "score" else "no head that looks at regions")
+                + "; take 'patch'"
+            )
+        background = scores.of != "pictures" and scores.sigmoid  # a column that such heads do not score
+        size = scores.width if kind == "roi" else spec.num_classes - background
+        config = self.config
+        width = config.discriminator_width or (self._width(size) if kind == "roi" else WIDEST)
+        return RowDiscriminator(
+            size, self.student_spec.num_classes, width, config.spectral_norm, config.discriminator_slope
+        )
 
     def stages(self) -> Sequence[Stage]:
         both = Needs.STUDENT | Needs.TEACHER_FEATURES
@@ -298,11 +349,20 @@ class KTAN(Method):
         maps = {pair: student.features[pair.student] for pair in pairs}
         masks = {pair: student.mask(maps[pair]) for pair in pairs}
         scales = {pair: self._scale(targets[pair], masks[pair]) for pair in pairs}
+        shown: list[Shown] = []
+        if stage.name == "adversarial" and self._sees_rows:
+            shown = [self._rows(maps, targets, student, heads)]
         targets = {pair: targets[pair] / scales[pair] for pair in pairs}
         maps = {pair: maps[pair] / scales[pair] for pair in pairs}
 
         if stage.name == "adversarial":
-            yield from self._discriminator_update(maps, targets, masks)
+            shown = shown or [
+                Shown(
+                    self.discriminators[pair.key], targets[pair], maps[pair], masks[pair], self._logit_mask(masks[pair])
+                )
+                for pair in pairs
+            ]
+            yield self._discriminator_update(shown)
 
         losses: dict[str, Tensor] = {}
         mse = [feature_mse(maps[pair], targets[pair], masks[pair]) for pair in pairs]
@@ -310,7 +370,7 @@ class KTAN(Method):
         losses[f"{self.name}_mse"] = self.config.beta * metrics["feature_mse"]
         if stage.name == "adversarial":
             with frozen(self.discriminators):
-                fooled = [self._fooled(pair, maps[pair], targets[pair], masks[pair]) for pair in pairs]
+                fooled = [self._fooled(seen) for seen in shown]
             metrics["generator_loss"] = torch.stack(fooled).mean()
             weight = self.config.alpha * self.config.adversary_every
             losses[f"{self.name}_generator"] = weight * metrics["generator_loss"]
@@ -362,45 +422,61 @@ class KTAN(Method):
             return 1.0
         return root_mean_square(target, mask).to(target.dtype)
 
-    def _judge(self, pair: LayerPair, feature: Tensor, mask: Tensor | None) -> Tensor:
+    def _rows(self, maps: Maps, targets: Maps, student: Knowledge, heads: Heads) -> Shown:
+        """What the head of stage 1 makes of the student's maps and of R(t)."""
+        read = outputs(self.student_spec.features)
+        own = {name: student.features[name].detach() for name in self._unmatched}
+        ours, theirs = (own | {pair.student: found[pair] for pair in self.pairs()} for found in (maps, targets))
+        with torch.no_grad():
+            judged = heads.rows({name: theirs[name] for name in read}, self.head)
+        learning = heads.rows({name: ours[name] for name in read}, self.head)
+        values = []
+        for rows in (judged, learning):
+            if self.config.adversary == "roi":
+                values.append(full_precision(known(rows.vectors)))
+            else:  # a softmax reads differences alone
+                values.append(full_precision(rows.logits) - full_precision(rows.logits).mean(dim=1, keepdim=True))
+        scale = root_mean_square(values[0]) if self.config.normalize else 1.0
+        return Shown(self.discriminators["rows"], values[0] / scale, values[1] / scale, judged.classes)
+
+    def _judge(self, seen: Shown, values: Tensor, context: Tensor | None) -> Tensor:
         if self.config.instance_noise:
             # Not randn_like: for a map in channels-last order it draws value by value.
-            noise = torch.randn(feature.shape, dtype=feature.dtype, device=feature.device)
-            feature = noise.mul_(self.config.instance_noise).add_(feature)
-        return self.discriminators[pair.key](feature, mask).float()
+            noise = torch.randn(values.shape, dtype=values.dtype, device=values.device)
+            values = noise.mul_(self.config.instance_noise).add_(values)
+        return seen.judge(values, context).float()
 
-    def _fooled(self, pair: LayerPair, student: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-        logit, kind = self._judge(pair, student, mask), self.config.loss
-        other = self._judge(pair, target, mask) if kind == "relativistic" else None
-        return generator_loss(logit, self._logit_mask(mask), other, kind)
+    def _fooled(self, seen: Shown) -> Tensor:
+        logit, kind = self._judge(seen, seen.student, seen.context), self.config.loss
+        other = self._judge(seen, seen.teacher, seen.context) if kind == "relativistic" else None
+        return generator_loss(logit, seen.mask, other, kind)
 
     def _logit_mask(self, mask: Tensor | None) -> Tensor | None:
-        return mask if self.config.patch else None
+        return mask if self.config.adversary == "patch" else None
 
-    def _discriminator_update(self, maps: Maps, targets: Maps, masks: Masks) -> Iterator[Update]:
+    def _discriminator_update(self, shown: Sequence[Shown]) -> Update:
         losses, right_teacher, right_student = [], [], []
         smooth, kind = self.config.label_smoothing, self.config.loss
         # The logit of a D that cannot tell the maps apart: 0 but for the smoothed label.
         undecided = math.log((1 - smooth) / (1 + smooth)) if kind == "gan" else 0.0
-        for pair, shown in masks.items():
-            mask = self._logit_mask(shown)
-            both = torch.cat([targets[pair], maps[pair].detach()])
-            twice = None if shown is None else torch.cat([shown, shown])
-            teacher_logit, student_logit = self._judge(pair, both, twice).chunk(2)
-            loss = discriminator_loss(teacher_logit, student_logit, mask, smooth, kind)
+        for seen in shown:
+            both = torch.cat([seen.teacher, seen.student.detach()])
+            twice = None if seen.context is None else torch.cat([seen.context, seen.context])
+            teacher_logit, student_logit = self._judge(seen, both, twice).chunk(2)
+            loss = discriminator_loss(teacher_logit, student_logit, seen.mask, smooth, kind)
             if kind == "wgan-gp":
-                judge = cast(Discriminator, self.discriminators[pair.key])
-                loss = loss + PENALTY * gradient_penalty(judge, targets[pair], maps[pair], shown)
+                judge = cast("Discriminator | RowDiscriminator", seen.judge)
+                loss = loss + PENALTY * gradient_penalty(judge, seen.teacher, seen.student, seen.context)
             losses.append(loss)
             with torch.no_grad():
-                right = right_shares(teacher_logit, student_logit, mask, undecided, kind)
+                right = right_shares(teacher_logit, student_logit, seen.mask, undecided, kind)
             right_teacher.append(right[0])
             right_student.append(right[1])
         metrics = {
             "discriminator_accuracy_teacher": torch.stack(right_teacher).mean(),
             "discriminator_accuracy_student": torch.stack(right_student).mean(),
         }
-        yield Update("discriminator", {"discriminator": torch.stack(losses).mean()}, metrics)
+        return Update("discriminator", {"discriminator": torch.stack(losses).mean()}, metrics)
 
 
 def _interface(spec: Spec) -> tuple:

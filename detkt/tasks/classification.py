@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkt.base.errors import InputError, first_line
-from detkt.knowledge import Knowledge, Spec
-from detkt.methods.base import Needs
+from detkt.knowledge import Knowledge, Rows, Spec
+from detkt.methods.base import Needs, frozen
 from detkt.models.card import find_card
 from detkt.tasks.base import (
     FrozenTeacher,
@@ -182,6 +182,12 @@ class ClassificationHeads:
         net = self._nets[role]
         with net.reading():
             return {"cross_entropy": F.cross_entropy(net.scores(features, self._images), self._labels)}
+
+    def rows(self, features: dict[str, Tensor], role: str) -> Rows:
+        """The scores that the head of *role* gives to the ``output`` map of each picture."""
+        net = self._nets[role]
+        with net.reading(), frozen(net.model):
+            return Rows(net.scores(features, self._images), self._labels)
 
     def remaining(self, classification: list[Tensor], regression: list[Tensor]) -> tuple[Tensor, Tensor]:
         """A classifier has no dense head, and offers none."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from detkt.base.errors import InputError, first_line
-from detkt.knowledge import Dense, Knowledge, Scores, Spec, Tower, known, scaled
-from detkt.methods.base import Needs
+from detkt.knowledge import Dense, Knowledge, Rows, Scores, Spec, Tower, known, scaled
+from detkt.methods.base import Needs, frozen
 from detkt.methods.reductions import full_precision
 from detkt.tasks.base import (
     FrozenTeacher,
@@ -27,7 +27,7 @@ from detkt.tasks.base import (
     require_training,
     require_two_nets,
 )
-from detkt.tasks.dense import leading_rows
+from detkt.tasks.dense import DenseHead, leading_rows
 from detkt.tasks.detectors import Detector, Pass, Targets, as_pyramid, moved, named_outputs, normalisation
 from detkt.tasks.own_size import SETTINGS, OwnSize, framed, resized_size
 from detkt.tasks.shared_classes import SharedClasses, shared_classes
@@ -139,7 +139,8 @@ class DetectionTask:
             height, width = own.canvas(height, width, [(height, width)], [(height, width)])
         picture = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
         picture = ((picture - 0.5) * 4).to(weight.device, weight.dtype)
-        scores, tower = (Scores("regions") if detector.two_stages else None), None
+        scores: Scores | None = None
+        tower = None
         with torch.no_grad(), evaluating(model), detector.recorder.watching():
             try:
                 maps = detector.features(picture)
@@ -149,7 +150,9 @@ class DetectionTask:
                     f"the {detector.role} cannot take {whose}pictures of {height} x {width} "
                     f"({first_line(error)}); choose larger ones (min_size) or another net"
                 ) from None
-            classes = detector.num_classes(maps, [(height, width)])
+            classes, vectors = detector.columns(maps, [(height, width)])
+            if detector.two_stages:
+                scores = Scores("regions", width=vectors)
             if (dense := detector.dense) is not None:
                 levels = list(as_pyramid(maps).values())
                 anchors = dense.anchors(levels, ImageList(picture, [(height, width)]))
@@ -260,7 +263,7 @@ class DetectionTask:
         if student is not None and teacher is not None and Needs.HEADS in needs:
             self._add_towers(student, teacher, seen)
         detectors = {"student": self._student} | ({"teacher": self._teacher} if self._teacher is not None else {})
-        return student, teacher, DetectionHeads(detectors, seen.images, seen.targets, frame)
+        return student, teacher, DetectionHeads(detectors, seen, frame)
 
     def _maps_alone(self, images: list[Tensor], targets: Targets, with_student: bool) -> Pass:
         """The transformed batch, and the student's maps where asked for, without its heads."""
@@ -302,12 +305,12 @@ class DetectionTask:
         scores, labels = {"student": seen.logits}, None
         with torch.no_grad():
             if ours.two_stages:
-                labels = self._roi_labels(seen)
+                labels = ours.region_classes(seen)
                 if theirs is not None and teacher is not None:
                     regions = known(seen.proposals)
                     if frame is not seen.images:
                         regions = [framed(boxes, seen.images, frame) for boxes in regions]
-                    scores["teacher"] = theirs.proposal_logits(teacher.features, regions, frame.image_sizes)
+                    scores["teacher"], _ = theirs.proposal_scores(teacher.features, regions, frame.image_sizes)
             else:
                 labels = known(ours.dense).labels(seen.matched, seen.targets)
                 if theirs is not None and teacher is not None:
@@ -318,7 +321,7 @@ class DetectionTask:
             scores = {role: self.shared.restricted(logits, role, sigmoid) for role, logits in scores.items()}
             labels = self.shared.relabelled(labels)
         if not ours.two_stages:
-            scores, labels = self._leading_rows(student, scores, labels, seen)
+            scores, labels = self._leading_rows(scores, labels, seen)
         if sigmoid:
             labels = labels.clamp_min(0) - 1  # an object of another class has none of those that are scored
         elif self.shared is not None:
@@ -327,20 +330,10 @@ class DetectionTask:
         if teacher is not None:
             teacher.logits = scores["teacher"]
 
-    def _leading_rows(
-        self, student: Knowledge, scores: dict[str, Tensor], labels: Tensor, seen: Pass
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def _leading_rows(self, scores: dict[str, Tensor], labels: Tensor, seen: Pass) -> tuple[dict[str, Tensor], Tensor]:
         """*scores* (N, R, K) and *labels* (N, R) of the anchors that are compared: (M, K) and (M,)."""
-        dense, maps = known(self._student.dense), list(as_pyramid(seen.features).values())
-        with torch.no_grad():
-            # Counted on the host: to ask a GPU would be to wait for it.
-            shown = dense.shown(maps, lambda level: student.mask(torch.empty(level.shape[-2:])))
-            rows = leading_rows([dense.confidence(logits) for logits in scores.values()], labels, shown)
-        chosen = {
-            role: torch.cat([picture[row] for picture, row in zip(logits, rows, strict=True)])
-            for role, logits in scores.items()
-        }
-        return chosen, torch.cat([picture[row] for picture, row in zip(labels, rows, strict=True)])
+        rows = _leading(known(self._student.dense), seen, list(scores.values()), labels)
+        return {role: _of_pictures(logits, rows) for role, logits in scores.items()}, _of_pictures(labels, rows)
 
     def _add_towers(self, student: Knowledge, teacher: Knowledge, seen: Pass) -> None:
         """What the dense heads of both nets make of the batch."""
@@ -355,29 +348,42 @@ class DetectionTask:
             shown = towers.dense.shown(levels, teacher.mask)
             teacher.dense = Dense(classification, regression, logits, boxes, shown)
 
-    def _roi_labels(self, seen: Pass) -> Tensor:
-        """Classes (M,) of the student's sampled RoIs, as its RoI head assigned them (0 is background)."""
-        proposals = known(seen.proposals)
-        boxes = [target["boxes"].to(proposals[0].dtype) for target in seen.targets]
-        labels = [target["labels"] for target in seen.targets]
-        return torch.cat(self.student.roi_heads.assign_targets_to_proposals(proposals, boxes, labels)[1])
-
 
 class DetectionHeads:
     """The heads of both detectors on the current batch (see :class:`detkt.methods.base.Heads`).
 
-    *frame*: the teacher's batch, *images* itself unless it has its own size.
+    *seen*: the student's pass; *frame*: the teacher's batch, the student's unless it has its own size.
     """
 
-    def __init__(self, detectors: dict[str, Detector], images: ImageList, targets: Targets, frame: ImageList) -> None:
-        self._detectors, self._batches = detectors, {"student": (images, targets), "teacher": (images, targets)}
-        if frame is not images:
-            moved_targets = [{**target, "boxes": framed(target["boxes"], images, frame)} for target in targets]
-            self._batches["teacher"] = frame, moved_targets
+    def __init__(self, detectors: dict[str, Detector], seen: Pass, frame: ImageList) -> None:
+        self._detectors, self._seen = detectors, seen
+        self._batches = {"student": (seen.images, seen.targets), "teacher": (seen.images, seen.targets)}
+        if frame is not seen.images:
+            self._batches["teacher"] = (
+                frame,
+                [{**target, "boxes": framed(target["boxes"], seen.images, frame)} for target in seen.targets],
+            )
 
     def task_losses(self, features: dict[str, Tensor], role: str) -> dict[str, Tensor]:
         """The losses that the heads of *role* read from *features* (``output...`` maps by name)."""
         return self._detectors[role].read(features, *self._batches[role])
+
+    def rows(self, features: dict[str, Tensor], role: str) -> Rows:
+        """See :class:`detkt.methods.base.Heads`."""
+        detector, seen, frame = self._detectors[role], self._seen, self._batches[role][0]
+        student = self._detectors["student"]
+        with evaluating(detector.model), frozen(detector.model):
+            if detector.two_stages:
+                regions = known(seen.proposals)
+                if frame is not seen.images:
+                    regions = [framed(boxes, seen.images, frame) for boxes in regions]
+                logits, vectors = detector.proposal_scores(features, regions, frame.image_sizes)
+                return Rows(logits, student.region_classes(seen), vectors)
+            dense = known(detector.dense)
+            logits = dense.logits(full_precision(list(as_pyramid(features).values())))
+        classes = known(student.dense).labels(seen.matched, seen.targets)
+        rows = _leading(known(student.dense), seen, [known(seen.logits)], classes)
+        return Rows(_of_pictures(logits, rows), _of_pictures(classes, rows))
 
     def remaining(self, classification: list[Tensor], regression: list[Tensor]) -> tuple[Tensor, Tensor]:
         """See :class:`detkt.methods.base.Heads`."""
@@ -386,6 +392,21 @@ class DetectionHeads:
         with torch.no_grad():
             anchors = towers.dense.anchors(classification, self._batches["teacher"][0])
         return logits, towers.decoded(codes, anchors)
+
+
+def _leading(dense: DenseHead, seen: Pass, scores: list[Tensor], classes: Tensor) -> list[Tensor]:
+    """Indices (n,) of the anchors of each picture of a pass that are compared; see `leading_rows`."""
+    pictures = Knowledge(valid=_valid(seen.images))
+    with torch.no_grad():
+        # Counted on the host: to ask a GPU would be to wait for it.
+        maps = list(as_pyramid(seen.features).values())
+        shown = dense.shown(maps, lambda level: pictures.mask(torch.empty(level.shape[-2:])))
+        return leading_rows([dense.confidence(logits) for logits in scores], classes, shown)
+
+
+def _of_pictures(values: Tensor, rows: list[Tensor]) -> Tensor:
+    """*values* (N, R, ...) of these rows of each picture, in one tensor (M, ...)."""
+    return torch.cat([picture[row] for picture, row in zip(values, rows, strict=True)])
 
 
 def _same_size(student: nn.Module, teacher: nn.Module) -> bool:

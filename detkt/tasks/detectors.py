@@ -185,14 +185,26 @@ class Detector(Revealing):
         with replaced(self.model, **stand_ins), self._reading_heads(Pass()), self._scoring(targets):
             return self.model._call_impl(list(images.tensors), targets)
 
-    def proposal_logits(
+    def proposal_scores(
         self, features: dict[str, Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]
-    ) -> Tensor:
-        """Class scores (M, K) that the RoI head gives to *proposals*, boxes (n, 4) a picture, on *features*."""
+    ) -> tuple[Tensor, Tensor]:
+        """Class scores (M, K) that the RoI head gives to *proposals*, boxes (n, 4) a picture, on *features*.
+
+        And the vectors (M, D) that it makes them of.
+        """
         heads = self.model.roi_heads
         pyramid = full_precision(as_pyramid(features))
-        pooled = heads.box_roi_pool(pyramid, proposals, sizes)
-        return full_precision(heads.box_predictor(heads.box_head(pooled))[0])
+        vectors = heads.box_head(heads.box_roi_pool(pyramid, proposals, sizes))
+        logits = heads.box_predictor(vectors)[0]
+        # A head that ends in maps leaves their pooling to the predictor.
+        return full_precision(logits), full_precision(vectors.flatten(2).mean(dim=2) if vectors.dim() > 2 else vectors)
+
+    def region_classes(self, seen: Pass) -> Tensor:
+        """Classes (M,) of the regions that were sampled in a pass, as the RoI head assigned them; 0: background."""
+        proposals = known(seen.proposals)
+        boxes = [target["boxes"].to(proposals[0].dtype) for target in seen.targets]
+        labels = [target["labels"] for target in seen.targets]
+        return torch.cat(self.model.roi_heads.assign_targets_to_proposals(proposals, boxes, labels)[1])
 
     def anchors(self, features: dict[str, Tensor], images: ImageList) -> dict[str, Tensor]:
         """Its own anchors (H, W, A, 4) on each output of the backbone, in pixels of the batch."""
@@ -222,14 +234,18 @@ class Detector(Revealing):
         )
         return generator if isinstance(generator, AnchorGenerator | DefaultBoxGenerator) else None
 
-    def num_classes(self, features: dict[str, Tensor], sizes: list[tuple[int, int]]) -> int:
-        """Classes that it scores, background included; 0 where they cannot be told."""
+    def columns(self, features: dict[str, Tensor], sizes: list[tuple[int, int]]) -> tuple[int, int]:
+        """Classes that it scores, background included, and D of the vectors that it makes the scores of.
+
+        Each 0 where it cannot be told.
+        """
         if self.two_stages:
             box = next(iter(features.values())).new_tensor([[0.0, 0.0, 16.0, 16.0]], dtype=torch.float32)
             like = next(self.model.roi_heads.parameters())
-            return self.proposal_logits(features, [box.to(like.dtype)], sizes).shape[1]
+            logits, vectors = self.proposal_scores(features, [box.to(like.dtype)], sizes)
+            return logits.shape[1], vectors.shape[1]
         head = getattr(getattr(self.model, "head", None), "classification_head", None)
-        return next((int(getattr(head, key)) for key in ("num_classes", "num_columns") if hasattr(head, key)), 0)
+        return next((int(getattr(head, key)) for key in ("num_classes", "num_columns") if hasattr(head, key)), 0), 0
 
     @contextmanager
     def _reading_heads(self, seen: Pass) -> Iterator[None]:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from detkt import Distiller, methods
 from detkt.base.errors import InputError
-from detkt.knowledge import FeatureSpec, Knowledge, Spec
+from detkt.knowledge import FeatureSpec, Knowledge, Rows, Scores, Spec
 from detkt.methods.adapters import Regressor, regressor_geometry
-from detkt.methods.adversary import gradient_penalty, right_shares
+from detkt.methods.adversary import RowDiscriminator, gradient_penalty, right_shares
 from detkt.methods.base import STUDENT, Needs
 from detkt.methods.ktan import Discriminator, discriminator_loss, feature_mse, generator_loss
 
@@ -30,6 +30,13 @@ class ToyHeads:
         self.roles.append(role)
         self.features = features
         return {"loss": sum(feature.mean() for feature in features.values())}
+
+    def rows(self, features: dict[str, Tensor], role: str) -> Rows:
+        """Two rows a picture: means of the map's halves; the scores are four of the vectors' values."""
+        self.roles.append(role)
+        feature = features["output"]
+        vectors = torch.stack([half.mean(dim=(2, 3)) for half in feature.chunk(2, dim=3)], dim=1).flatten(0, 1)
+        return Rows(vectors[:, :4], torch.arange(len(vectors)) % 4, vectors)
 
 
 class ChannelMean(nn.Module):
@@ -174,6 +181,84 @@ def test_every_loss_teaches_the_student(pair, batch, loss):
         for _ in range(3):
             distiller(*batch)
         assert not unchanged(distiller.method.discriminators, changed)
+
+
+@pytest.mark.parametrize("loss", ["gan", "hinge", "relativistic", "wgan-gp"])
+@pytest.mark.parametrize("adversary", ["roi", "score"])
+def test_an_adversary_of_rows_teaches_the_backbone_alone(pair, batch, adversary, loss):
+    """The head that it is read through gets nothing from it and is as before."""
+    settings = {"regressor_steps": 1, "warmup_steps": 0, "loss": loss, "adversary": adversary}
+    distiller = distiller_of(*pair, **settings)
+    student, method = distiller.student, distiller.method
+    distiller.prepare([batch])
+    requires = {name: p.requires_grad for name, p in distiller.named_parameters()}
+    judged, update = distiller.updates(distiller.stages[-1], *batch)
+    assert {name: p.requires_grad for name, p in distiller.named_parameters()} == requires
+    nets = (student, method.regressors)
+    fill_gradients(*nets)
+    judged.total.backward(retain_graph=True)
+    assert gradients_are_filled(*nets)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.discriminators.parameters())
+    heads = [*student.rpn.parameters(), *student.roi_heads.parameters(), *distiller.teacher.parameters()]
+    learning = [p for p in student.backbone.parameters() if p.requires_grad]
+    term = update.losses["ktan_generator"]
+    reached = torch.autograd.grad(term, [*learning, *(p for p in heads if p.requires_grad)], allow_unused=True)
+    assert sum(gradient.abs().sum().item() for gradient in reached[: len(learning)]) > 0
+    assert set(reached[len(learning) :]) == {None}
+
+
+@pytest.mark.parametrize("adversary", ["roi", "score"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_what_an_adversary_of_rows_sees_by_hand(adversary, normalize):
+    """With R the identity: vectors, or centred scores, of the teacher's and the student's map, on R(t)'s scale."""
+    settings = {**EXACT, "normalize": normalize, "adversary": adversary, "loss": "hinge", "adversary_every": 1}
+    scored = Spec(spec().features, 4, scores=Scores("regions", width=8))
+    method = make(scored, scored, **settings, alpha=0.5)
+    method.regressors["output"].convolution.weight.data.copy_(torch.eye(8).reshape(8, 8, 1, 1))
+    judge, seen = method.discriminators["rows"], []
+    judge.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+    student, teacher = knowledge(2, 8, 4, 6, seed=1), knowledge(2, 8, 4, 6, seed=2)
+    heads = ToyHeads()
+    _, update = method.step(stage_of(method, "adversarial"), student, teacher, heads)
+    assert heads.roles == ["teacher", "teacher"]
+    expected = []
+    for net in (teacher, student):
+        rows = heads.rows(net.features, "teacher")
+        centred = rows.logits - rows.logits.mean(dim=1, keepdim=True)
+        expected.append((rows.vectors if adversary == "roi" else centred).detach())
+    scale = expected[0].square().mean().sqrt() if normalize else 1.0
+    assert torch.allclose(seen[0][0], torch.cat(expected) / scale, atol=1e-6)
+    assert seen[0][1].tolist() == 2 * [0, 1, 2, 3]
+    assert torch.allclose(seen[1][0], expected[1] / scale, atol=1e-6)
+    logits = judge(expected[1] / scale, torch.arange(4))
+    assert update.losses["ktan_generator"].item() == pytest.approx(-0.5 * logits.mean().item(), abs=1e-6)
+
+
+def test_the_discriminator_of_rows_by_hand():
+    torch.manual_seed(0)
+    judge = RowDiscriminator(5, 3, 7, spectral=False)
+    rows, classes = torch.randn(4, 5), torch.tensor([2, 0, 2, 1])
+    first, second = judge.layers[0], judge.layers[2]
+    hidden = F.leaky_relu(rows @ first.weight.T + first.bias, 0.2)
+    hidden = F.leaky_relu(hidden @ second.weight.T + second.bias, 0.2)
+    by_class = torch.stack([hidden[i] @ judge.projection.weight[c] for i, c in enumerate(classes)])
+    expected = hidden @ judge.score.weight[0] + judge.score.bias + by_class
+    assert torch.allclose(judge(rows, classes)[:, 0], expected, atol=1e-6)
+
+
+def test_rows_that_no_head_gives_are_refused():
+    dense = Spec(spec().features, 4, scores=Scores("anchors", sigmoid=True))
+    message = (
+        "methods.ktan.adversary is 'roi', and the teacher, whose head would be read, has no head that looks at reg"
+    )
+    with pytest.raises(InputError, match=message):
+        make(dense, dense, adversary="roi")
+    assert make(dense, dense, adversary="score").discriminators["rows"].layers[0].in_features == 3
+    unknown = Spec(spec().features, 4, scores=None)
+    with pytest.raises(InputError, match="adversary is 'score', and the teacher, .* has no such scores; take 'patch'"):
+        make(unknown, unknown, adversary="score")
+    with pytest.raises(InputError, match=r"unknown methods.ktan.adversary 'rois' \(did you mean 'roi'\?\)"):
+        make(spec(), spec(), adversary="rois")
 
 
 def test_an_unknown_loss_is_told():
@@ -370,7 +455,12 @@ def test_a_setting_out_of_range_is_told_of_its_own_method():
 def test_the_papers_preset():
     config = methods.method_config("ktan", {"preset": "paper"})
     assert (config.alpha, config.beta, config.normalize) == (0.6, 0.5, False)
-    assert (config.patch, config.spectral_norm, config.label_smoothing, config.instance_noise) == (False, False, 0, 0)
+    assert (config.adversary, config.spectral_norm, config.label_smoothing, config.instance_noise) == (
+        "map",
+        False,
+        0,
+        0,
+    )
     method = make(spec(), spec(), preset="paper")
     assert stage_of(method, "adversarial").every == 1
     for player in method.players().values():
@@ -398,7 +488,7 @@ def test_ours_narrows_leaks_clips_and_follows_the_schedule():
 def test_losses_of_a_step_by_hand(patch, normalize):
     """With R the identity and D the mean over channels, every term can be written down."""
     settings = {"alpha": 0.1, "adversary_every": 3, "beta": 0.7, "label_smoothing": 0.2}
-    settings = {**EXACT, "normalize": normalize, "patch": patch, **settings}
+    settings = {**EXACT, "normalize": normalize, "adversary": "patch" if patch else "map", **settings}
     method = make(spec(), spec(), **settings)
     layer = method.regressors["output"].convolution
     layer.weight.data.copy_(torch.eye(8).reshape(8, 8, 1, 1))
@@ -476,7 +566,7 @@ def test_noise_is_in_root_mean_squares_of_the_map():
 )
 def test_padding_carries_no_knowledge(patch, normalize, loss):
     """Other values in padded cells change no loss, and no gradient reaches them."""
-    settings = {"patch": patch, "normalize": normalize, "loss": loss}
+    settings = {"adversary": "patch" if patch else "map", "normalize": normalize, "loss": loss}
     method = make(spec(), spec(), **settings)
     valid = [(1.0, 0.5), (0.6, 1.0)]
     runs = []

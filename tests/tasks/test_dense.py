@@ -106,6 +106,37 @@ def test_labels_are_those_that_torchvision_learns(net, batch):
         assert is_object.any()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adversary_sees_the_scores_of_the_students_anchors(net, batch, kind):
+    """Those that student's scores and labels lead to, read from any maps; a picture's classes are the objects'."""
+    student = net(kind)
+    task = DetectionTask(student, net(kind, seed=1))
+    task.reveal([], [])
+    ours, theirs, heads = task.run(*batch, Needs.STUDENT | Needs.STUDENT_LOGITS | Needs.TEACHER_FEATURES)
+    rows = heads.rows({name: feature.detach() for name, feature in ours.features.items()}, "student")
+    torch.testing.assert_close(rows.logits, ours.logits)
+    assert rows.vectors is None
+    shift = 0 if kind == "ssd" else 1  # of those of a sigmoid, -1 is the background
+    assert torch.equal(rows.classes, ours.labels + shift)
+    assert heads.rows(theirs.features, "teacher").logits.shape == rows.logits.shape
+    feature = next(iter(ours.features))
+    maps = {name: value.detach().requires_grad_(name == feature) for name, value in ours.features.items()}
+    heads.rows(maps, "student").logits.sum().backward()
+    assert maps[feature].grad.abs().sum() > 0
+    assert all(p.grad is None for p in student.head.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ktan_with_an_adversary_of_scores(net, batch, kind):
+    settings = {"adversary": "score", "loss": "wgan-gp", "regressor_steps": 1, "warmup_steps": 0}
+    with Distiller(net(kind), net(kind, seed=1), "ktan", settings) as distiller:
+        distiller.prepare([batch])
+        losses = distiller(*batch)
+        sum(losses.values()).backward()
+        assert losses["ktan_generator"].isfinite()
+        assert all(p.grad is not None for p in distiller.student.backbone.parameters() if p.requires_grad)
+
+
 def test_leading_rows_by_hand(monkeypatch):
     """Objects first, then the highest score of either net, and never padding."""
     monkeypatch.setattr(dense, "ROWS", 4)

@@ -229,12 +229,35 @@ def test_the_students_head_scores_as_in_training(detector, batch):
     assert {k: v.item() for k, v in losses.items()} == {k: v.item() for k, v in knowledge.losses.items()}
 
 
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_rows_are_those_of_the_students_regions(detector, batch, role):
+    """The head's scores on a map are those of the pass itself, and gradients reach the map alone."""
+    student, teacher = detector(norm="frozen"), detector(seed=1, norm="frozen")
+    task = make_task(student, teacher)
+    ours, theirs, heads = task.run(*batch, EVERYTHING)
+    knowledge = {"student": ours, "teacher": theirs}[role]
+    feature = knowledge.features["output"].detach().requires_grad_()
+    requires = [p.requires_grad for net in (student, teacher) for p in net.parameters()]
+    rows = heads.rows({"output": feature}, role)
+    assert torch.allclose(rows.logits, knowledge.logits, atol=1e-6)
+    assert torch.equal(rows.classes, ours.labels)
+    net = {"student": student, "teacher": teacher}[role]
+    assert torch.allclose(net.roi_heads.box_predictor(rows.vectors)[0], rows.logits, atol=1e-6)
+    assert rows.vectors.shape[1] == task.specs[0].scores.width
+    assert [p.requires_grad for net in (student, teacher) for p in net.parameters()] == requires
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    reached = torch.autograd.grad(rows.logits.sum(), [feature, *parameters], allow_unused=True)
+    assert reached[0].abs().sum() > 0
+    assert set(reached[1:]) <= {None}
+
+
 def test_nothing_outlives_the_step(detector, batch):
     """Without the garbage collector: a graph that lives until the next step doubles the memory."""
     task = make_task(detector(), detector(seed=1), ["layer2"], ["layer2"])
     student, teacher, heads = task.run(*batch, EVERYTHING)
     tensors = [*student.features.values(), *teacher.features.values(), student.logits, teacher.logits]
     tensors += list(heads.task_losses({"output": student.features["output"]}, "student").values())
+    tensors += [heads.rows({"output": student.features["output"]}, "student").logits]
     kept = [weakref.ref(tensor) for tensor in tensors]
     del student, teacher, heads, tensors
     assert [ref() for ref in kept] == [None] * len(kept)

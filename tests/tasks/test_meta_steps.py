@@ -8,8 +8,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from detkt.knowledge import Dense, FeatureSpec, Knowledge, Scores, Spec, Tower
+from detkt.knowledge import Dense, FeatureSpec, Knowledge, Rows, Scores, Spec, Tower
 from detkt.methods import available, method_class, method_config
+from detkt.methods.adversary import KINDS, LOSSES
 
 LEVELS = {"output.0": (8, 12), "output.1": (4, 6), "output.2": (2, 3)}
 SETTINGS = {
@@ -17,12 +18,13 @@ SETTINGS = {
     "cae": {"num_layers": 1},
     "fitnet": {"weighting": "score", "projector": "mlp", "normalize": True, "normalize_student": True},
 }
-PICTURES, ROWS, CLASSES, ANCHORS = 2, 10, 4, 96
+PICTURES, ROWS, CLASSES, ANCHORS, WIDTH = 2, 10, 4, 96, 20
+ADVERSARIES = [(adversary, loss) for adversary in KINDS for loss in LOSSES]
 
 
 def spec(channels: int, sigmoid: bool = False) -> Spec:
     maps = {name: FeatureSpec(channels, *size, False) for name, size in LEVELS.items()}
-    scores = Scores("regions", sigmoid)
+    scores = Scores("regions", sigmoid, width=WIDTH)
     return Spec(maps, CLASSES, scores=scores, tower=Tower(channels, tuple(LEVELS.values())))
 
 
@@ -59,6 +61,11 @@ class Heads:
     def task_losses(self, features, role):
         return {"loss": torch.stack([feature.mean() for feature in features.values()]).sum()}
 
+    def rows(self, features, role):
+        read = torch.stack([feature.mean() for feature in features.values()]).sum()
+        logits, vectors = (torch.randn(ROWS, size, device="meta") + read for size in (CLASSES, WIDTH))
+        return Rows(logits, torch.zeros(ROWS, dtype=torch.int64, device="meta"), vectors)
+
     def remaining(self, classification, regression):
         rest = sum(level.sum() for level in (*classification, *regression))
         shape = (PICTURES, ANCHORS)
@@ -79,9 +86,19 @@ def autocast_knows_meta(monkeypatch):
 def test_a_step_asks_no_value_and_mixes_no_devices(name, sigmoid):
     if sigmoid and name not in ("kd", "dkd", "dist"):
         return  # the scores of no other method depend on it
+    run(name, SETTINGS.get(name), sigmoid)
+
+
+@pytest.mark.usefixtures("autocast_knows_meta")
+@pytest.mark.parametrize(("adversary", "loss"), ADVERSARIES)
+def test_so_does_every_adversary(adversary, loss):
+    run("ktan", {"adversary": adversary, "loss": loss}, sigmoid=False)
+
+
+def run(name, settings, sigmoid):
+    """Every stage's step, with its backward passes."""
     with torch.device("meta"):
-        config = method_config(name, SETTINGS.get(name))
-        method = method_class(name)(config, spec(16, sigmoid), spec(24, sigmoid))
+        method = method_class(name)(method_config(name, settings), spec(16, sigmoid), spec(24, sigmoid))
     stages = [*method.stages(), *(stage.between for stage in method.stages() if stage.between)]
     for stage in stages:
         student, teacher = knowledge(16, grad=True), knowledge(24, grad=False)
