@@ -46,9 +46,12 @@ def seconds_expected(config: Config) -> float:
         own_size=config.teacher.own_size,
     )
     with tempfile.TemporaryDirectory() as folder, closing(distiller):
-        # Random weights must not run away while they are timed.
         train = replace(config.train, lr_per_image=1e-9, compile=False, cache_teacher=None)
         trainer = Trainer(distiller, dataset, train, Path(folder), quiet=True)
+        # Random weights must not run away while they are timed: nobody learns, the method's own nets neither.
+        for optimizer in trainer.players.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0
         order = trainer.batches()
         loader = iter(training_loader(dataset, order, config.train.workers, device.type == "cuda"))
         total = 0.0
