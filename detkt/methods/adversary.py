@@ -6,7 +6,8 @@ What it sees (``adversary``):
 * ``map``: the map, pooled in the end: one logit a picture, as the paper's figure has it.
 * ``roi``: the vectors that the frozen head of two stages makes of the student's sampled regions, which is what its
   predictors read, with the region's class by a projection (Miyato and Koyama, ICLR 2018).
-* ``score``: the head's class scores of these regions, of anchors, or of pictures, less their mean, with the class.
+* ``score``: the head's class scores of these regions, of anchors, or of pictures, with the class; less their mean where
+  a softmax reads them.
 
 Losses (``loss``):
 

@@ -258,6 +258,7 @@ class KTAN(Method):
                 + ("no such scores" if kind == "score" else "no head that looks at regions")
                 + "; take 'patch'"
             )
+        self._centred = kind == "score" and not scores.sigmoid
         background = scores.of != "pictures" and scores.sigmoid  # a column that such heads do not score
         size = scores.width if kind == "roi" else spec.num_classes - background
         config = self.config
@@ -349,19 +350,15 @@ class KTAN(Method):
         maps = {pair: student.features[pair.student] for pair in pairs}
         masks = {pair: student.mask(maps[pair]) for pair in pairs}
         scales = {pair: self._scale(targets[pair], masks[pair]) for pair in pairs}
-        shown: list[Shown] = []
-        if stage.name == "adversarial" and self._sees_rows:
-            shown = [self._rows(maps, targets, student, heads)]
+        as_heads_read = maps, targets
         targets = {pair: targets[pair] / scales[pair] for pair in pairs}
         maps = {pair: maps[pair] / scales[pair] for pair in pairs}
 
         if stage.name == "adversarial":
-            shown = shown or [
-                Shown(
-                    self.discriminators[pair.key], targets[pair], maps[pair], masks[pair], self._logit_mask(masks[pair])
-                )
-                for pair in pairs
-            ]
+            if self._sees_rows:
+                shown = [self._rows(*as_heads_read, student, heads)]
+            else:
+                shown = [self._map(pair, maps[pair], targets[pair], masks[pair]) for pair in pairs]
             yield self._discriminator_update(shown)
 
         losses: dict[str, Tensor] = {}
@@ -422,6 +419,10 @@ class KTAN(Method):
             return 1.0
         return root_mean_square(target, mask).to(target.dtype)
 
+    def _map(self, pair: LayerPair, student: Tensor, target: Tensor, mask: Tensor | None) -> Shown:
+        by_location = self.config.adversary == "patch"
+        return Shown(self.discriminators[pair.key], target, student, mask, mask if by_location else None)
+
     def _rows(self, maps: Maps, targets: Maps, student: Knowledge, heads: Heads) -> Shown:
         """What the head of stage 1 makes of the student's maps and of R(t)."""
         read = outputs(self.student_spec.features)
@@ -432,10 +433,9 @@ class KTAN(Method):
         learning = heads.rows({name: ours[name] for name in read}, self.head)
         values = []
         for rows in (judged, learning):
-            if self.config.adversary == "roi":
-                values.append(full_precision(known(rows.vectors)))
-            else:  # a softmax reads differences alone
-                values.append(full_precision(rows.logits) - full_precision(rows.logits).mean(dim=1, keepdim=True))
+            value = full_precision(rows.logits if self.config.adversary == "score" else known(rows.vectors))
+            # A softmax reads differences alone.
+            values.append(value - value.mean(dim=1, keepdim=True) if self._centred else value)
         scale = root_mean_square(values[0]) if self.config.normalize else 1.0
         return Shown(self.discriminators["rows"], values[0] / scale, values[1] / scale, judged.classes)
 
@@ -450,9 +450,6 @@ class KTAN(Method):
         logit, kind = self._judge(seen, seen.student, seen.context), self.config.loss
         other = self._judge(seen, seen.teacher, seen.context) if kind == "relativistic" else None
         return generator_loss(logit, seen.mask, other, kind)
-
-    def _logit_mask(self, mask: Tensor | None) -> Tensor | None:
-        return mask if self.config.adversary == "patch" else None
 
     def _discriminator_update(self, shown: Sequence[Shown]) -> Update:
         losses, right_teacher, right_student = [], [], []

@@ -2,10 +2,10 @@
 
     python docs/results/adversary.py RUN...
 
-RUN: a folder of a finished run of train_det.py with method ktan or dln on the shapes pair. For the lists `trainval` and `val`, 500 pictures each:
-the share of the teacher's and of the student's cells (or rows) that D puts on the right side, with the noise that it was trained with;
-the mean square of R(t) - s on cells of objects and elsewhere, in mean squares of R(t); and the task loss that the head of stage 1 reads
-from R(t), and from s.
+RUN: a folder of a finished run of train_det.py with method ktan or dln on the shapes pair. For the lists `trainval` and
+`val`, 500 pictures each: the share of the teacher's and of the student's cells (or rows) that D puts on the right side,
+with the noise that it was trained with; the mean square of R(t) - s on cells of objects and elsewhere, in mean squares
+of R(t); and the task loss that the head of stage 1 reads from R(t), and from s.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
+from detkt.config import load_config
 from detkt.data.loading import evaluation_loader
 from detkt.distiller import Distiller
 from detkt.kinds import kind_of
-from detkt.config import load_config
 from detkt.knowledge import Knowledge
 from detkt.methods.base import Needs
 from detkt.methods.fgd import foreground_mask

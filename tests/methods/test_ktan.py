@@ -207,12 +207,12 @@ def test_an_adversary_of_rows_teaches_the_backbone_alone(pair, batch, adversary,
     assert set(reached[len(learning) :]) == {None}
 
 
-@pytest.mark.parametrize("adversary", ["roi", "score"])
+@pytest.mark.parametrize(("adversary", "sigmoid"), [("roi", False), ("score", False), ("score", True)])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_what_an_adversary_of_rows_sees_by_hand(adversary, normalize):
-    """With R the identity: vectors, or centred scores, of the teacher's and the student's map, on R(t)'s scale."""
+def test_what_an_adversary_of_rows_sees_by_hand(adversary, sigmoid, normalize):
+    """With R the identity: vectors, or scores, centred for a softmax, of both nets' maps, on R(t)'s scale."""
     settings = {**EXACT, "normalize": normalize, "adversary": adversary, "loss": "hinge", "adversary_every": 1}
-    scored = Spec(spec().features, 4, scores=Scores("regions", width=8))
+    scored = Spec(spec().features, 4 + sigmoid, scores=Scores("regions", sigmoid, width=8))
     method = make(scored, scored, **settings, alpha=0.5)
     method.regressors["output"].convolution.weight.data.copy_(torch.eye(8).reshape(8, 8, 1, 1))
     judge, seen = method.discriminators["rows"], []
@@ -224,8 +224,8 @@ def test_what_an_adversary_of_rows_sees_by_hand(adversary, normalize):
     expected = []
     for net in (teacher, student):
         rows = heads.rows(net.features, "teacher")
-        centred = rows.logits - rows.logits.mean(dim=1, keepdim=True)
-        expected.append((rows.vectors if adversary == "roi" else centred).detach())
+        scores = rows.logits if sigmoid else rows.logits - rows.logits.mean(dim=1, keepdim=True)
+        expected.append((rows.vectors if adversary == "roi" else scores).detach())
     scale = expected[0].square().mean().sqrt() if normalize else 1.0
     assert torch.allclose(seen[0][0], torch.cat(expected) / scale, atol=1e-6)
     assert seen[0][1].tolist() == 2 * [0, 1, 2, 3]
