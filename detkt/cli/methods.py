@@ -1,4 +1,4 @@
-"""List the distillation methods: what each does, its paper, what it needs, the nets it brings along, and its cost."""
+"""List the distillation methods: what each does, its paper, what it needs, its own nets, its cost and gain."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ EXAMPLES = """examples:
 Any two can be summed, as ktan+kd. The weights of a method's own nets are counted for two pyramids of four levels with
 256 channels; none of these nets is part of the trained student. What a step takes was measured on a CPU, of a pair of
 ResNet-10s (crosskd: of two RetinaNets); its floor is a plain step of the student and one pass of the teacher's
-backbone."""
+backbone. What a method gained was measured once, with that pair on drawn shapes: your data may say otherwise, and
+`detkt compare` asks them."""
 
 LEVELS, CHANNELS = 4, 256
-COSTS = Path(__file__).with_name("step_costs.json")
-"""Ratio of a step's time to its floor, with its quartiles, by method: written by docs/write_reference.py from a report
-of tools/benchmark.py."""
+MEASURED = Path(__file__).with_name("measured.json")
+"""By method: ``step``, the ratio of a step's time to its floor, with its quartiles; ``gain`` over plain training in
+points of mAP VOC07, with the least and the most of its seeds. Written by docs/write_reference.py from docs/results."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -56,7 +57,7 @@ def describe(cls: type[Method]) -> str:
     lines.append(
         f"for {serves(needs)}; needs {', '.join(needs) or 'no teacher'}; own nets: {nets_of(method) or 'none'}"
     )
-    lines.append(cost_of(cls.name))
+    lines += measured_of(cls.name)
     return "\n    ".join(line for line in lines if line)
 
 
@@ -69,10 +70,14 @@ def serves(needs: list[str]) -> str:
     return "detectors" if {"boxes", "anchors"} & set(needs) else "detectors and classifiers"
 
 
-def cost_of(name: str) -> str:
-    """What a step of the method takes, where it has been measured; else nothing."""
-    cost = json.loads(COSTS.read_text(encoding="utf-8")).get(name)
-    return "a step takes {median:.2f} ({low:.2f} to {high:.2f}) times its floor".format(**cost) if cost else ""
+def measured_of(name: str) -> list[str]:
+    """What a step of the method takes, and what the method gained, where these have been measured."""
+    found = json.loads(MEASURED.read_text(encoding="utf-8")).get(name, {})
+    texts = {
+        "step": "a step takes {median:.2f} ({low:.2f} to {high:.2f}) times its floor",
+        "gain": "{mean:+.1f} mAP VOC07 over plain training on drawn shapes ({seeds} seeds: {least:+.1f} to {most:+.1f})",
+    }
+    return [text.format(**found[key]) for key, text in texts.items() if key in found]
 
 
 def year_of(citation: str) -> str:
