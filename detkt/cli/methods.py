@@ -73,9 +73,10 @@ def serves(needs: list[str]) -> str:
 def measured_of(name: str) -> list[str]:
     """What a step of the method takes, and what the method gained, where these have been measured."""
     found = json.loads(MEASURED.read_text(encoding="utf-8")).get(name, {})
+    of_seeds = "({seeds} seeds: {least:+.1f} to {most:+.1f})"
     texts = {
         "step": "a step takes {median:.2f} ({low:.2f} to {high:.2f}) times its floor",
-        "gain": "{mean:+.1f} mAP VOC07 over plain training on drawn shapes ({seeds} seeds: {least:+.1f} to {most:+.1f})",
+        "gain": "{mean:+.1f} mAP VOC07 over plain training on drawn shapes " + of_seeds,
     }
     return [text.format(**found[key]) for key, text in texts.items() if key in found]
 
