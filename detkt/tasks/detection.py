@@ -307,9 +307,7 @@ class DetectionTask:
             if ours.two_stages:
                 labels = ours.region_classes(seen)
                 if theirs is not None and teacher is not None:
-                    regions = known(seen.proposals)
-                    if frame is not seen.images:
-                        regions = [framed(boxes, seen.images, frame) for boxes in regions]
+                    regions = _regions(seen, frame)
                     scores["teacher"], _ = theirs.proposal_scores(teacher.features, regions, frame.image_sizes)
             else:
                 labels = known(ours.dense).labels(seen.matched, seen.targets)
@@ -374,10 +372,7 @@ class DetectionHeads:
         student = self._detectors["student"]
         with evaluating(detector.model), frozen(detector.model):
             if detector.two_stages:
-                regions = known(seen.proposals)
-                if frame is not seen.images:
-                    regions = [framed(boxes, seen.images, frame) for boxes in regions]
-                logits, vectors = detector.proposal_scores(features, regions, frame.image_sizes)
+                logits, vectors = detector.proposal_scores(features, _regions(seen, frame), frame.image_sizes)
                 return Rows(logits, student.region_classes(seen), vectors)
             dense = known(detector.dense)
             logits = dense.logits(full_precision(list(as_pyramid(features).values())))
@@ -392,6 +387,12 @@ class DetectionHeads:
         with torch.no_grad():
             anchors = towers.dense.anchors(classification, self._batches["teacher"][0])
         return logits, towers.decoded(codes, anchors)
+
+
+def _regions(seen: Pass, frame: ImageList) -> list[Tensor]:
+    """The student's sampled regions (n, 4) of each picture, in pixels of the batch *frame*."""
+    regions = known(seen.proposals)
+    return regions if frame is seen.images else [framed(boxes, seen.images, frame) for boxes in regions]
 
 
 def _leading(dense: DenseHead, seen: Pass, scores: list[Tensor], classes: Tensor) -> list[Tensor]:
