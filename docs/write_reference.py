@@ -11,14 +11,17 @@ import json
 import re
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from detkt import config, methods
-from detkt.cli.methods import MEASURED, describe
+from detkt.cli.methods import FLOOR, MEASURED, describe
+from detkt.config import load_config
 
 FOLDER = Path(__file__).parent / "reference"
 NOTEBOOK = Path(__file__).parent / "guides" / "own_photographs.ipynb"
 BENCHMARK = Path(__file__).parent / "results" / "benchmark"
 SHAPES = Path(__file__).parent / "results" / "shapes"
+SHAPES_CONFIG = Path(__file__).parent.parent / "configs" / "shapes.yaml"
 REPORTS = ("retinanet.json", "shapes-modern.json", "shapes.json")
 SECTIONS = {
     "data": config.DataConfig,
@@ -37,7 +40,7 @@ def main() -> None:
 
 def measured() -> str:
     """What `detkt methods` tells of measurements, by method."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
     for key, values in (("step", step_costs()), ("gain", gains())):
         for name, value in values.items():
             found.setdefault(name, {})[key] = value
@@ -52,11 +55,13 @@ def step_costs() -> dict[str, dict[str, float]]:
     return {name: method["ratio"] for name, method in measured.items() if "," not in name}
 
 
-def gains() -> dict[str, dict[str, float]]:
+def gains() -> dict[str, dict[str, Any]]:
     """Points of mAP VOC07 above the plain student of the same seed on the shapes pair, list `test`, by method.
 
-    Of the older table, and of the runs of the methods since 2019 with as many seeds as the plain student has.
+    Of the older table, and of the runs of the methods since 2019 with as many seeds as the plain student has; with the
+    settings that the pair's config gives the method, as the command line takes them.
     """
+    chosen = load_config(SHAPES_CONFIG).methods
     tables = [json.loads((SHAPES / "table.json").read_text(encoding="utf-8")), rows_of(SHAPES / "modern")]
     found = {}
     for rows in tables:
@@ -71,8 +76,14 @@ def gains() -> dict[str, dict[str, float]]:
                     "least": min(differences),
                     "most": max(differences),
                     "seeds": len(differences),
+                    "settings": " ".join(f"{key}={as_typed(value)}" for key, value in chosen.get(name, {}).items()),
                 }
     return found
+
+
+def as_typed(value: object) -> str:
+    """A setting's *value* as the command line takes it."""
+    return json.dumps(value).replace('"', "").replace(" ", "")
 
 
 def rows_of(folder: Path) -> dict[str, list[dict]]:
@@ -118,7 +129,7 @@ def methods_page() -> str:
         "# Methods",
         "What `detkt methods` prints; written from the code by `python docs/write_reference.py`. Any two can be "
         "summed, as `ktan+kd`. Own nets are counted for two pyramids of four levels with 256 channels; none is part of "
-        "the trained student. Settings: [methods](settings.md#methods). "
+        f"the trained student. {FLOOR} Settings: [methods](settings.md#methods). "
         "Which to take: [a guide](../guides/which_method.md).",
     ]
     for cls in every_method():

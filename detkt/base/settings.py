@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import is_dataclass
-from typing import Any, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, get_args, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from detkt.base.errors import InputError, first_line, suggestion
 
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def wrong_value(schema: Any, key: str, value: Any, error: Exception) -> str:
     """What to say after a key of the dataclass *schema* whose *value* OmegaConf refused with *error*."""
     hint = get_type_hints(schema).get(key) if is_dataclass(schema) else None
-    if hint not in _KINDS:
+    optional = isinstance(hint, UnionType) and NoneType in get_args(hint)
+    kind = _KINDS.get(get_args(hint)[0] if optional else hint)
+    if kind is None:
         return f": {first_line(error)}"
-    return f" is {'empty' if value is None else repr(value)}: it must be {_KINDS[hint]}"
+    return f" is {'empty' if value is None else repr(value)}: it must be {kind}{' or null' if optional else ''}"
 
 
 def typed_settings(schema: type, values: Mapping[str, Any], section: str) -> Any:

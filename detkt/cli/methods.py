@@ -6,6 +6,7 @@ import functools
 import json
 import operator
 import re
+import textwrap
 from pathlib import Path
 
 import torch
@@ -17,20 +18,24 @@ from detkt.cli.shared import Parser
 from detkt.knowledge import FeatureSpec, Spec, Tower
 from detkt.methods.base import Method, Needs
 
-EXAMPLES = """examples:
+FLOOR = (
+    "What a step takes was measured on a CPU, of a pair of ResNet-10s (crosskd: of two RetinaNets); its floor is a "
+    "plain step of the student and one pass of the teacher's backbone. What a method gained was measured once, with "
+    "that pair on drawn shapes and the settings told: your data may say otherwise, and `detkt compare` asks them."
+)
+EXAMPLES = f"""examples:
   %(prog)s
   %(prog)s ktan path/to/file.py:CLASS
 
 Any two can be summed, as ktan+kd. The weights of a method's own nets are counted for two pyramids of four levels with
-256 channels; none of these nets is part of the trained student. What a step takes was measured on a CPU, of a pair of
-ResNet-10s (crosskd: of two RetinaNets); its floor is a plain step of the student and one pass of the teacher's
-backbone. What a method gained was measured once, with that pair on drawn shapes: your data may say otherwise, and
-`detkt compare` asks them."""
+256 channels; none of these nets is part of the trained student.
+{textwrap.fill(FLOOR, 120)}"""
 
 LEVELS, CHANNELS = 4, 256
 MEASURED = Path(__file__).with_name("measured.json")
 """By method: ``step``, the ratio of a step's time to its floor, with its quartiles; ``gain`` over plain training in
-points of mAP VOC07, with the least and the most of its seeds. Written by docs/write_reference.py from docs/results."""
+points of mAP VOC07, with the least and the most of its seeds and the settings of these runs. Written by
+docs/write_reference.py from docs/results."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -78,7 +83,10 @@ def measured_of(name: str) -> list[str]:
         "step": "a step takes {median:.2f} ({low:.2f} to {high:.2f}) times its floor",
         "gain": "{mean:+.1f} mAP VOC07 over plain training on drawn shapes " + of_seeds,
     }
-    return [text.format(**found[key]) for key, text in texts.items() if key in found]
+    told = {key: text.format(**found[key]) for key, text in texts.items() if key in found}
+    if settings := found.get("gain", {}).get("settings"):
+        told["gain"] += f" with {settings}"
+    return list(told.values())
 
 
 def year_of(citation: str) -> str:

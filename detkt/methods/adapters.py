@@ -120,7 +120,14 @@ def to_common_size(
 
     Masks (N, 1, H, W) are 1 where a map shows picture; None: everywhere. Returns both maps, in full precision,
     and the mask (N, 1, h, w) of the cells that show picture in both, None where no mask was given.
+
+    Raises:
+        ValueError: a mask of another shape, which would count its cells otherwise.
     """
+    for feature, mask in ((first, first_mask), (second, second_mask)):
+        expected = (len(feature), 1, *feature.shape[-2:])
+        if mask is not None and tuple(mask.shape) != expected:
+            raise ValueError(f"the mask of a map {tuple(feature.shape)} must be {expected}, got {tuple(mask.shape)}")
     size = tuple(map(min, first.shape[-2:], second.shape[-2:]))
     first, first_mask = pool(full_precision(first), first_mask, size)
     second, second_mask = pool(full_precision(second), second_mask, size)

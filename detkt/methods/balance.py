@@ -5,9 +5,10 @@ thirtieth of the task's on one pair and seventy times it on another, where it dr
 of a term's gradient to so many times that of the task losses, both taken at the student's maps, which costs a backward
 pass through the heads alone. So VQGAN holds its adversary (Esser et al., CVPR 2021).
 
-What that leaves open, and we decided: the norm is that of all the student's maps together, over the cells that show
-picture; it is measured in one batch of :data:`EVERY`, and the ratio is a geometric mean over the measurements with a
-memory of some five of them, so that one odd batch moves no weight; several processes use the mean of theirs.
+What that leaves open, and we decided: the norm is that of all the student's maps together, but for those of frozen
+stages, over the cells that show picture; it is measured in one batch of :data:`EVERY`, and the ratio is a geometric
+mean over the measurements with a memory of some five of them, so that one odd batch moves no weight; several processes
+use the mean of theirs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge
 from detkt.methods.base import Update
 
@@ -82,11 +84,20 @@ class Balance(nn.Module):
         return replace(update, losses=losses, metrics=metrics)
 
     def balance(self, update: Update, student: Knowledge) -> Update:
-        """*update* of the next batch with its terms at their shares; looked at in one batch of :data:`EVERY`."""
+        """*update* of the next batch with its terms at their shares; looked at in one batch of :data:`EVERY`.
+
+        Raises:
+            InputError: none of the student's maps has a gradient, as with a frozen backbone.
+        """
         learning = torch.is_grad_enabled()
         measure = learning and self._batches % EVERY == 0
         self._batches += learning
-        maps = list(student.features.values())
+        maps = [feature for feature in student.features.values() if feature.requires_grad]
+        if learning and not maps:
+            raise InputError(
+                f"{', '.join(self._names)}: no share of the task's gradient can be held at the student's maps, which "
+                "have none (its backbone is frozen); leave 'balance' out, or train more of the backbone"
+            )
         # Masks are made where they are looked through: most batches pass with the factors of before.
         looks = measure or (learning and not all(self._known(name) for name in self._names if name in update.losses))
         masks = [student.mask(feature) if looks else None for feature in maps]

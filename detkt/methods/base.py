@@ -350,6 +350,11 @@ class Method(nn.Module):
         if not holds:
             raise InputError(f"methods.{self.name}.{key} is {getattr(self.config, key)}: it must be {rule}")
 
+    def require_not_negative(self, *keys: str) -> None:
+        """Raise InputError for the first of the settings *keys* that is set below 0."""
+        for key in keys:
+            self.require(key, (getattr(self.config, key) or 0) >= 0, "0 or more")
+
     def require_no_layers(self) -> None:
         """Raise InputError if layers are set for a method that compares scores."""
         if self.config.layers:
@@ -430,17 +435,15 @@ def require_one_size(name: str, theirs: Scores | None) -> None:
 
 def require_offered(method: Method, offered: Needs) -> None:
     """Raise InputError if a stage of *method* reads what the networks do not have: boxes, anchors, heads."""
-    for need, what, who in (
-        (Needs.BOXES, "the boxes of objects", "this student does"),
-        (Needs.ANCHORS, "the student's anchors", "this student does"),
-        (Needs.TEACHER_CONFIDENCE, "scores of every cell", "this teacher does"),
-        (Needs.HEADS, "the towers of two RetinaNets or FCOSs", "this student and teacher do"),
+    other = "choose a method that compares maps or class scores"
+    for need, what, who, instead in (
+        (Needs.BOXES, "the boxes of objects", "this student does", other),
+        (Needs.ANCHORS, "the student's anchors", "this student does", other),
+        (Needs.TEACHER_CONFIDENCE, "scores of every cell", "this teacher does", "weigh all cells alike"),
+        (Needs.HEADS, "the towers of two RetinaNets or FCOSs", "this student and teacher do", other),
     ):
         if need not in offered and any(need in stage.needs for stage in method.stages()):
-            raise InputError(
-                f"method '{method.name}' needs {what}, which {who} not have; choose a method that compares maps or "
-                "class scores"
-            )
+            raise InputError(f"method '{method.name}' needs {what}, which {who} not have; {instead}")
 
 
 def outputs(features: Iterable[str]) -> list[str]:

@@ -40,7 +40,7 @@ from detkt.methods.reductions import full_precision, require_one_shape
 
 
 def quality_focal_loss(logits: Tensor, teacher_logits: Tensor, focus: float = 1.0) -> Tensor:
-    """|sigmoid(c) - p|^focus * BCE(c, p) with p = sigmoid(c_t), element by element, 0 or more.
+    """|sigmoid(c) - p|^focus * BCE(c, p) with p = sigmoid(c_t), element by element, 0 or more; focus 0, or 1 or more.
 
     Raises:
         ValueError: the shapes differ.
@@ -114,7 +114,9 @@ class CrossKD(Method):
         super().__init__(config, student, teacher)
         if config.layers:
             raise InputError("methods.crosskd.layers: crosskd reads the towers of heads; leave it empty")
-        self.require("focus", config.focus >= 0, "0 or more")
+        # In between the gradient is endless where both scores are one number.
+        self.require("focus", config.focus == 0 or config.focus >= 1, "0, or 1 or more")
+        self.require_not_negative("box_weight")
         ours, theirs = self._tower("student", student), self._tower("teacher", teacher)
         require_one_size(self.name, teacher.scores)
         if ours.sizes != theirs.sizes:

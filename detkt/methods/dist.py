@@ -61,16 +61,20 @@ def dist_loss(
         sigmoid: each class has a probability of its own, instead of one softmax over all.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or there are no rows.
     """
     require_one_shape(student_logits, teacher_logits)
+    if not len(student_logits):
+        raise ValueError("there is nothing to correlate: give logits of 1 row or more")
     ours, theirs = (
         logits.sigmoid() if sigmoid else logits.softmax(dim=1)
         for logits in map(full_precision, (student_logits, teacher_logits))
     )
-    along_classes = row_mean(pearson(ours, theirs, 1), weights)
-    along_rows = pearson(ours, theirs, 0, None if weights is None else weights[:, None]).mean()
-    return inter * (1 - along_classes) + intra * (1 - along_rows)
+    along_classes = row_mean(1 - pearson(ours, theirs, 1), weights)
+    along_rows = 1 - pearson(ours, theirs, 0, None if weights is None else weights[:, None]).mean()
+    if weights is not None:
+        along_rows = along_rows * (weights.sum() > 0)  # rows that all count nothing cost nothing
+    return inter * along_classes + intra * along_rows
 
 
 def _centred(values: Tensor, dim: int, weights: Tensor | None) -> Tensor:
@@ -106,6 +110,7 @@ class DIST(Method):
         super().__init__(config, student, teacher)
         self.require_same_classes()
         self.require_no_layers()
+        self.require_not_negative("inter", "intra")
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         logits, sigmoid = (known(student.logits), known(teacher.logits)), known(self.student_spec.scores).sigmoid

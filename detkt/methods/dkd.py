@@ -9,7 +9,8 @@ themselves (softmax at temperature T; the paper's TCKD and NCKD). Mean over the 
 sampled RoIs, read by both RoI heads, with the background as a class (the authors' detection code). The task losses stay
 whole.
 
-Defaults are the authors' for detection (alpha 1, beta 0.25, T 1), ``preset=cifar`` their usual ones for CIFAR-100 (beta
+Defaults, and ``preset=paper``, are the authors' for detection (alpha 1, beta 0.25, T 1), for classifiers, too;
+``preset=cifar`` has their usual ones for CIFAR-100 (beta
 8, T 4; between 0.5 and 8 a pair of nets, and rising over 20 epochs, which we leave to the schedule).
 
 What the paper leaves open, and we decided:
@@ -56,9 +57,11 @@ def dkd_loss(
         sigmoid: each class has a probability of its own, instead of one softmax over all.
 
     Raises:
-        ValueError: the logits' shapes differ.
+        ValueError: the logits' shapes differ, or there is one class alone and no sigmoid.
     """
     require_one_shape(student_logits, teacher_logits)
+    if not sigmoid and student_logits.shape[1] < 2:
+        raise ValueError("a softmax over one class alone has no others: give logits of 2 classes or more")
     classes = torch.arange(student_logits.shape[1], device=labels.device)
     is_target = labels[:, None] == classes
     if sigmoid:
@@ -108,6 +111,7 @@ class DKD(Method):
         self.require_same_classes()
         self.require_no_layers()
         self.require("temperature", config.temperature > 0, "greater than 0")
+        self.require_not_negative("alpha", "beta")
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         config, sigmoid = self.config, known(self.student_spec.scores).sigmoid

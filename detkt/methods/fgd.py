@@ -12,14 +12,15 @@ one over the number of cells without box. Spatial attention A_s = HW softmax(mea
 C softmax(mean_hw |x| / T), T 0.5: those that weigh the error are the teacher's alone. R_s and R_t are two context
 blocks (GcNet), whose last convolution starts at zero and which learn with the student.
 
-Published weights are of sums over the maps: 5e-5, 2.5e-5, 5e-5, 5e-7 for two-stage detectors, 20 times as much for
-one-stage ones (``preset=one_stage``; attention 10 times). Their author advises to keep the ratios and to choose the
-scale such that each term lies between 0.1 and 2: the log has the terms.
+Published weights are of sums over the maps: 5e-5, 2.5e-5, 5e-5, 5e-7 for two-stage detectors, 1e-3, 5e-4, 5e-4, 5e-6
+for one-stage ones. A weight that is not set is that of the student's kind. Their author advises to keep the ratios and
+to choose the scale such that each term lies between 0.1 and 2: the log has the terms.
 
 What the paper leaves open, and we decided:
 
 * A weight of sums means something else on every map. ``cells`` says for how many cells of 256 channels it was chosen,
-  and what is summed over channels or cells is brought to that size. M_f and M_b are means over cells already. 89,250
+  and what is summed over channels or cells is brought to that size. M_f and M_b are means over a level's cells already
+  (so that with one map in place of four levels these two terms are a quarter beside the others). 89,250
   cells are the levels P2 to P5 of a picture of 800 x 1344, 22,400 the levels P3 to P7: on such maps the loss is the
   published one, with ``preset=paper`` (``cells`` 0) it is on all maps.
 * A box covers the cells from the one that its upper left corner lies in to the one after its lower right corner, as in
@@ -42,7 +43,7 @@ from torch import Tensor, nn
 from detkt.knowledge import Knowledge, Spec
 from detkt.methods.adapters import with_zero_bias
 from detkt.methods.base import STUDENT, Heads, MethodConfig, Needs, Stage, Update
-from detkt.methods.paired_maps import Matched, PairedMaps, cell_factor, channel_factor
+from detkt.methods.paired_maps import ONE_STAGE, TWO_STAGE, Matched, PairedMaps, cell_factor, channel_factor
 from detkt.methods.reductions import full_precision, squared_error
 
 
@@ -137,16 +138,16 @@ class ContextBlock(nn.Module):
 class FGDConfig(MethodConfig):
     """Weights of the four terms, of sums over *cells* cells of 256 channels (0: over the map as it is).
 
-    ``foreground``, ``background``, ``attention``, ``relation`` (the paper's alpha, beta, gamma, lambda);
-    ``temperature``: T of the attentions.
+    ``foreground``, ``background``, ``attention``, ``relation`` (the paper's alpha, beta, gamma, lambda) and ``cells``;
+    null: what was published for the student's kind of detector. ``temperature``: T of the attentions.
     """
 
-    foreground: float = 5e-5
-    background: float = 2.5e-5
-    attention: float = 5e-5
-    relation: float = 5e-7
+    foreground: float | None = None
+    background: float | None = None
+    attention: float | None = None
+    relation: float | None = None
     temperature: float = 0.5
-    cells: int = 89_250
+    cells: int | None = None
 
 
 class FGD(PairedMaps):
@@ -160,22 +161,17 @@ class FGD(PairedMaps):
     Config = FGDConfig
     config: FGDConfig
     needs = Needs.STUDENT | Needs.TEACHER_FEATURES | Needs.BOXES
-    presets = {
-        "default": {},
-        "paper": {"cells": 0},
-        "one_stage": {
-            "foreground": 1e-3,
-            "background": 5e-4,
-            "attention": 5e-4,
-            "relation": 5e-6,
-            "cells": 22_400,
-        },
+    presets = {"default": {}, "paper": {"cells": 0}}
+    published = {
+        TWO_STAGE: {"foreground": 5e-5, "background": 2.5e-5, "attention": 5e-5, "relation": 5e-7, "cells": 89_250},
+        ONE_STAGE: {"foreground": 1e-3, "background": 5e-4, "attention": 5e-4, "relation": 5e-6, "cells": 22_400},
     }
 
     def __init__(self, config: FGDConfig, student: Spec, teacher: Spec) -> None:
         super().__init__(config, student, teacher)
         self.require("temperature", config.temperature > 0, "greater than 0")
-        self.require("cells", config.cells >= 0, "0 or more")
+        self.settings = self.settled()
+        self.require_not_negative(*self.settings)
         channels = [self.pair_specs(pair)[1].channels for pair in self.pairs()]
         self.student_context, self.teacher_context = (
             nn.ModuleList(ContextBlock(count) for count in channels) for _ in range(2)
@@ -183,12 +179,12 @@ class FGD(PairedMaps):
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         levels = self.matched(student, teacher)
-        per_cell = cell_factor(levels, self.config.cells)
+        per_cell = cell_factor(levels, self.settings["cells"])
         terms = [
             self._terms(number, level, student.boxes_on(level.student), per_cell) for number, level in enumerate(levels)
         ]
         weighted = {
-            name: getattr(self.config, name) * torch.stack([of_level[name] for of_level in terms]).sum(dim=0).mean()
+            name: self.settings[name] * torch.stack([of_level[name] for of_level in terms]).sum(dim=0).mean()
             for name in terms[0]
         }
         metrics = {f"{self.name}_{name}": loss.detach() for name, loss in weighted.items()}
@@ -198,7 +194,7 @@ class FGD(PairedMaps):
         self, number: int, level: Matched, boxes: Sequence[Tensor], per_cell: Tensor | float
     ) -> dict[str, Tensor]:
         """The terms of a level by the setting that is their weight, of each picture (N,); boxes in cells."""
-        per_channel = channel_factor(level, self.config.cells)
+        per_channel = channel_factor(level, self.settings["cells"])
         foreground = torch.stack([foreground_mask(found, *level.student.shape[2:]) for found in boxes]).unsqueeze(1)
         background = background_mask(foreground, level.mask)
         (our_cells, our_channels), (cells, channels) = (

@@ -148,11 +148,13 @@ class FGFI(PairedMaps):
         yield Update(STUDENT, {self.name: self.config.weight * imitation_loss(levels, self.config.channels)})
 
     def _near(self, student: Knowledge) -> list[Tensor]:
-        """I (N, 1, H, W) of each level."""
-        names = [pair.student for pair in self.pairs()]
+        """I (N, 1, H, W) of each pair's level; a box's largest IoU is that on all of the student's levels."""
+        names = list(student.anchors)
+        compared = [names.index(pair.student) for pair in self.pairs()]
         anchors, shown = [student.anchors[name] for name in names], [student.mask(student.features[n]) for n in names]
         pictures = []
         for number, boxes in enumerate(known(student.boxes)):
             valid = [None if mask is None else mask[number, 0] for mask in shown]
             pictures.append(imitation_masks(boxes, anchors, self.config.threshold, valid))
-        return [torch.stack(level).unsqueeze(1) for level in zip(*pictures, strict=True)]
+        levels = list(zip(*pictures, strict=True))
+        return [torch.stack(levels[number]).unsqueeze(1) for number in compared]

@@ -22,7 +22,7 @@ Two more settings make it the hint of Ultralytics' YOLO (pull request 24894, 202
 convolutions with a ReLU in between for reg, the student's map resized before them, and ``weighting: score`` weighs each
 cell's squared error by the teacher's highest class score there, of a two-stage teacher by the highest objectness of its
 proposals. Ours divides by the sum of these weights, so that w means the same on a picture with many objects and on one
-with few; their w is 6.
+with few. Their w of 6 is of another sum (theirs has no 1/2, and adds three levels): hold ours with ``balance``.
 """
 
 from __future__ import annotations

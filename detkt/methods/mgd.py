@@ -6,7 +6,8 @@ Yang, Li, Shao, Shi, Yuan, Yuan: "Masked Generative Distillation", ECCV 2022 (ar
 
 with a random mask M that blanks each cell, in all channels, with the probability *ratio*, and a generator G, 3x3
 convolution - ReLU - 3x3 convolution, that learns with the student. Published weights are of sums over the
-maps: w 5e-7 and ratio 0.45 for two-stage detectors, 2e-5 and 0.65 for one-stage ones (``preset=one_stage``).
+maps: w 5e-7 and ratio 0.45 for two-stage detectors, 2e-5 and 0.65 for one-stage ones. What is not set is that of the
+student's kind; classifiers take the first.
 
 What the paper leaves open, and we decided:
 
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 
 from detkt.knowledge import Knowledge, Spec
 from detkt.methods.base import STUDENT, Heads, MethodConfig, Stage, Update
-from detkt.methods.paired_maps import PairedMaps, cell_factor, channel_factor
+from detkt.methods.paired_maps import ONE_STAGE, TWO_STAGE, PairedMaps, cell_factor, channel_factor
 from detkt.methods.reductions import squared_error
 
 
@@ -54,30 +55,20 @@ class Generator(nn.Module):
         for layer in (self.first, self.second):
             if layer is self.second:
                 feature = F.relu(feature)
-            feature = layer(feature if mask is None else feature * mask)
+            feature = layer((feature if mask is None else feature * mask).to(layer.weight.dtype))
         return feature
-
-
-def mgd_loss(generated: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-    """(G(s * M) - t)^2, sum over channels and cells, mean over pictures. Scalar.
-
-    Args:
-        generated, teacher: (N, C, H, W).
-        mask: (N, 1, H, W), 1 where the maps show picture; None: everywhere.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    return squared_error(generated, teacher, mask).mean()
 
 
 @dataclass
 class MGDConfig(MethodConfig):
-    """``weight``: w, of sums over *cells* cells of 256 channels (0: over the map as it is); ``ratio``: of blanks."""
+    """``weight``: w, of sums over *cells* cells of 256 channels (0: over the map as it is); ``ratio``: of blanks.
 
-    weight: float = 5e-7
-    ratio: float = 0.45
-    cells: int = 89_250
+    null: what was published for the student's kind of detector.
+    """
+
+    weight: float | None = None
+    ratio: float | None = None
+    cells: int | None = None
 
 
 class MGD(PairedMaps):
@@ -90,19 +81,25 @@ class MGD(PairedMaps):
     citation = "Yang et al., Masked Generative Distillation, ECCV 2022 (arXiv:2205.01529)"
     Config = MGDConfig
     config: MGDConfig
-    presets = {"default": {}, "paper": {"cells": 0}, "one_stage": {"weight": 2e-5, "ratio": 0.65, "cells": 22_400}}
+    presets = {"default": {}, "paper": {"cells": 0}}
+    published = {
+        TWO_STAGE: {"weight": 5e-7, "ratio": 0.45, "cells": 89_250},
+        ONE_STAGE: {"weight": 2e-5, "ratio": 0.65, "cells": 22_400},
+    }
 
     def __init__(self, config: MGDConfig, student: Spec, teacher: Spec) -> None:
         super().__init__(config, student, teacher)
-        self.require("ratio", 0 <= config.ratio < 1, "0 or more and less than 1")
-        self.require("cells", config.cells >= 0, "0 or more")
+        self.settings = self.settled()
+        self.require("ratio", 0 <= self.settings["ratio"] < 1, "0 or more and less than 1")
+        self.require_not_negative("weight", "cells")
         self.generators = nn.ModuleList(Generator(self.pair_specs(pair)[1].channels) for pair in self.pairs())
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
-        levels, cells = self.matched(student, teacher), self.config.cells
+        levels, cells = self.matched(student, teacher), self.settings["cells"]
         errors = []
         for level, generator in zip(levels, self.generators, strict=True):
-            generated = generator(level.student * random_cells(level.student, self.config.ratio), level.mask)
+            blanked = level.student * random_cells(level.student, self.settings["ratio"])
+            generated = generator(blanked, level.mask)
             errors.append(channel_factor(level, cells) * squared_error(generated, level.teacher, level.mask))
         loss = (cell_factor(levels, cells) * torch.stack(errors).sum(dim=0)).mean()
-        yield Update(STUDENT, {self.name: self.config.weight * loss})
+        yield Update(STUDENT, {self.name: self.settings["weight"] * loss})

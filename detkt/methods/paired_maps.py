@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -13,6 +13,9 @@ from detkt.methods.base import STUDENT, LayerPair, Method, MethodConfig, Player,
 
 SUBSAMPLED = "output.pool"
 """The level that torchvision adds to a pyramid: every second cell of the last one."""
+
+ONE_STAGE, TWO_STAGE = "one_stage", "two_stage"
+"""Detectors, by what published weights of sums were chosen for; classifiers take those of two stages."""
 
 REFERENCE_CHANNELS = 256
 """Of the pyramids that published weights of sums were chosen for."""
@@ -29,12 +32,21 @@ class Matched(NamedTuple):
 class PairedMaps(Method):
     """Brings the student's map of every level to the teacher's channels, and both to the smaller size.
 
-    The adapters learn with the student. One stage: distill.
+    The adapters learn with the student. One stage: distill. ``published``: by kind of detector, the settings that are
+    taken where the config leaves them at null.
     """
+
+    published: ClassVar[dict[str, dict[str, float]]] = {}
 
     def __init__(self, config: MethodConfig, student: Spec, teacher: Spec) -> None:
         super().__init__(config, student, teacher)
         self.adapters = nn.ModuleList(self.adapter(*self.pair_specs(pair)) for pair in self.pairs())
+
+    def settled(self) -> dict[str, float]:
+        """The settings that `published` has, as they are set, or else as published for the student's kind."""
+        found = self.published[kind_of_weights(self.student_spec)]
+        given = {key: getattr(self.config, key) for key in found}
+        return {key: found[key] if value is None else value for key, value in given.items()}
 
     def adapter(self, source: FeatureSpec, target: FeatureSpec) -> nn.Module:
         """A 1x1 convolution to the target's channels; nothing where there are as many."""
@@ -73,6 +85,11 @@ class PairedMaps(Method):
                 views[view_title("student, adapted", pair.student)] = self.adapted(adapter, ours, student.mask(ours))
             views[view_title("student", pair.student)] = ours
         return views
+
+
+def kind_of_weights(student: Spec) -> str:
+    """Whose published weights a student takes: :data:`ONE_STAGE` if its head scores anchors, else :data:`TWO_STAGE`."""
+    return ONE_STAGE if student.scores is not None and student.scores.of == "anchors" else TWO_STAGE
 
 
 def channel_factor(level: Matched, cells: float) -> float:

@@ -14,8 +14,8 @@ What the paper leaves open, and we decided:
 
 * Padding takes no part in mean, deviation and error. The statistics are the batch's, so a batch is not the mean of its
   pictures one by one; it is what one picture made of all their cells would be.
-* A channel that is constant in a map has no correlation. It is 0 after standardising, as with the authors' 10^-6, but
-  its gradient is that of a deviation of 1, where theirs is a million times that.
+* A channel that is constant in a map, but for rounding, has no correlation. It is 0 after standardising, as with the
+  authors' 10^-6, but its gradient is that of a deviation of 1, where theirs is a million times that.
 * Where channels differ, a 1x1 convolution on the student's side learns with it. Where sizes differ, both maps are
   averaged to the smaller
   height and the smaller width.
@@ -36,6 +36,9 @@ from detkt.methods.base import STUDENT, Heads, MethodConfig, Stage, Update
 from detkt.methods.paired_maps import PairedMaps
 from detkt.methods.reductions import full_precision, mean_square
 
+ROUNDING = 8
+"""Deviations up to so many times the precision of a channel's mean are rounding: the channel is constant."""
+
 
 def standardised(feature: Tensor, mask: Tensor | None = None) -> Tensor:
     """Each channel of a map (N, C, H, W) at mean 0 and deviation 1 over all pictures and cells; a constant one at 0.
@@ -44,16 +47,20 @@ def standardised(feature: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     feature = full_precision(feature)
     # A constant channel must give exactly 0, which it does only if it is 0 before it is summed.
-    feature = feature - feature[:1, :, :1, :1].detach()
+    first = feature[:1, :, :1, :1].detach()
+    feature = feature - first
     cells = (0, 2, 3)
     if mask is None:
         count = feature.new_tensor(feature[:, 0].numel())
-        centred = feature - feature.mean(cells, keepdim=True)
+        mean = feature.mean(cells, keepdim=True)
+        centred = feature - mean
     else:
         count = mask.sum()
-        centred = (feature - (feature * mask).sum(cells, keepdim=True) / count) * mask
+        mean = (feature * mask).sum(cells, keepdim=True) / count
+        centred = (feature - mean) * mask
     variance = (centred * centred).sum(cells, keepdim=True) / (count - 1).clamp_min(1)
-    constant = variance == 0
+    # Averaged to a smaller map, a constant channel is constant but for the rounding of each cell.
+    constant = variance <= (ROUNDING * torch.finfo(feature.dtype).eps * (first + mean.detach())) ** 2
     deviation = variance.masked_fill(constant, 1).sqrt()
     return centred / (deviation + 1e-6)
 

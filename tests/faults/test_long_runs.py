@@ -1,4 +1,4 @@
-"""Thousands of steps take no more memory than hundreds."""
+"""More steps take no more memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detkt.config import load_config
 from detkt.engine.run import train
 from detkt.engine.trainer import Trainer
 
-STEPS, WARM_UP, MOST = 2000, 600, 4.0  # updates; megabytes of growth after the first ones
+STEPS, WARM_UP, MOST = 1400, 600, 2.0  # updates; megabytes of growth after the first ones
 
 _NET = {"min_size": 32, "max_size": 32, "rpn_pre_nms_top_n_train": 20, "rpn_post_nms_top_n_train": 8}
 TASKS = {
@@ -30,9 +30,7 @@ def resident() -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_two_thousand_updates_take_no_more_memory_than_six_hundred(
-    task, tiny_file, tiny_classifier_file, tmp_path, monkeypatch
-):
+def test_hundreds_of_updates_more_take_no_more_memory(task, tiny_file, tiny_classifier_file, tmp_path, monkeypatch):
     """With log lines and checkpoints."""
     file = {"detection": tiny_file, "classification": tiny_classifier_file}[task]
     per_epoch = {"detection": 16, "classification": 8}[task]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detkt.knowledge import FeatureSpec, Knowledge, Spec
+from detkt.knowledge import FeatureSpec, Knowledge, Scores, Spec
 from detkt.methods import method_class, method_config
 from detkt.methods.base import Method, Update
 
@@ -44,10 +44,12 @@ def numpy_pool(
     return pooled
 
 
-def spec(num_classes: int = 3, classes: tuple[str, ...] = (), **maps: tuple[int, int, int]) -> Spec:
+def spec(
+    num_classes: int = 3, classes: tuple[str, ...] = (), scores: Scores | None = None, **maps: tuple[int, int, int]
+) -> Spec:
     """A network's Spec; maps by name as (channels, height, width), ``output_0`` for ``output.0``."""
     features = {name.replace("_", "."): FeatureSpec(*shape, nonnegative=False) for name, shape in maps.items()}
-    return Spec(features, num_classes, classes)
+    return Spec(features, num_classes, classes, **({} if scores is None else {"scores": scores}))
 
 
 def make(name: str, student: Spec, teacher: Spec, **settings) -> Method:

@@ -156,6 +156,20 @@ def test_a_distiller_holds_its_terms_to_their_shares(detector, batch, monkeypatc
         assert -1 <= distiller.metrics[f"{name}_cosine"].item() <= 1
 
 
+@pytest.mark.parametrize("frozen", [("conv1", "bn1", "layer1"), ("conv1", "bn1", "layer1", "layer2", "layer3")])
+def test_maps_of_frozen_stages_are_not_looked_at(detector, batch, frozen):
+    student = detector()
+    for name in frozen:
+        getattr(student.backbone, name).requires_grad_(False)
+    distiller = detkt.Distiller(student, detector(seed=1), "pkd", {"balance": 0.5, "layers": ["layer1", "layer2"]})
+    if "layer2" in frozen:
+        with pytest.raises(InputError, match="pkd: no share of the task's gradient.*backbone is frozen"):
+            distiller.train()(*batch)
+        return
+    distiller.train()(*batch)
+    assert distiller.metrics["pkd_share"].item() == pytest.approx(0.5, rel=1e-3)
+
+
 def test_factors_and_rhythm_go_with_the_distillers_state(detector, batch):
     def new() -> detkt.Distiller:
         torch.manual_seed(0)

@@ -155,6 +155,8 @@ def test_step_equals_its_formula(padded, positives):
         (tower(), tower(sizes=((4, 6), (2, 3))), {}, "levels of the same strides.*2 x 3, 1 x 2 and 4 x 6, 2 x 3"),
         (tower(), tower(), {"layers": ["output.0"]}, "methods.crosskd.layers"),
         (tower(), tower(), {"focus": -1.0}, "methods.crosskd.focus is -1.0"),
+        (tower(), tower(), {"focus": 0.5}, "methods.crosskd.focus is 0.5: it must be 0, or 1 or more"),
+        (tower(), tower(), {"box_weight": -1.0}, "methods.crosskd.box_weight is -1.0: it must be 0 or more"),
     ],
 )
 def test_errors_before_training(student, teacher, settings, message):

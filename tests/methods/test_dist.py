@@ -40,6 +40,17 @@ def test_the_same_scores_cost_nothing_and_opposite_ones_two_a_term():
     assert dist_loss(scores.log(), (1 - scores).log()).item() == pytest.approx(4, abs=1e-5)
 
 
+def test_rows_that_count_nothing_cost_nothing():
+    """As in a batch without any class that the teacher knows."""
+    ours, theirs = random_map(4, 3, seed=1, grad=True), random_map(4, 3, seed=2)
+    loss = dist_loss(ours, theirs, weights=torch.zeros(4, dtype=torch.float64))
+    loss.backward()
+    assert loss.item() == 0
+    assert (ours.grad == 0).all()
+    with pytest.raises(ValueError, match="1 row or more"):
+        dist_loss(ours[:0], theirs[:0])
+
+
 def test_gradient():
     student, teacher = random_map(6, 5, seed=3, grad=True), random_map(6, 5, seed=4)
     assert torch.autograd.gradcheck(lambda s: dist_loss(s, teacher), student)
@@ -82,6 +93,8 @@ def test_step_adds_the_loss(settings, weights):
     ("teacher", "settings", "message"),
     [
         (spec(4), {}, "student has 3 classes and the teacher 4"),
+        (spec(), {"inter": -1.0}, "methods.dist.inter is -1.0: it must be 0 or more"),
+        (spec(), {"intra": -1.0}, "methods.dist.intra is -1.0: it must be 0 or more"),
         (spec(), {"layers": ["layer3"]}, "methods.dist.layers: dist reads class scores and no layers"),
     ],
 )

@@ -64,6 +64,13 @@ def test_of_two_classes_only_the_targets_part_is_left():
     torch.testing.assert_close(loss, distillation_loss(student, teacher, 1.0))
 
 
+def test_one_class_alone_has_no_others():
+    row = torch.zeros(2, 1)
+    with pytest.raises(ValueError, match="2 classes or more"):
+        dkd_loss(row, row, torch.zeros(2, dtype=torch.int64))
+    assert dkd_loss(row, row, torch.zeros(2, dtype=torch.int64), sigmoid=True).item() == 0
+
+
 def test_gradient():
     student, teacher = random_map(6, 5, seed=3, grad=True), random_map(6, 5, seed=4)
     assert torch.autograd.gradcheck(lambda s: dkd_loss(s, teacher, LABELS, 1.0, 8.0, 4.0), student)
@@ -110,6 +117,8 @@ def test_step_adds_the_loss_and_leaves_the_classification_loss_whole(settings, w
     [
         (spec(4), {}, "student has 3 classes and the teacher 4"),
         (spec(), {"temperature": 0.0}, "methods.dkd.temperature is 0.0: it must be greater than 0"),
+        (spec(), {"alpha": -1.0}, "methods.dkd.alpha is -1.0: it must be 0 or more"),
+        (spec(), {"beta": -1.0}, "methods.dkd.beta is -1.0: it must be 0 or more"),
         (spec(), {"layers": ["layer3"]}, "methods.dkd.layers: dkd reads class scores and no layers"),
     ],
 )

@@ -9,9 +9,10 @@ from map_helpers import make, one_update, random_map, rectangle_mask, spec
 from torch import Tensor
 
 from detkt.base.errors import InputError
-from detkt.knowledge import Knowledge
-from detkt.methods import method_config
+from detkt.knowledge import Knowledge, Scores
+from detkt.methods import method_class
 from detkt.methods.fgd import ContextBlock, attention, background_mask, focal_errors, foreground_mask
+from detkt.methods.paired_maps import kind_of_weights
 from detkt.methods.reductions import squared_error
 
 SIZES = [(3, 7), (5, 2)]
@@ -234,13 +235,21 @@ def test_both_context_blocks_and_the_adapter_learn_with_the_student():
     assert student.grad.abs().sum() > 0
 
 
-def test_presets_keep_the_ratios_of_the_authors_settings():
-    config = method_config("fgd", {"preset": "one_stage"})
-    found = config.foreground, config.background, config.attention, config.relation
-    assert found == (1e-3, 5e-4, 5e-4, 5e-6)
+@pytest.mark.parametrize(
+    ("scores", "published"),
+    [(Scores("regions"), (5e-5, 2.5e-5, 5e-5, 5e-7)), (Scores("anchors", True), (1e-3, 5e-4, 5e-4, 5e-6))],
+)
+def test_a_student_has_the_weights_that_were_published_for_its_kind(scores, published):
+    nets = spec(scores=scores, output=(3, 4, 6)), spec(output=(3, 4, 6))
+    names = ("foreground", "background", "attention", "relation")
+    default, paper, own = (make("fgd", *nets, **given) for given in ({}, {"preset": "paper"}, {"relation": 0.0}))
+    assert tuple(default.settings[name] for name in names) == published
+    assert paper.settings == default.settings | {"cells": 0}
+    assert own.settings == default.settings | {"relation": 0.0}
+    assert default.settings["cells"] == method_class("mgd").published[kind_of_weights(nets[0])]["cells"]
 
 
-@pytest.mark.parametrize("key", ["temperature", "cells"])
+@pytest.mark.parametrize("key", ["temperature", "cells", "foreground", "background", "attention", "relation"])
 def test_bad_settings_are_refused(key):
     with pytest.raises(InputError, match=f"methods.fgd.{key} is -1"):
         make("fgd", spec(output=(3, 4, 6)), spec(output=(3, 4, 6)), **{key: -1})

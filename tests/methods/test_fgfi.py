@@ -179,6 +179,20 @@ def test_step_imitates_near_objects(preset):
     torch.testing.assert_close(added(update, losses, "fgfi"), expected)
 
 
+def test_a_level_that_is_not_compared_takes_part_in_the_largest_overlap():
+    """The large box has its anchor on the second level: nothing of the first is near it, compared alone or with it."""
+    torch.manual_seed(0)
+    maps = {"output_0": (3, 4, 6), "output_1": (3, 2, 3)}
+    box = torch.tensor([[0.0, 0, 4, 4]], dtype=torch.float64)
+    anchors = {"output.0": grid(4, 6, 1, (1, 1)), "output.1": grid(2, 3, 2, (4, 4))}
+    features = {name: random_map(1, 3, *anchors[name].shape[:2], seed=1) for name in anchors}
+    ours = Knowledge(features, boxes=[box], anchors=anchors)
+    for layers in ([], ["output.0"]):
+        method = make("fgfi", spec(**maps), spec(**maps), layers=layers)
+        (update,) = method.step(method.stages()[-1], ours, Knowledge({n: 2 * f for n, f in features.items()}), None)
+        assert (update.losses["fgfi"].item() > 0) == (not layers)
+
+
 def test_the_adapter_starts_near_zero_and_ends_as_the_teachers_layer():
     method = make("fgfi", spec(output=(3, 4, 6)), spec(output=(3, 4, 6)))
     (convolution,) = method.adapters

@@ -8,9 +8,8 @@ import torch
 from map_helpers import make, one_update, random_map, rectangle_mask, spec
 
 from detkt.base.errors import InputError
-from detkt.knowledge import Knowledge
-from detkt.methods import method_class, method_config
-from detkt.methods.mgd import Generator, mgd_loss, random_cells
+from detkt.knowledge import Knowledge, Scores
+from detkt.methods.mgd import Generator, random_cells
 from detkt.methods.reductions import squared_error
 
 SIZES = [(3, 7), (5, 2)]
@@ -48,26 +47,26 @@ def test_loss_of_the_generated_map(generator, sizes):
         ((by_hand(generator, student[i, :, :h, :w].numpy()) - teacher[i, :, :h, :w].numpy()) ** 2).sum()
         for i, (h, w) in enumerate(sizes)
     ]
-    loss = mgd_loss(generator(student, mask), teacher, mask)
+    loss = squared_error(generator(student, mask), teacher, mask).mean()
     assert loss.item() == pytest.approx(np.mean(expected), abs=1e-9)
 
 
 def test_padding_neither_counts_nor_gets_a_gradient(generator):
     student, teacher = random_map(2, 3, 5, 7, seed=1, grad=True), random_map(2, 3, 5, 7, seed=2)
     mask = rectangle_mask(5, 7, SIZES)
-    loss = mgd_loss(generator(student, mask), teacher, mask)
+    loss = squared_error(generator(student, mask), teacher, mask).mean()
     loss.backward()
     padding = (mask == 0).expand_as(student)
     assert (student.grad[padding] == 0).all()
     assert (student.grad[~padding] != 0).any()
     other = generator(student.masked_fill(padding, 100), mask)
-    torch.testing.assert_close(mgd_loss(other, teacher.masked_fill(padding, -50), mask), loss)
+    torch.testing.assert_close(squared_error(other, teacher.masked_fill(padding, -50), mask).mean(), loss)
 
 
 def test_gradient(generator):
     student, teacher = random_map(2, 3, 3, 4, seed=1, grad=True), random_map(2, 3, 3, 4, seed=2)
     mask = rectangle_mask(3, 4, [(3, 4), (2, 2)])
-    assert torch.autograd.gradcheck(lambda s: mgd_loss(generator(s, mask), teacher, mask), student)
+    assert torch.autograd.gradcheck(lambda s: squared_error(generator(s, mask), teacher, mask).mean(), student)
 
 
 def test_random_cells_are_those_of_all_channels_in_their_share():
@@ -84,13 +83,13 @@ def test_random_cells_are_those_of_all_channels_in_their_share():
 
 def test_half_precision_is_summed_in_full():
     generated = torch.full((1, 64, 40, 45), 300.0, dtype=torch.float16)
-    assert mgd_loss(generated, torch.zeros_like(generated)).item() == pytest.approx(64 * 40 * 45 * 9e4)
-    assert mgd_loss(generated.bfloat16(), generated.bfloat16()).dtype == torch.float32
+    assert squared_error(generated, torch.zeros_like(generated)).item() == pytest.approx(64 * 40 * 45 * 9e4)
+    assert squared_error(generated.bfloat16(), generated.bfloat16()).dtype == torch.float32
 
 
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"\(2, 3, 4, 5\) and \(2, 6, 4, 5\)"):
-        mgd_loss(random_map(2, 3, 4, 5), random_map(2, 6, 4, 5))
+        squared_error(random_map(2, 3, 4, 5), random_map(2, 6, 4, 5))
 
 
 SHAPES = {"output_0": (3, 6, 8), "output_1": (3, 3, 4)}
@@ -109,26 +108,49 @@ def test_step_by_default_is_a_mean_and_with_the_papers_settings_a_sum(valid):
     torch.manual_seed(0)
     student, teacher = knowledge(1, valid), knowledge(11, valid)
     method = make("mgd", spec(**SHAPES), spec(**SHAPES), ratio=0.0)
-    errors = 0
+    errors, generators = 0, method.generators.state_dict()
     for (name, feature), generator in zip(student.features.items(), method.generators, strict=True):
         mask = student.mask(feature)
         errors += squared_error(generator(feature, mask), teacher.features[name], mask)
     cells = torch.tensor([60.0, 60 if valid is None else 30], dtype=torch.float64)
     expected = 5e-7 * (256 / 3 * 89250 / cells * errors).mean()
     torch.testing.assert_close(one_update(method, student, teacher).losses["mgd"], expected)
-    method.config.cells = 0  # preset=paper
+    method = make("mgd", spec(**SHAPES), spec(**SHAPES), ratio=0.0, preset="paper")
+    method.generators.load_state_dict(generators)
     torch.testing.assert_close(one_update(method, student, teacher).losses["mgd"], 5e-7 * errors.mean())
 
 
-def test_the_published_pyramids_have_the_cells_of_the_presets():
-    """P2 to P5 and P3 to P7 of 800 x 1344."""
+ANCHORS = Scores("anchors", sigmoid=True)
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+@pytest.mark.parametrize(
+    ("scores", "weights"),
+    [(None, (5e-7, 0.45)), (Scores("regions"), (5e-7, 0.45)), (ANCHORS, (2e-5, 0.65))],
+    ids=["pictures", "regions", "anchors"],
+)
+def test_a_student_has_the_weights_that_were_published_for_its_kind(scores, weights, preset):
+    """Their sums are over P2 to P5, or P3 to P7, of 800 x 1344 pixels."""
     levels = [(200, 336), (100, 168), (50, 84), (25, 42), (13, 21), (7, 11)]
-    presets = method_class("mgd").presets
-    assert method_config("mgd").cells == sum(h * w for h, w in levels[:4])
-    assert presets["one_stage"]["cells"] == sum(h * w for h, w in levels[1:])
-    assert presets["paper"] == {"cells": 0}
-    assert presets["one_stage"]["cells"] == method_class("fgd").presets["one_stage"]["cells"]
-    assert method_config("fgd").cells == method_config("mgd").cells
+    cells = sum(h * w for h, w in (levels[1:] if scores is ANCHORS else levels[:4]))
+    method = make("mgd", spec(scores=scores, **SHAPES), spec(**SHAPES), preset=preset)
+    assert method.settings == dict(zip(("weight", "ratio"), weights, strict=True)) | {
+        "cells": cells if preset == "default" else 0
+    }
+
+
+def test_what_is_set_stays():
+    method = make("mgd", spec(scores=ANCHORS, **SHAPES), spec(**SHAPES), weight=0.0, cells=7)
+    assert method.settings == {"weight": 0.0, "ratio": 0.65, "cells": 7}
+
+
+def test_a_student_in_half_precision():
+    """As the other methods on maps, it takes a network that was converted as a whole."""
+    method = make("mgd", spec(**SHAPES), spec(**SHAPES)).bfloat16()
+    student, teacher = (
+        Knowledge({name: feature.bfloat16() for name, feature in knowledge(seed).features.items()}) for seed in (1, 11)
+    )
+    assert one_update(method, student, teacher).losses["mgd"].isfinite()
 
 
 def test_blank_cells_are_drawn_anew():

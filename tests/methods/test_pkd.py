@@ -100,6 +100,28 @@ def test_a_constant_channel_is_zero_and_its_gradient_small(layout, masked):
     assert 0 < largest[0] < 3 * largest[1]
 
 
+@pytest.mark.parametrize(("value", "size", "other"), [(10.1, (75, 100), (6, 9)), (0.7, (13, 17), (6, 9))])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_constant_channel_is_one_after_averaging(value, size, other, masked):
+    """Averaged, it is constant but for rounding, which must neither count as a pattern nor be made a large gradient."""
+    constant = torch.full((2, 1, *size), value, requires_grad=True)
+    varied = random_map(2, 1, *other, seed=1).float()
+    mask = rectangle_mask(*size, [size, (size[0] // 2, size[1] - 3)]).float() if masked else None
+    loss = pkd_loss(constant, varied, mask, None if mask is None else torch.ones(2, 1, *other))
+    assert 0.45 < loss.item() < 0.5  # half of the other map's variance of 1
+    loss.backward()
+    assert constant.grad.abs().max() < 1
+    assert pkd_loss(varied, constant.detach(), None, mask).item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 5, 7), (2, 3, 5, 7), (2, 1, 1, 1), (2, 5, 7)])
+def test_a_mask_of_another_shape_is_refused(shape):
+    """It would broadcast, and count its cells otherwise."""
+    maps = random_map(2, 3, 5, 7, seed=1), random_map(2, 3, 5, 7, seed=2)
+    with pytest.raises(ValueError, match=r"mask of a map \(2, 3, 5, 7\) must be \(2, 1, 5, 7\), got"):
+        pkd_loss(*maps, torch.ones(shape))
+
+
 def test_a_map_of_one_cell_has_no_correlation():
     student = random_map(1, 3, 1, 1, seed=1, grad=True)
     loss = pkd_loss(student, random_map(1, 3, 1, 1, seed=2))
