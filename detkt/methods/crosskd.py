@@ -36,7 +36,7 @@ from detkt.base.errors import InputError
 from detkt.knowledge import Dense, Knowledge, Spec, Tower, known
 from detkt.methods.base import STUDENT, Heads, Method, MethodConfig, Needs, Player, Stage, Update, require_one_size
 from detkt.methods.pkd import standardised
-from detkt.methods.reductions import full_precision, require_one_shape
+from detkt.methods.reductions import centred_channels, full_precision, require_one_shape
 
 
 def quality_focal_loss(logits: Tensor, teacher_logits: Tensor, focus: float = 1.0) -> Tensor:
@@ -58,14 +58,9 @@ def with_statistics_of(student: Tensor, teacher: Tensor, mask: Tensor | None = N
     """
     require_one_shape(student, teacher)
     teacher = full_precision(teacher)
-    cells = (0, 2, 3)
-    if mask is None:
-        deviation, mean = torch.std_mean(teacher, cells, keepdim=True)
-        return standardised(student) * deviation + mean
-    count = mask.sum()
-    mean = (teacher * mask).sum(cells, keepdim=True) / count
-    deviation = (((teacher - mean) * mask).square().sum(cells, keepdim=True) / (count - 1).clamp_min(1)).sqrt()
-    return torch.where(mask > 0, standardised(student, mask) * deviation + mean, teacher)
+    _, mean, variance = centred_channels(teacher, mask)
+    moved = standardised(student, mask) * variance.sqrt() + mean
+    return moved if mask is None else torch.where(mask > 0, moved, teacher)
 
 
 def giou_loss(first: Tensor, second: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from detkt.knowledge import Knowledge
 from detkt.methods.adapters import in_one_shape
 from detkt.methods.base import STUDENT, Heads, MethodConfig, Stage, Update
 from detkt.methods.paired_maps import PairedMaps
-from detkt.methods.reductions import full_precision, mean_square
+from detkt.methods.reductions import centred_channels, full_precision, mean_square
 
 ROUNDING = 8
 """Deviations up to so many times the precision of a channel's mean are rounding: the channel is constant."""
@@ -48,17 +48,7 @@ def standardised(feature: Tensor, mask: Tensor | None = None) -> Tensor:
     feature = full_precision(feature)
     # A constant channel must give exactly 0, which it does only if it is 0 before it is summed.
     first = feature[:1, :, :1, :1].detach()
-    feature = feature - first
-    cells = (0, 2, 3)
-    if mask is None:
-        count = feature.new_tensor(feature[:, 0].numel())
-        mean = feature.mean(cells, keepdim=True)
-        centred = feature - mean
-    else:
-        count = mask.sum()
-        mean = (feature * mask).sum(cells, keepdim=True) / count
-        centred = (feature - mean) * mask
-    variance = (centred * centred).sum(cells, keepdim=True) / (count - 1).clamp_min(1)
+    centred, mean, variance = centred_channels(feature - first, mask)
     # Averaged to a smaller map, a constant channel is constant but for the rounding of each cell.
     constant = variance <= (ROUNDING * torch.finfo(feature.dtype).eps * (first + mean.detach())) ** 2
     deviation = variance.masked_fill(constant, 1).sqrt()

@@ -40,6 +40,24 @@ def mean_square(values: Tensor, mask: Tensor | None = None) -> Tensor:
     return (values * values).sum() / count
 
 
+def centred_channels(feature: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """A map (N, C, H, W) less the mean of each channel over all pictures and cells, these means, and the variances.
+
+    The last two are (1, C, 1, 1), the variances unbiased. *mask* (N, 1, H, W) is 1 where the map shows picture: only
+    these cells count, the others are 0.
+    """
+    cells = (0, 2, 3)
+    if mask is None:
+        count = feature.new_tensor(feature[:, 0].numel())
+        mean = feature.mean(cells, keepdim=True)
+        centred = feature - mean
+    else:
+        count = mask.sum()
+        mean = (feature * mask).sum(cells, keepdim=True) / count
+        centred = (feature - mean) * mask
+    return centred, mean, (centred * centred).sum(cells, keepdim=True) / (count - 1).clamp_min(1)
+
+
 def root_mean_square(values: Tensor, mask: Tensor | None = None) -> Tensor:
     """Root of :func:`mean_square`, at least 1e-6: what a map is divided by to bring it to a scale of 1. Scalar."""
     return mean_square(values, mask).sqrt().clamp_min(1e-6)
