@@ -16,6 +16,10 @@ Losses (``loss``):
 * ``relativistic``: Jolicoeur-Martineau, ICLR 2019, the paired form: a map is judged against the other of its picture.
 * ``wgan-gp``: Gulrajani et al., NeurIPS 2017. A picture's value is its mean logit, and the gradient's norm is that of a
   picture's whole map; the penalty sees maps without noise.
+
+Any of them with a penalty on the squared norm of D's gradient at the teacher's maps or rows (``r1``: Mescheder et al.,
+ICML 2018), for ``relativistic`` at the student's, too (R1 and R2: Huang et al., NeurIPS 2024), without noise. It is
+taken when the adversary has its turn, which is lazy already.
 """
 
 from __future__ import annotations
@@ -87,13 +91,24 @@ def gradient_penalty(
         context: the mask (N, 1, H, W) of maps, 1 where there is picture, or the classes (M,) of rows.
     """
     share = torch.rand(len(teacher), *[1] * (teacher.dim() - 1), dtype=teacher.dtype, device=teacher.device)
-    between = torch.lerp(student.detach(), teacher.detach(), share).requires_grad_()
-    logits = judge(between, context).float().flatten(1)
+    between = torch.lerp(student.detach(), teacher.detach(), share)
+    return (_gradients(judge, between, context).norm(dim=1) - 1).square().mean()
+
+
+def zero_penalty(judge: Discriminator | RowDiscriminator, values: Tensor, context: Tensor | None = None) -> Tensor:
+    """Mean over pictures (rows) of the squared norm of D's gradient at *values*, as for `gradient_penalty`. Scalar."""
+    return _gradients(judge, values, context).square().sum(dim=1).mean()
+
+
+def _gradients(judge: Discriminator | RowDiscriminator, values: Tensor, context: Tensor | None) -> Tensor:
+    """The gradient of D's mean logit of each picture (row) at *values*, one a row: (N, ...)."""
+    at = values.detach().requires_grad_()
+    logits = judge(at, context).float().flatten(1)
     shown = torch.ones_like(logits) if context is None or not judge.patch else context.flatten(1)
-    values = (logits * shown).sum(1) / shown.sum(1)
+    means = (logits * shown).sum(1) / shown.sum(1)
     # The gradient of the sum over pictures has each picture's in its row.
-    (gradient,) = torch.autograd.grad(values.sum(), between, create_graph=True)
-    return (gradient.float().flatten(1).norm(dim=1) - 1).square().mean()
+    (gradient,) = torch.autograd.grad(means.sum(), at, create_graph=True)
+    return gradient.float().flatten(1)
 
 
 def right_shares(

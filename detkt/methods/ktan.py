@@ -60,6 +60,7 @@ from detkt.methods.adversary import (
     generator_loss,
     gradient_penalty,
     right_shares,
+    zero_penalty,
 )
 from detkt.methods.base import (
     OPTIMIZERS,
@@ -119,8 +120,8 @@ class KTANConfig(MethodConfig):
     ``balance``: the MSE's share of the task's gradient, in place of beta; ``adversary_balance``: the adversary's, in
     place of alpha, in the steps in which it plays. ``adversary``: what D sees, "patch", "map" (the papers'), "roi" or
     "score"; ``loss``: "gan" (the papers'), "hinge", "relativistic" or "wgan-gp"; see `detkt.methods.adversary`.
-    ``label_smoothing``: of "gan". ``warmup_steps``: k, student updates with the MSE alone. ``normalize``: bring both
-    maps to one scale.
+    ``r1``: weight of the penalty on D's gradient, with its half; 0: none. ``label_smoothing``: of "gan".
+    ``warmup_steps``: k, student updates with the MSE alone. ``normalize``: bring both maps to one scale.
     ``instance_noise``: standard deviation of the noise on D's inputs, as these are (in root mean squares of R(t) with
     ``normalize``). ``discriminator_width``: channels of D's convolutions; 0 takes half of the map's, at most 64,
     so that D stays cheap beside the student. ``adversary_every``: D and the student's term from it have their turn once
@@ -143,6 +144,7 @@ class KTANConfig(MethodConfig):
     adversary_every: int = 4
     adversary: str = "patch"
     loss: str = "gan"
+    r1: float = 0.0
     num_convs: int = 2
     discriminator_width: int = 0
     discriminator_optimizer: str = "adam"
@@ -159,7 +161,7 @@ class KTANConfig(MethodConfig):
         section = f"methods.{self.section}"
         for key in (
             *("alpha", "beta", "regressor_steps", "warmup_steps", "regressor_lr", "discriminator_lr"),
-            *("discriminator_width", "discriminator_slope", "clip_norm", "instance_noise"),
+            *("discriminator_width", "discriminator_slope", "clip_norm", "instance_noise", "r1"),
         ):
             if not 0 <= getattr(self, key) < math.inf:
                 raise InputError(f"{section}.{key} is {getattr(self, key)}: it must be a number of at least 0")
@@ -461,9 +463,13 @@ class KTAN(Method):
             twice = None if seen.context is None else torch.cat([seen.context, seen.context])
             teacher_logit, student_logit = self._judge(seen, both, twice).chunk(2)
             loss = discriminator_loss(teacher_logit, student_logit, seen.mask, smooth, kind)
+            judge = cast("Discriminator | RowDiscriminator", seen.judge)
             if kind == "wgan-gp":
-                judge = cast("Discriminator | RowDiscriminator", seen.judge)
                 loss = loss + PENALTY * gradient_penalty(judge, seen.teacher, seen.student, seen.context)
+            if self.config.r1:
+                at = (seen.teacher, seen.student) if kind == "relativistic" else (seen.teacher,)
+                sizes = torch.stack([zero_penalty(judge, values, seen.context) for values in at])
+                loss = loss + self.config.r1 / 2 * sizes.sum()
             losses.append(loss)
             with torch.no_grad():
                 right = right_shares(teacher_logit, student_logit, seen.mask, undecided, kind)

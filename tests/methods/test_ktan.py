@@ -13,7 +13,7 @@ from detkt import Distiller, methods
 from detkt.base.errors import InputError
 from detkt.knowledge import FeatureSpec, Knowledge, Rows, Scores, Spec
 from detkt.methods.adapters import Regressor, regressor_geometry
-from detkt.methods.adversary import RowDiscriminator, gradient_penalty, right_shares
+from detkt.methods.adversary import RowDiscriminator, gradient_penalty, right_shares, zero_penalty
 from detkt.methods.base import STUDENT, Needs
 from detkt.methods.ktan import Discriminator, discriminator_loss, feature_mse, generator_loss
 
@@ -157,6 +157,7 @@ def test_the_gradient_penalty_of_a_linear_critic_by_hand(patch, masked):
         mask[1, :, :, 2:] = 0
         cells[1] = 4
     norm = judge.score.weight.detach().norm() / cells.sqrt()
+    assert zero_penalty(judge, student, mask).item() == pytest.approx(norm.square().mean().item(), rel=1e-5)
     penalty = gradient_penalty(judge, teacher, student, mask)
     assert penalty.item() == pytest.approx((norm - 1).square().mean().item(), rel=1e-5)
     penalty.backward()
@@ -244,6 +245,31 @@ def test_the_discriminator_of_rows_by_hand():
     by_class = torch.stack([hidden[i] @ judge.projection.weight[c] for i, c in enumerate(classes)])
     expected = hidden @ judge.score.weight[0] + judge.score.bias + by_class
     assert torch.allclose(judge(rows, classes)[:, 0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["hinge", "relativistic"])
+def test_the_r1_penalty_is_on_the_teachers_rows_and_in_pairs_on_the_students_too(loss):
+    settings = {**EXACT, "adversary": "roi", "loss": loss, "adversary_every": 1}
+    scored = Spec(spec().features, 4, scores=Scores("regions", width=8))
+    found = []
+    for r1 in (0.0, 3.0):
+        torch.manual_seed(0)
+        method = make(scored, scored, **settings, r1=r1)
+        seen = []
+        judge = method.discriminators["rows"]
+        judge.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs))
+        nets = knowledge(2, 8, 4, 6, seed=1), knowledge(2, 8, 4, 6, seed=2)
+        update, _ = method.step(stage_of(method, "adversarial"), *nets, ToyHeads())
+        found.append(update.losses["discriminator"])
+    sizes = []
+    for rows, classes in zip(seen[0][0].chunk(2), seen[0][1].chunk(2), strict=True):
+        rows = rows.detach().requires_grad_()
+        slopes = [torch.autograd.grad(judge(rows, classes)[i, 0], rows)[0][i] for i in range(len(rows))]
+        sizes.append(torch.stack(slopes).square().sum(dim=1).mean())
+    expected = 1.5 * (sizes[0] + sizes[1] if loss == "relativistic" else sizes[0])
+    assert (found[1] - found[0]).item() == pytest.approx(expected.item(), rel=1e-4)
+    found[1].backward()
+    assert all(p.grad.isfinite().all() for p in judge.parameters())
 
 
 def test_rows_that_no_head_gives_are_refused():

@@ -92,7 +92,7 @@ def test_a_step_asks_no_value_and_mixes_no_devices(name, sigmoid):
 @pytest.mark.usefixtures("autocast_knows_meta")
 @pytest.mark.parametrize(("adversary", "loss"), ADVERSARIES)
 def test_so_does_every_adversary(adversary, loss):
-    run("ktan", {"adversary": adversary, "loss": loss}, sigmoid=False)
+    run("ktan", {"adversary": adversary, "loss": loss, "r1": 1.0}, sigmoid=False)
 
 
 def run(name, settings, sigmoid):
