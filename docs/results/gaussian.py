@@ -34,9 +34,11 @@ def moments(feature: Tensor, boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 def gaussian_distance(student: Tensor, teacher: Tensor, boxes: Sequence[Tensor]) -> Tensor:
     """Squared 2-Wasserstein distance of the maps' cells in each box, mean over boxes and channels; 0 without boxes."""
+    if not any(map(len, boxes)):
+        return 0 * full_precision(student).sum()
     ours, theirs = (moments(full_precision(feature), boxes) for feature in (student, teacher))
     apart = sum((a - b).square() for a, b in zip(ours, theirs, strict=True))
-    return apart.sum() / max(apart.numel(), 1)
+    return apart.mean()
 
 
 @dataclass
