@@ -11,7 +11,7 @@ from detkt.config import load_config
 from detkt.engine.run import train
 from detkt.engine.trainer import Trainer
 
-STEPS, WARM_UP, MOST = 1400, 600, 2.0  # updates; megabytes of growth after the first ones
+STEPS, WARM_UP, MOST = 1200, 600, 2.0  # updates; megabytes of growth after the first ones
 
 _NET = {"min_size": 32, "max_size": 32, "rpn_pre_nms_top_n_train": 20, "rpn_post_nms_top_n_train": 8}
 TASKS = {
