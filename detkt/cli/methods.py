@@ -20,14 +20,15 @@ from detkt.methods.base import Method, Needs
 
 FLOOR = (
     "What a step takes was measured on a CPU, of a pair of ResNet-10s (crosskd: of two RetinaNets); its floor is a "
-    "plain step of the student and one pass of the teacher's backbone. What a method gained was measured once, with "
-    "that pair on drawn shapes and the settings told: your data may say otherwise, and `detkt compare` asks them."
+    "plain step of the student and one pass of the teacher's backbone. What a method gained was measured with that "
+    "pair on drawn shapes and the settings told (of some it was not): your data may say otherwise, and `detkt compare` "
+    "asks them."
 )
 EXAMPLES = f"""examples:
   %(prog)s
   %(prog)s ktan path/to/file.py:CLASS
 
-Any two can be summed, as ktan+kd. The weights of a method's own nets are counted for two pyramids of four levels with
+Any can be summed, as ktan+kd. The weights of a method's own nets are counted for two pyramids of four levels with
 256 channels; none of these nets is part of the trained student.
 {textwrap.fill(FLOOR, 120)}"""
 
