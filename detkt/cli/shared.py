@@ -173,6 +173,7 @@ def train_and_tell(arguments: argparse.Namespace, default_config: str, task: str
             f"{config.label} on {config.name}, seed {config.train.seed}: "
             f"{kind_of(config).summary(metrics)} on {metrics['split']}; "
             f"{metrics['updates']} updates in {metrics['seconds']:.0f} s; model in {folder}"
+            + ("; a trial, whose scores say nothing" if arguments.trial else "")
         )
 
 

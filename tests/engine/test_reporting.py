@@ -117,10 +117,11 @@ def test_a_tracker_that_cannot_begin_is_one_line(tmp_path, monkeypatch):
         Reporter(tmp_path, tracker="mlflow")
 
 
-def test_a_trial_takes_two_steps_a_stage_and_eight_pictures(tool, tiny_file, tmp_path):
+def test_a_trial_takes_two_steps_a_stage_and_eight_pictures(tool, tiny_file, tmp_path, capsys):
     run = tmp_path / "trial"
     given = ["--config", str(tiny_file), "--method", "ktan", "--output", str(run), "--quiet", "--trial"]
     tool("train_det").main([*given, "data.test=test"])
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["updates"] == 4 and metrics["split"] == "test[:8]"
+    assert capsys.readouterr().out.endswith("; a trial, whose scores say nothing\n")
     assert [line["step"] for line in read_log(run)][-1] == 6
