@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from detkt import config, methods
-from detkt.cli.methods import FLOOR, MEASURED, describe
-from detkt.config import load_config
+from detkt.cli.methods import MEASURED, MEASUREMENTS, describe
 
 FOLDER = Path(__file__).parent / "reference"
 NOTEBOOK = Path(__file__).parent / "guides" / "own_photographs.ipynb"
@@ -61,7 +60,7 @@ def gains() -> dict[str, dict[str, Any]]:
     Of the older table, and of the methods since 2019, where both have three seeds in common; with the settings that the
     pair's config gives the method, as the command line takes them.
     """
-    chosen = load_config(SHAPES_CONFIG).methods
+    chosen = config.load_config(SHAPES_CONFIG).methods
     tables = [json.loads((SHAPES / "table.json").read_text(encoding="utf-8")), rows_of(SHAPES / "modern")]
     found = {}
     for rows in tables:
@@ -130,7 +129,7 @@ def methods_page() -> str:
         "# Methods",
         "What `detkt methods` prints; written from the code by `python docs/write_reference.py`. Any can be "
         "summed, as `ktan+kd`. Own nets are counted for two pyramids of four levels with 256 channels; none is part of "
-        f"the trained student. {FLOOR} Settings: [methods](settings.md#methods). "
+        f"the trained student. {MEASUREMENTS} Settings: [methods](settings.md#methods). "
         "Which to take: [a guide](../guides/which_method.md).",
     ]
     for cls in every_method():

@@ -18,7 +18,7 @@ from detkt.cli.shared import Parser
 from detkt.knowledge import FeatureSpec, Spec, Tower
 from detkt.methods.base import Method, Needs
 
-FLOOR = (
+MEASUREMENTS = (
     "What a step takes was measured on a CPU, of a pair of ResNet-10s (crosskd: of two RetinaNets); its floor is a "
     "plain step of the student and one pass of the teacher's backbone. What a method gained was measured with that "
     "pair on drawn shapes and the settings told (of some it was not): your data may say otherwise, and `detkt compare` "
@@ -30,7 +30,7 @@ EXAMPLES = f"""examples:
 
 Any can be summed, as ktan+kd. The weights of a method's own nets are counted for two pyramids of four levels with
 256 channels; none of these nets is part of the trained student.
-{textwrap.fill(FLOOR, 120)}"""
+{textwrap.fill(MEASUREMENTS, 120)}"""
 
 LEVELS, CHANNELS = 4, 256
 MEASURED = Path(__file__).with_name("measured.json")

@@ -92,7 +92,7 @@ class Balance(nn.Module):
         learning = torch.is_grad_enabled()
         measure = learning and self._batches % EVERY == 0
         self._batches += learning
-        maps = [feature for feature in student.features.values() if feature.requires_grad]
+        maps = _with_gradient(student)
         if learning and not maps:
             raise InputError(
                 f"{', '.join(self._names)}: no share of the task's gradient can be held at the student's maps, which "
@@ -156,7 +156,7 @@ def gradient_share(update: Update, student: Knowledge) -> Update:
 
     Nothing else is changed: the gradients of the step are computed anew.
     """
-    maps = [feature for feature in student.features.values() if feature.requires_grad]
+    maps = _with_gradient(student)
     if not maps or not update.losses:
         return update
     masks = [student.mask(feature) for feature in maps]
@@ -166,6 +166,11 @@ def gradient_share(update: Update, student: Knowledge) -> Update:
     )
     share = torch.where(task > 0, terms / task, torch.zeros_like(task))
     return replace(update, metrics={**update.metrics, "gradient_share": share})
+
+
+def _with_gradient(student: Knowledge) -> list[Tensor]:
+    """The student's maps but for those of frozen stages."""
+    return [feature for feature in student.features.values() if feature.requires_grad]
 
 
 def _gradient(loss: Tensor, maps: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Tensor:

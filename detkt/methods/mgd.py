@@ -91,7 +91,7 @@ class MGD(PairedMaps):
         super().__init__(config, student, teacher)
         self.settings = self.settled()
         self.require("ratio", 0 <= self.settings["ratio"] < 1, "0 or more and less than 1")
-        self.require_not_negative("weight", "cells")
+        self.require_not_negative("cells")
         self.generators = nn.ModuleList(Generator(self.pair_specs(pair)[1].channels) for pair in self.pairs())
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
