@@ -116,7 +116,7 @@ class Distiller(nn.Module):
             self.close()
             raise
         self.compares_gradients = False
-        self.balance = Balance(shares, mean_over_processes).to(weight.device) if shares else None
+        self.balance = Balance(shares, mean_over_processes, accumulate).to(weight.device) if shares else None
         self._stages = list(self.method.stages())
         self.metrics: dict[str, Tensor] = {}
         self._accumulate, self._part = accumulate, 0
@@ -183,7 +183,7 @@ class Distiller(nn.Module):
         for update in self.method.step(stage, student, teacher, heads):
             if update.player == STUDENT:
                 if self.balance is not None:
-                    update = self.balance.balance(update, student)
+                    update = self.balance(update, student)
                 if self.compares_gradients:
                     update = gradient_share(update, student)
                 update, done = update.with_task(student.losses), True

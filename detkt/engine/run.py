@@ -232,7 +232,8 @@ def _prepare_training(job: _Job, data: _Data, nets: _Nets) -> Trainer:
             nets.teacher_classes,
             job.kind.image_size(data.training),
             cache,
-            class_map=config.teacher.class_map or None,
+            config.train.accumulate,
+            config.teacher.class_map or None,
             own_size=config.teacher.own_size,
         )
     _tell_shared_classes(distiller)

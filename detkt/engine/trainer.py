@@ -29,7 +29,7 @@ from detkt.engine.validation import Validation
 from detkt.methods.base import STUDENT, Stage
 from detkt.methods.players import Players, schedule_factor
 
-COMPARE_EVERY = 200  # updates of the student
+COMPARE_EVERY, COMPARED = 200, 4  # updates of the student; successive ones, so that an adversary has its turn
 
 __all__ = ["Interrupted", "Progress", "Trainer"]
 
@@ -251,14 +251,14 @@ class Trainer:
         )
 
     def _compares_gradients(self) -> bool:
-        """Whether this step measures what the method pulls against the task: for the first line, and rarely after.
+        """Whether this step measures what the method pulls against the task: some for the first line, and few after.
 
         Not where it could not: compiled backbones run backward once, and unscaled float16 gradients vanish.
         """
         if self.config.compile or self.config.precision == "fp16":
             return False
-        since = self.progress.student_step + 1 - self.config.log_every
-        return since >= 0 and since % COMPARE_EVERY == 0
+        since = self.progress.student_step + COMPARED - self.config.log_every
+        return since >= 0 and since % COMPARE_EVERY < COMPARED
 
     def _look_at_gradient(self, player: str, norm: Tensor) -> None:
         if player == STUDENT and self.config.clip_norm:

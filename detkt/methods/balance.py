@@ -6,9 +6,11 @@ of a term's gradient to so many times that of the task losses, both taken at the
 pass through the heads alone. So VQGAN holds its adversary (Esser et al., CVPR 2021).
 
 What that leaves open, and we decided: the norm is that of all the student's maps together, but for those of frozen
-stages, over the cells that show picture; it is measured in one batch of :data:`EVERY`, and the ratio is a geometric
-mean over the measurements with a memory of some five of them, so that one odd batch moves no weight; several processes
-use the mean of theirs.
+stages, over the cells that show picture. A term is looked at in each of the first :data:`FIRST` batches in which it has
+a gradient, in which a new layer can change it a hundredfold, and in one of :data:`EVERY` after them: an adversary has
+its own count. The ratio is a geometric mean over the looks with a memory of some five of them, so that one odd batch
+moves no weight; but a batch that is looked at pulls at most :data:`EXCESS` times its share. Parts of a batch are one
+look, and several processes use the root mean square of theirs, so that the factor is that of the whole batch.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge
 from detkt.methods.base import Update
 
+FIRST = 50
 EVERY = 10
 MEMORY = 0.8
+EXCESS = 2.0
 LARGEST = 1e4
 """No factor goes above it, nor below its inverse: a term without a gradient would get an endless weight."""
 
@@ -35,118 +39,119 @@ class Balance(nn.Module):
     Args:
         shares: by term, the norm of its gradient in norms of the task's.
         mean: of a tensor over all processes.
+        parts: in how many calls a batch comes.
     """
 
     ratios: Tensor
     known: Tensor
 
-    def __init__(self, shares: Mapping[str, float], mean: Callable[[Tensor], Tensor] = lambda values: values) -> None:
-        super().__init__()
-        self.shares, self._mean = dict(shares), mean
-        self._names = list(self.shares)
-        self._batches = 0
-        self._measured: set[str] = set()  # so that no step has to ask a GPU
-        self.register_buffer("ratios", torch.zeros(len(self._names)))  # logarithms, task : term
-        self.register_buffer("known", torch.zeros(len(self._names), dtype=torch.bool))
-
-    def forward(
+    def __init__(
         self,
-        update: Update,
-        task: Mapping[str, Tensor],
-        maps: Sequence[Tensor],
-        masks: Sequence[Tensor | None],
-        measure: bool,
-    ) -> Update:
-        """*update* with every term that has a share times its factor.
+        shares: Mapping[str, float],
+        mean: Callable[[Tensor], Tensor] = lambda values: values,
+        parts: int = 1,
+    ) -> None:
+        super().__init__()
+        self.shares, self._mean, self._parts = dict(shares), mean, parts
+        self._calls = dict.fromkeys(self.shares, 0)  # with a gradient of that term
+        self._measured: set[str] = set()  # so that no step has to ask a GPU
+        # Of the parts of the batch so far: the sums, and what was known before it.
+        self._parts_so_far: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self.register_buffer("ratios", torch.zeros(len(self.shares)))  # logarithms, task : term
+        self.register_buffer("known", torch.zeros(len(self.shares), dtype=torch.bool))
+
+    def forward(self, update: Update, student: Knowledge) -> Update:
+        """*update* of the next batch with every term that has a share times its factor.
+
+        A batch that is looked at tells in the update's metrics ``NAME_share`` (what the term pulls now, in units of the
+        task) and ``NAME_cosine`` (of the two gradients).
 
         Args:
             update: what the method adds for the student.
-            task: the student's task losses.
-            maps: the student's maps (N, C, H, W) that both hang on.
-            masks: of each map (N, 1, H, W), 1 where it shows picture; None: everywhere.
-            measure: look at the gradients of this batch, and tell of them in the update's metrics: ``NAME_share`` (what
-                the term pulls now, in units of the task) and ``NAME_cosine`` (of the two gradients).
-        """
-        terms = [name for name in self._names if name in update.losses]
-        if not terms:
-            return update
-        found: dict[str, tuple[Tensor, Tensor]] = {}
-        if measure or (torch.is_grad_enabled() and not all(self._known(name) for name in terms)):
-            found = self._measure(update, task, maps, masks, terms)
-        losses, metrics = dict(update.losses), dict(update.metrics)
-        for name in terms:
-            factor = self._factor(name)
-            losses[name] = factor * losses[name]
-            if name in found:
-                ratio, cosine = found[name]
-                metrics[f"{name}_share"] = factor / ratio
-                metrics[f"{name}_cosine"] = cosine
-        return replace(update, losses=losses, metrics=metrics)
-
-    def balance(self, update: Update, student: Knowledge) -> Update:
-        """*update* of the next batch with its terms at their shares; looked at in one batch of :data:`EVERY`.
+            student: its maps, from which both the terms and the task's losses come.
 
         Raises:
             InputError: none of the student's maps has a gradient, as with a frozen backbone.
         """
-        learning = torch.is_grad_enabled()
-        measure = learning and self._batches % EVERY == 0
-        self._batches += learning
+        terms = [name for name in self.shares if name in update.losses]
         maps = _with_gradient(student)
-        if learning and not maps:
+        if torch.is_grad_enabled() and not maps:
             raise InputError(
-                f"{', '.join(self._names)}: no share of the task's gradient can be held at the student's maps, which "
+                f"{', '.join(self.shares)}: no share of the task's gradient can be held at the student's maps, which "
                 "have none (its backbone is frozen); leave 'balance' out, or train more of the backbone"
             )
-        # Masks are made where they are looked through: most batches pass with the factors of before.
-        looks = measure or (learning and not all(self._known(name) for name in self._names if name in update.losses))
-        masks = [student.mask(feature) if looks else None for feature in maps]
-        return self(update, student.losses, maps, masks, measure)
+        found = self._look(update, student, maps, [name for name in terms if self._is_due(name, update.losses[name])])
+        losses, metrics = dict(update.losses), dict(update.metrics)
+        for name in terms:
+            factor = self._factor(name)
+            if name in found:
+                pull, cosine = found[name]
+                largest = EXCESS * self.shares[name]
+                factor = torch.where(factor * pull > largest, largest / pull, factor)
+                metrics[f"{name}_share"], metrics[f"{name}_cosine"] = factor * pull, cosine
+            losses[name] = factor * losses[name]
+        return replace(update, losses=losses, metrics=metrics)
 
     def get_extra_state(self) -> Tensor:
-        """How many batches there were, so that a resumed run looks at the same ones."""
-        return torch.tensor(self._batches)
+        """How many calls there were with each term, so that a resumed run looks at the same ones."""
+        return torch.tensor(list(self._calls.values()))
 
     def set_extra_state(self, state: Tensor) -> None:
-        """The reverse of :meth:`get_extra_state`."""
-        self._batches = int(state)
+        """The reverse of :meth:`get_extra_state`; checkpoints of before counted once for all terms."""
+        self._calls = dict(zip(self.shares, state.expand(len(self.shares)).tolist(), strict=True))
 
-    def _known(self, name: str) -> bool:
-        if name not in self._measured and self.known[self._names.index(name)]:
+    def _is_due(self, name: str, loss: Tensor) -> bool:
+        """Whether this call looks at a term; a call in which it has no gradient, not being its turn, is not counted."""
+        if not (torch.is_grad_enabled() and loss.requires_grad):
+            return False
+        batch = self._calls[name] // self._parts
+        self._calls[name] += 1
+        return batch < FIRST or batch % EVERY == 0 or not self._is_known(name)
+
+    def _is_known(self, name: str) -> bool:
+        if name not in self._measured and self.known[self._index(name)]:
             self._measured.add(name)
         return name in self._measured
 
+    def _index(self, name: str) -> int:
+        return list(self.shares).index(name)
+
     def _factor(self, name: str) -> Tensor:
-        index = self._names.index(name)
+        index = self._index(name)
         ratio = self.ratios[index].exp()
         # A term that has had no gradient so far keeps the weight it came with.
         return torch.where(self.known[index], self.shares[name] * ratio, torch.ones_like(ratio))
 
-    def _measure(
-        self,
-        update: Update,
-        task: Mapping[str, Tensor],
-        maps: Sequence[Tensor],
-        masks: Sequence[Tensor | None],
-        terms: Sequence[str],
+    def _look(
+        self, update: Update, student: Knowledge, maps: Sequence[Tensor], terms: Sequence[str]
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        """Ratio of norms (task : term) and cosine of each term, by name; the running ratios move on."""
-        ours = _gradient(torch.stack([loss.float() for loss in task.values()]).sum(), maps, masks)
-        norm = ours.norm()
+        """Ratio of norms (term : task) and cosine of each of *terms*, by name, 0 where one has no gradient.
+
+        The running ratios move on.
+        """
+        if not terms:
+            return {}
+        # Masks are made where they are looked through: most batches pass with the factors of before.
+        masks = [student.mask(feature) for feature in maps]
+        ours = _gradient(torch.stack([loss.float() for loss in student.losses.values()]).sum(), maps, masks)
         found = {}
         for name in terms:
             theirs = _gradient(update.losses[name].float(), maps, masks)
-            measured = torch.stack([norm, theirs.norm(), ours @ theirs])
-            task_norm, term_norm, product = self._mean(measured)
-            ratio = (task_norm / term_norm).clamp(1 / LARGEST, LARGEST)
-            if not (term_norm > 0 and task_norm > 0):  # such as an adversary's in a step that is not its turn
-                continue
-            found[name] = ratio, product / (task_norm * term_norm).clamp_min(1e-20)
-            index = self._names.index(name)
-            new = ratio.log()
-            old = self.ratios[index].clone()
-            self.ratios[index] = torch.where(self.known[index], MEMORY * old + (1 - MEMORY) * new, new)
-            self.known[index] = True
+            sums = self._mean(torch.stack([ours @ ours, theirs @ theirs, ours @ theirs]))
+            index, (batch, part) = self._index(name), divmod(self._calls[name] - 1, self._parts)
+            before, was_known = self.ratios[index].clone(), self.known[index].clone()
+            if part and name in self._parts_so_far:
+                earlier, before, was_known = self._parts_so_far[name]
+                sums = sums + earlier
+            self._parts_so_far[name] = sums, before, was_known
+            task, term = sums[0].sqrt(), sums[1].sqrt()
+            both = (task > 0) & (term > 0)
+            pull = (term / task).clamp(1 / LARGEST, LARGEST)
+            found[name] = pull.where(both, 0), (sums[2] / (task * term)).where(both, 0)
+            weight = max(1 - MEMORY, 1 / (batch + 1))
+            ratio = torch.where(was_known, (1 - weight) * before - weight * pull.log(), -pull.log())
+            self.ratios[index] = ratio.where(both, before)
+            self.known[index] = was_known | both
         return found
 
 

@@ -10,7 +10,7 @@ import torch
 import detkt
 from detkt.base.errors import InputError
 from detkt.knowledge import Knowledge
-from detkt.methods.balance import EVERY, LARGEST, MEMORY, Balance, gradient_share
+from detkt.methods.balance import EVERY, EXCESS, FIRST, LARGEST, MEMORY, Balance, gradient_share
 from detkt.methods.base import STUDENT, Update
 
 
@@ -33,10 +33,18 @@ def gradient(loss, maps) -> torch.Tensor:
     return torch.cat([part.flatten() for part in torch.autograd.grad(loss, maps, retain_graph=True)])
 
 
+def knowledge(maps, task, valid=None) -> Knowledge:
+    return Knowledge({f"map{i}": feature for i, feature in enumerate(maps)}, losses=task, valid=valid)
+
+
+def ratio_of(task, term, maps) -> float:
+    return (gradient(sum(task.values()), maps).norm() / gradient(term, maps).norm()).item()
+
+
 def test_terms_pull_with_their_share_of_the_task():
     maps, task, terms, vectors = batch()
     balance = Balance({"hint": 0.5, "adversary": 0.1})
-    update = balance(Update(STUDENT, terms), task, maps, [None, None], measure=True)
+    update = balance(Update(STUDENT, terms), knowledge(maps, task))
     whole = vectors["task"].norm()
     for name, share in (("hint", 0.5), ("adversary", 0.1)):
         pulled = gradient(update.losses[name], maps)
@@ -50,71 +58,129 @@ def test_terms_pull_with_their_share_of_the_task():
 
 def test_padding_counts_neither_for_the_task_nor_for_the_term():
     maps, task, terms, vectors = batch()
-    masks = [torch.zeros(2, 1, 4, 5), torch.ones(2, 1, 2, 3)]
-    masks[0][:, :, :2] = 1
-    cells = torch.cat([mask.expand_as(feature).flatten() for mask, feature in zip(masks, maps, strict=True)])
-    update = Balance({"hint": 0.5})(Update(STUDENT, terms), task, maps, masks, measure=True)
+    student = knowledge(maps, task, [(0.5, 1.0), (1.0, 0.4)])
+    cells = torch.cat([student.mask(feature).expand_as(feature).flatten() for feature in maps])
+    assert 0 < cells.mean() < 0.6
+    update = Balance({"hint": 0.5})(Update(STUDENT, terms), student)
     pulled = gradient(update.losses["hint"], maps) * cells
     assert pulled.norm().item() == pytest.approx(0.5 * (vectors["task"] * cells).norm().item(), rel=1e-5)
 
 
-def test_between_two_measurements_the_factor_stays_and_nothing_is_computed():
+def test_every_batch_is_looked_at_first_and_one_in_ten_after():
     balance = Balance({"hint": 0.5})
-    maps, task, terms, _ = batch()
-    first = balance(Update(STUDENT, terms), task, maps, [None, None], measure=False)  # nothing known yet: it looks
-    factor = (first.losses["hint"] / terms["hint"]).item()
-    maps, task, terms, _ = batch(1)
-    later = balance(Update(STUDENT, {"hint": 7 * terms["hint"]}), task, maps, [None, None], measure=False)
-    assert (later.losses["hint"] / (7 * terms["hint"])).item() == pytest.approx(factor)
-    assert later.metrics == {}
+    looked = []
+    for seed in range(FIRST + 2 * EVERY + 1):
+        maps, task, terms, _ = batch(seed)
+        before = balance.ratios.clone()
+        update = balance(Update(STUDENT, {"hint": terms["hint"]}), knowledge(maps, task))
+        looked.append("hint_share" in update.metrics)
+        if not looked[-1]:  # the factor stays
+            assert torch.equal(balance.ratios, before)
+            factor = (update.losses["hint"] / terms["hint"]).item()
+            assert factor == pytest.approx(0.5 * math.exp(before.item()), rel=1e-5)
+    assert looked == [i < FIRST or i % EVERY == 0 for i in range(len(looked))]
+
+
+@pytest.mark.parametrize(("start", "every"), [(0, 4), (5, 4), (3, 5), (7, 2)])
+def test_an_adversary_is_looked_at_in_turns_of_its_own(start, every):
+    balance = Balance({"hint": 0.5, "adversary": 0.1})
+    looked = []
+    for step in range(start, start + every * (FIRST + EVERY + 1), 1):
+        maps, task, terms, _ = batch(step)
+        if turn := (step - start) % every == 0:
+            update = balance(Update(STUDENT, terms), knowledge(maps, task))
+            looked.append("adversary_share" in update.metrics)
+        else:
+            waiting = {**terms, "adversary": torch.zeros(())}
+            update = balance(Update(STUDENT, waiting), knowledge(maps, task))
+        assert ("adversary_share" in update.metrics) <= turn
+    assert looked == [True] * FIRST + [True] + [False] * (EVERY - 1) + [True]
 
 
 def test_the_ratio_is_a_running_geometric_mean_and_goes_with_the_state():
     balance = Balance({"hint": 1.0})
-    ratios = []
-    for seed in range(3):
+    expected = 0.0
+    for seed in range(8):
         maps, task, terms, _ = batch(seed)
-        scaled = {"hint": 10**seed * terms["hint"]}
-        balance(Update(STUDENT, scaled), task, maps, [None, None], measure=True)
-        ratios.append(
-            math.log((gradient(sum(task.values()), maps).norm() / gradient(scaled["hint"], maps).norm()).item())
-        )
-    expected = ratios[0]
-    for ratio in ratios[1:]:
-        expected = MEMORY * expected + (1 - MEMORY) * ratio
+        scaled = {"hint": (1 + seed % 3) * terms["hint"]}
+        balance(Update(STUDENT, scaled), knowledge(maps, task))
+        weight = max(1 - MEMORY, 1 / (seed + 1))  # a mean of the first ones alike
+        expected += weight * (math.log(ratio_of(task, scaled["hint"], maps)) - expected)
     assert balance.ratios.item() == pytest.approx(expected, abs=1e-4)
     other = Balance({"hint": 1.0})
     other.load_state_dict(balance.state_dict())
     maps, task, terms, _ = batch(5)
-    losses = [
-        b(Update(STUDENT, terms), task, maps, [None, None], measure=False).losses["hint"] for b in (balance, other)
-    ]
+    losses = [b(Update(STUDENT, terms), knowledge(maps, task)).losses["hint"] for b in (balance, other)]
     assert losses[0] == losses[1]
+
+
+def test_a_term_that_changes_a_hundredfold_never_drowns_the_task():
+    """As an adapter that is new: its first steps change the term's gradient by far more than the task's."""
+    balance, pulled = Balance({"hint": 1.0}), []
+    for step in range(FIRST):
+        maps, task, terms, _ = batch(step)
+        scale = 100.0 if 2 <= step < 20 else 0.01
+        term = {"hint": scale * terms["hint"]}
+        update = balance(Update(STUDENT, term), knowledge(maps, task))
+        pulled.append(1 / ratio_of(task, update.losses["hint"], maps))
+        assert update.metrics["hint_share"].item() == pytest.approx(pulled[-1], rel=1e-3)
+    assert max(pulled) <= EXCESS * 1.001
+    assert pulled[:2] == pytest.approx([1, 1], rel=0.3)
+    assert pulled[3:19] == pytest.approx([EXCESS] * 16, rel=1) and pulled[-1] == pytest.approx(1, rel=0.3)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_of_a_batch_give_the_factor_of_the_whole(parts):
+    whole, split = Balance({"hint": 0.5}), Balance({"hint": 0.5}, parts=parts)
+    for step in range(6):
+        torch.manual_seed(step)
+        feature = torch.randn(4, 3, 2, 2, requires_grad=True)
+        task, hint = torch.randn(4, 3, 2, 2), (10.0**step) * torch.randn(4, 3, 2, 2)
+
+        def losses(rows: slice, feature=feature, task=task, hint=hint):
+            part = feature[rows]  # the map of these pictures alone
+            count = len(part)
+            student = Knowledge({"output": part}, losses={"task": (part * task[rows]).sum() / count})
+            return Update(STUDENT, {"hint": (part * hint[rows]).sum() / count}), student
+
+        whole(*losses(slice(0, 4)))
+        size = 4 // parts
+        for part in range(parts):
+            split(*losses(slice(part * size, (part + 1) * size)))
+        assert split.ratios.item() == pytest.approx(whole.ratios.item(), abs=1e-4)
 
 
 def test_a_term_without_a_gradient_keeps_its_weight_and_spoils_nothing():
     maps, task, terms, _ = batch()
     balance = Balance({"hint": 0.5, "absent": 1.0})
-    update = balance(Update(STUDENT, {"hint": torch.zeros(())}), task, maps, [None, None], measure=True)
+    update = balance(Update(STUDENT, {"hint": torch.zeros(())}), knowledge(maps, task))
     assert update.losses["hint"] == 0 and update.metrics == {}  # a share of 0 would halve the mean that is logged
+    empty = balance(Update(STUDENT, {"hint": 0.0 * terms["hint"]}), knowledge(maps, task))  # as of an empty picture
+    assert empty.losses["hint"] == 0 and empty.metrics["hint_share"] == empty.metrics["hint_cosine"] == 0
     assert not balance.known.any()
     assert balance.ratios.isfinite().all()  # else no checkpoint could be written
-    tiny = balance(Update(STUDENT, {"hint": 1e-9 * terms["hint"]}), task, maps, [None, None], measure=True)
+    tiny = balance(Update(STUDENT, {"hint": 1e-9 * terms["hint"]}), knowledge(maps, task))
     assert (tiny.losses["hint"] / (1e-9 * terms["hint"])).item() == pytest.approx(0.5 * LARGEST, rel=1e-4)
 
 
 def test_processes_share_one_factor():
     maps, task, terms, _ = batch()
     alone = Balance({"hint": 1.0})
-    doubled = Balance({"hint": 1.0}, mean=lambda values: values * torch.tensor([2.0, 1.0, 1.0]))
+    doubled = Balance({"hint": 1.0}, mean=lambda squares: squares * torch.tensor([4.0, 1.0, 1.0]))
     for balance in (alone, doubled):
-        balance(Update(STUDENT, terms), task, maps, [None, None], measure=True)
+        balance(Update(STUDENT, terms), knowledge(maps, task))
     assert doubled.ratios.item() - alone.ratios.item() == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_a_checkpoint_that_counted_once_for_all_terms_goes_on():
+    balance = Balance({"hint": 0.5, "adversary": 0.1})
+    balance.set_extra_state(torch.tensor(70))
+    assert balance.get_extra_state().tolist() == [70, 70]
 
 
 def test_gradients_still_reach_the_student():
     maps, task, terms, _ = batch()
-    update = Balance({"hint": 0.5})(Update(STUDENT, terms), task, maps, [None, None], measure=True)
+    update = Balance({"hint": 0.5})(Update(STUDENT, terms), knowledge(maps, task))
     update.with_task(task).total.backward()
     assert all(feature.grad.abs().sum() > 0 for feature in maps)
 
@@ -170,7 +236,9 @@ def test_maps_of_frozen_stages_are_not_looked_at(detector, batch, frozen):
     assert distiller.metrics["pkd_share"].item() == pytest.approx(0.5, rel=1e-3)
 
 
-def test_factors_and_rhythm_go_with_the_distillers_state(detector, batch):
+def test_factors_and_rhythm_go_with_the_distillers_state(detector, batch, monkeypatch):
+    monkeypatch.setattr("detkt.methods.balance.FIRST", 2)
+
     def new() -> detkt.Distiller:
         torch.manual_seed(0)
         return detkt.Distiller(detector(), detector(seed=1), "fitnet", {"balance": 0.5}).train()
