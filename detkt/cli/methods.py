@@ -78,7 +78,8 @@ def serves(needs: list[str]) -> str:
 
 def measured_of(name: str) -> list[str]:
     """What a step of the method takes, and what the method gained, where these have been measured."""
-    found = json.loads(MEASURED.read_text(encoding="utf-8")).get(name, {})
+    measured = json.loads(MEASURED.read_text(encoding="utf-8"))
+    found = measured.get(name, {})
     of_seeds = "({seeds} seeds: {least:+.1f} to {most:+.1f})"
     texts = {
         "step": "a step takes {median:.2f} ({low:.2f} to {high:.2f}) times its floor",
@@ -87,6 +88,10 @@ def measured_of(name: str) -> list[str]:
     told = {key: text.format(**found[key]) for key, text in texts.items() if key in found}
     if settings := found.get("gain", {}).get("settings"):
         told["gain"] += f" with {settings}"
+    gains = {one: values["gain"]["mean"] for one, values in measured.items() if "gain" in values and "+" not in one}
+    best = max(gains, key=lambda one: gains[one])
+    if "gain" in told and name != best:
+        told["best"] = f"(no single method gained more there than {best}, {gains[best]:+.1f})"
     return list(told.values())
 
 

@@ -223,8 +223,8 @@ class MethodConfig:
     method has, as ``official`` (those of the authors' code, where they differ from the text).
     ``layers``: names of the layers to transfer, each ``NAME`` or ``STUDENT=TEACHER``; empty: the backbone's
     outputs.
-    ``balance``: the share of the task's gradient that the method's term is held to, measured at the student's maps
-    (`detkt.methods.balance`); 0: the weight as it is.
+    ``balance``: the share of the task's gradient that the method's term is held to (each of two, as of classes and
+    boxes), measured at the student's maps (`detkt.methods.balance`); 0: the weight as it is.
     """
 
     preset: str = "default"

@@ -109,6 +109,7 @@ def test_workers_change_nothing_and_resume_alike(task, configured, uninterrupted
 
 def test_a_balanced_run_resumes_alike(configured, uninterrupted, tmp_path, stop_and_go_on, monkeypatch):
     """Shares are measured in the same batches, and their means go on; a term that has not played yet has none."""
+    monkeypatch.setattr(balance, "FIRST", 1)
     monkeypatch.setattr(balance, "EVERY", 3)
     settings = ["methods.ktan.balance=0.5", "methods.ktan.adversary_balance=0.1", "methods.kd.balance=0.25"]
     arguments = (CLASSIFICATION, "method=ktan+kd", *settings, "train.log_every=1")
