@@ -49,7 +49,7 @@ def read_rows(
     rows: dict[str, Row] = {}
     for label, scores, outcomes in sorted(students, key=lambda run: run[1]["seed"]):
         row = rows.setdefault(label, Row(label))
-        row.runs.append({key: math.nan if value is None else value for key, value in scores.items()})
+        row.runs.append(scores)
         row.outcomes.append(outcomes)
     measure = next(iter(kind.measures))
     ranked = sorted(rows.values(), key=lambda row: row.mean(measure), reverse=True)
@@ -91,6 +91,13 @@ def _is_metrics(content: Any) -> bool:
 
 
 def _scores(content: Any, path: Path) -> dict[str, Any]:
+    """*content*, less null: what cannot be measured is nan."""
     if not _is_metrics(content):
         raise InputError(f"{path} is not the metrics.json of a finished run; leave it out")
-    return content
+    kind = kind_of_scores(content)
+    measures = kind.measures if kind else ()
+    scores = content | {key: math.nan for key in measures if content[key] is None}
+    for key in (*measures, "seed", "updates", "seconds"):
+        if not isinstance(scores[key], int | float):
+            raise InputError(f"{path} holds no number under '{key}'; mend it, or leave it out")
+    return scores

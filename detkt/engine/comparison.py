@@ -40,12 +40,17 @@ class Row:
     outcomes: list[Outcomes | None] = field(default_factory=list)
 
     def mean(self, measure: str) -> float:
-        return statistics.fmean(run[measure] for run in self.runs)
+        """Over the seeds whose score is finite; nan where none is."""
+        values = self._finite(measure)
+        return statistics.fmean(values) if values else math.nan
 
     def spread(self, measure: str) -> float | None:
-        """Sample standard deviation over the seeds; None of a single run."""
-        values = [run[measure] for run in self.runs]
+        """Sample standard deviation over the seeds whose score is finite; None of fewer than two."""
+        values = self._finite(measure)
         return statistics.stdev(values) if len(values) > 1 else None
+
+    def _finite(self, measure: str) -> list[float]:
+        return [run[measure] for run in self.runs if math.isfinite(run[measure])]
 
 
 def run_folder(root: Path, config: Config, method: str, seed: int) -> Path:

@@ -76,8 +76,8 @@ def _paper(paper: Mapping[str, float], method: str) -> str:
 
 
 def _with_spread(row: Row, measure: str) -> str:
-    mean, spread = row.mean(measure), row.spread(measure)
-    return _percent(mean) if spread is None or math.isnan(mean) else f"{_percent(mean)} ± {100 * spread:.1f}"
+    mean, spread = _percent(row.mean(measure)), row.spread(measure)
+    return mean if spread is None else f"{mean} ± {100 * spread:.1f}"
 
 
 def _percent(share: float | None) -> str:

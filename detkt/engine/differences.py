@@ -23,10 +23,10 @@ PLAIN = "none"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds.
+    """A mean over the seeds whose score is finite.
 
     Attributes:
-        value: a share, as scores are.
+        value: a share, as scores are; nan where there is no such seed.
         low, high: its 95 % interval; None where one seed and no picture says nothing.
         holds: the luck that the interval holds: ``pictures + seeds``, ``seeds``, ``pictures``, or ``–``.
     """
@@ -39,7 +39,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """One method's mean less another's, over the seeds that both have.
+    """One method's mean less another's, over the seeds of which both have a finite score.
 
     Attributes:
         pairs: how many these are.
@@ -127,7 +127,7 @@ def compare(rows: Sequence[Row], measure: str, against: str | None = None, resam
         others = [row for row in rows if row is not base]
         differences = {row.method: _difference(row, base, measure, draws) for row in others}
         reached = updates_to_reach(rows, base, measure)
-    warnings = unlike + _warnings(list(differences.values()), base)
+    warnings = unlike + _not_finite(rows, measure) + _warnings(list(differences.values()), base)
     return Comparison(list(rows), measure, base.method if base else None, estimates, differences, reached, warnings)
 
 
@@ -174,11 +174,13 @@ def _drawn(row: Row, index: int, measure: str, resamples: int, unlike: list[str]
 
 def _joined(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
     known = [part for part in parts if part is not None]
-    return np.stack(known) if len(known) == len(parts) else None
+    return np.stack(known) if known and len(known) == len(parts) else None
 
 
 def _told(values: Sequence[float], drawn: np.ndarray | None) -> tuple[float, float | None, float | None, str]:
     """Mean, ends of the interval, and what it holds."""
+    if not values:
+        return math.nan, None, None, "–"
     ends = interval(values, drawn)
     if ends is None:
         return statistics.fmean(values), None, None, "–"
@@ -187,20 +189,18 @@ def _told(values: Sequence[float], drawn: np.ndarray | None) -> tuple[float, flo
 
 
 def _estimate(row: Row, measure: str, draws: Draws) -> Estimate:
-    drawn = [draws[row.method, _seed(row, index)] for index in range(len(row.runs))]
-    return Estimate(*_told([run[measure] for run in row.runs], _joined(drawn)))
+    known = [index for index, run in enumerate(row.runs) if math.isfinite(run[measure])]
+    drawn = _joined([draws[row.method, _seed(row, index)] for index in known])
+    return Estimate(*_told([row.runs[index][measure] for index in known], drawn))
 
 
 def _difference(row: Row, base: Row, measure: str, draws: Draws) -> Difference:
     ours, theirs = (_by_seed(each) for each in (row, base))
-    seeds = sorted(set(ours) & set(theirs))
-    values = [ours[seed][measure] - theirs[seed][measure] for seed in seeds]
-    if not seeds:
-        return Difference(math.nan, None, None, "–", 0, math.nan)
-    pairs = [(draws[row.method, seed], draws[base.method, seed]) for seed in seeds]
-    known = all(a is not None and b is not None for a, b in pairs)
-    drawn = np.stack([a - b for a, b in pairs]) if known else None  # type: ignore[operator]
-    return Difference(*_told(values, drawn), len(seeds), sign_flip_p(values))
+    shared = {seed: ours[seed][measure] - theirs[seed][measure] for seed in sorted(set(ours) & set(theirs))}
+    values = {seed: value for seed, value in shared.items() if math.isfinite(value)}
+    pairs = [(draws[row.method, seed], draws[base.method, seed]) for seed in values]
+    drawn = _joined([None if a is None or b is None else a - b for a, b in pairs])
+    return Difference(*_told(list(values.values()), drawn), len(values), sign_flip_p(list(values.values())))
 
 
 def _by_seed(row: Row) -> dict[int, dict[str, Any]]:
@@ -239,6 +239,15 @@ def mean_curve(row: Row, measure: str) -> list[tuple[int, float]]:
     return [(updates, statistics.fmean(curve[updates] for curve in curves)) for updates in sorted(shared)]
 
 
+def _not_finite(rows: Sequence[Row], measure: str) -> list[str]:
+    told = []
+    for row in rows:
+        seeds = [str(_seed(row, index)) for index, run in enumerate(row.runs) if not math.isfinite(run[measure])]
+        if seeds:
+            told.append(f"{row.method}, seed {', '.join(seeds)}: no finite {measure}, left out of mean, Δ and p")
+    return told
+
+
 def _warnings(differences: Sequence[Difference], base: Row | None) -> list[str]:
     if base is None:
         return []
@@ -250,7 +259,7 @@ def _warnings(differences: Sequence[Difference], base: Row | None) -> list[str]:
         if pairs
     ]
     if 0 in few:
-        told.append(f"Some rows share no seed with {base.method}, and are not compared")
+        told.append(f"Some rows have no pair of one seed with {base.method}, and are not compared")
     if any("pictures" not in each.holds for each in differences if each.pairs):
         told.append("Some intervals leave out the draw of the pictures: of those runs it is not known what they found")
     return told

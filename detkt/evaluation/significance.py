@@ -28,10 +28,11 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     """Two-sided p of the sign-flip test (Fisher 1935): the share of all 2^n signs of the differences whose mean is as
     far from 0 as the one observed, or farther.
 
-    Under the null hypothesis each pair's difference is as likely with either sign. nan without differences.
+    Under the null hypothesis each pair's difference is as likely with either sign. nan without differences, and where
+    one is not finite.
     """
     values = np.asarray(differences, dtype=np.float64)
-    if not len(values):
+    if not len(values) or not np.isfinite(values).all():
         return math.nan
     if len(values) > MOST_EXACT:
         signs = np.random.default_rng(0).choice([-1.0, 1.0], (2**16, len(values)))

@@ -31,7 +31,7 @@ def comparison_figure(comparison: Comparison, title: str, teacher: dict[str, Any
         _whisker(panels[0], comparison.estimates[row.method], place, colour)
         if against and row.method in comparison.differences:
             _whisker(panels[1], comparison.differences[row.method], place, colour)
-    if teacher is not None:
+    if teacher is not None and teacher.get(measure) is not None:
         panels[0].axvline(100 * teacher[measure], color="#c0392b", linestyle="--", label="teacher")
     if against:
         panels[0].axvline(100 * comparison.estimates[against].value, color=_PLAIN, linestyle=":", label=against)

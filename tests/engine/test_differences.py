@@ -94,6 +94,34 @@ def test_pictures_of_another_model_are_left_out_and_other_pictures_refused():
         compare(others, "top1")
 
 
+def test_a_pair_without_a_finite_score_is_left_out_and_named():
+    plain = row("none", [0.5, 0.5, math.nan], outcomes=[classified([1, 0])] * 2 + [None])
+    better = row("kd", [math.nan, 0.6, 0.8])
+    found = compare([better, plain], "top1")
+    assert found.warnings[:2] == [
+        "kd, seed 0: no finite top1, left out of mean, Δ and p",
+        "none, seed 2: no finite top1, left out of mean, Δ and p",
+    ]
+    difference = found.differences["kd"]
+    assert (difference.value, difference.pairs, difference.p) == (pytest.approx(0.1), 1, 1.0)
+    assert found.estimates["kd"].value == pytest.approx(0.7)
+    assert found.estimates["none"].holds == "pictures + seeds"
+    assert "| 70.0 ± 14.1 |" in markdown_table(found, {"top1": "top-1"}, {})
+
+
+def test_scores_of_which_none_is_finite_are_told_as_none():
+    """As COCO's AP of small objects, where there are none."""
+    rows = [row("kd", [math.nan] * 6), row("none", [math.nan] * 6)]
+    found = compare(rows, "top1")
+    assert rows[0].spread("top1") is None
+    assert (found.differences["kd"].pairs, found.differences["kd"].low) == (0, None)
+    assert math.isnan(found.differences["kd"].p)
+    assert found.estimates["none"].low is None
+    assert "Some rows have no pair of one seed with none, and are not compared" in found.warnings
+    cells = markdown_table(found, {"top1": "top-1"}, {}).splitlines()[2].split("|")
+    assert [cell.strip() for cell in cells[3:7]] == ["–"] * 4
+
+
 def test_which_row_is_the_plain_one():
     named = row("plain", [0.5])
     named.runs[0]["method"] = "none"

@@ -22,6 +22,8 @@ def test_flips_by_hand():
     # Five of six agree; a sum as far as 19 flips nothing or the 1 alone.
     assert sign_flip_p([-1, 2, 3, 4, 5, 6]) == 4 / 64
     assert math.isnan(sign_flip_p([]))
+    assert math.isnan(sign_flip_p([math.nan, 0.1, 0.2, 0.3, 0.4, 0.5]))
+    assert math.isnan(sign_flip_p([math.inf] + [0.1] * 20))
 
 
 def test_rounding_hides_no_tie():

@@ -39,6 +39,12 @@ def test_intervals_are_drawn_where_the_comparison_has_them():
         assert all(left <= x <= right for xs, _ in lines(axes) for x in xs), "nothing is cut off"
 
 
+def test_a_score_that_cannot_be_measured_is_not_drawn():
+    rows = [row("kd", [float("nan")] * 2), row("none", [float("nan")] * 2)]
+    scores, _ = comparison_figure(compare(rows, "top1"), "top-1", {"top1": None}).axes
+    assert "teacher" not in scores.get_legend_handles_labels()[1]
+
+
 def test_without_a_plain_student_there_are_scores_alone():
     figure = comparison_figure(compare([row("kd", [0.6]), row("at", [0.7])], "top1"), "top-1")
     assert len(figure.axes) == 1

@@ -1,0 +1,41 @@
+"""Rows of runs from anywhere: which files they may be, and which runs one table may hold."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from detkt.base.errors import InputError
+from detkt.engine.collected import read_rows
+from detkt.kinds import CocoDetection
+
+
+def write(folder, name, **changes):
+    """The metrics.json of a run on COCO's format at folder/NAME-sSEED.json, less or with *changes*."""
+    method, seed = name.split("-s")
+    scores = dict.fromkeys(CocoDetection.measures, 0.5) | {"per_class": {"disc": {}, "star": {}}, "split": "test"}
+    budget = {"updates": 10, "seconds": 2.0}
+    (folder / f"{name}.json").write_text(
+        json.dumps({"method": method, "seed": int(seed), **scores, **budget, **changes})
+    )
+
+
+def test_what_cannot_be_measured_is_nan(tmp_path):
+    for name in ("none-s0", "none-s1"):
+        write(tmp_path, name, ap_small=None)
+    write(tmp_path, "none-s9", role="teacher", ap_small=None)
+    (row,), teacher, _ = read_rows([tmp_path], pictures=False, quiet=True)
+    assert math.isnan(row.mean("ap_small"))
+    assert row.spread("ap_small") is None
+    assert math.isnan(teacher["ap_small"])
+    assert row.mean("map_coco") == 0.5
+
+
+@pytest.mark.parametrize(("key", "value"), [("ap_small", "0.5"), ("updates", None), ("seed", [1])])
+def test_what_is_no_number_is_refused(tmp_path, key, value):
+    write(tmp_path, "none-s0", **{key: value})
+    with pytest.raises(InputError) as stopped:
+        read_rows([tmp_path], pictures=False, quiet=True)
+    assert str(stopped.value) == f"{tmp_path}/none-s0.json holds no number under '{key}'; mend it, or leave it out"
