@@ -31,7 +31,8 @@ EXAMPLE = """examples:
 
 Every row is compared with the plain student (method none), or with --against, in pairs of one seed: the mean
 difference, its 95 %% interval, which holds the draw of the test pictures and of the seeds, and the exact p of the
-sign-flip test (* where below 0.05, which takes 6 seeds at least). The column about updates needs data.val."""
+sign-flip test (* where below 0.05, which takes 6 seeds at least). The column about updates needs data.val; it
+says never where that score was not reached, and – where a row was not validated."""
 
 
 def main(argv: list[str] | None = None) -> None:

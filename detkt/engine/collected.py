@@ -32,7 +32,7 @@ def read_rows(
         quiet: no progress bars.
 
     Raises:
-        InputError: there is none, one is damaged, or they were not scored on the same pictures.
+        InputError: there is none, one is damaged, or they were not scored on the same pictures and classes.
     """
     runs = [run for path in paths for run in _read(path, pictures, quiet)]
     teachers = [scores for _, scores, _ in runs if scores.get("role") == "teacher"]
@@ -44,6 +44,7 @@ def read_rows(
         raise InputError("--runs holds detectors and classifiers, or files without scores; give runs of one data set")
     if len(splits := {str(run[1].get("split")) for run in runs}) > 1:
         raise InputError(f"--runs holds runs that were tested on different lists ({', '.join(sorted(splits))})")
+    _check_classes(runs)
     if len(teachers) > 1:
         raise InputError(f"--runs holds {len(teachers)} teachers; give one at most")
     rows: dict[str, Row] = {}
@@ -54,6 +55,16 @@ def read_rows(
     measure = next(iter(kind.measures))
     ranked = sorted(rows.values(), key=lambda row: row.mean(measure), reverse=True)
     return ranked, teachers[0] if teachers else None, kind
+
+
+def _check_classes(runs: Iterable[Found]) -> None:
+    known = [(f"{run[0]}, seed {run[1]['seed']}", set(run[1]["per_class"])) for run in runs if run[1].get("per_class")]
+    for name, classes in known:
+        if unlike := classes ^ known[0][1]:
+            raise InputError(
+                f"--runs holds runs of different classes: '{min(unlike)}' is one of those of {known[0][0]} or {name}, "
+                "not of both; give runs of one data set"
+            )
 
 
 def _read(path: Path, pictures: bool, quiet: bool) -> list[Found]:

@@ -21,12 +21,13 @@ def markdown_table(
     """Mean ± standard deviation in percent, what differs, the budget, the wall time, and the paper's numbers.
 
     measures: key of ``metrics.json`` -> column title. The wall time is the median run's: one that another process held
-    up would move the mean. Columns that would be empty are left out; warnings follow the table.
+    up would move the mean. Columns that would be empty are left out; warnings follow the table. A row that never
+    reached the score of the row compared with is told as ``never``, one whose curve is not known as –.
     """
     against = comparison.against
     columns = ["method", "seeds", *measures.values()]
     if comparison.differences:
-        columns += [f"Δ {measures[comparison.measure]} to {against} [95 %]", "interval holds", "p"]
+        columns += [f"Δ {measures[comparison.measure]} to {against} [95 %]", "interval holds", "pairs", "p"]
     if comparison.reached:
         columns.append(f"updates to {against}'s last val score")
     columns += ["updates", "seconds"] + ["paper"] * bool(paper)
@@ -59,15 +60,17 @@ def _aligned(lines: list[list[str]]) -> str:
 
 def _difference(found: Difference | None) -> list[str]:
     if found is None or not found.pairs:
-        return ["–"] * 3
+        return ["–"] * 4
     ends = "" if found.low is None or found.high is None else f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-
-    return [f"{100 * found.value:+.1f}{ends}", found.holds, f"{found.p:.3f}{' *' if found.p < LEVEL else ''}"]
+    p = f"{found.p:.3f}{' *' if found.p < LEVEL else ''}"
+    return [f"{100 * found.value:+.1f}{ends}", found.holds, str(found.pairs), p]
 
 
 def _reached(found: Reached | None) -> str:
-    if found is None or found.updates is None or found.share is None:
+    if found is None:
         return "–"
+    if found.updates is None or found.share is None:
+        return "never"
     return f"{found.updates} ({100 * found.share:.0f} %)"
 
 

@@ -55,7 +55,7 @@ class Reached:
     """When a method came to the plain student's last score, on the pictures of ``data.val``, by the mean over seeds.
 
     Attributes:
-        updates: of the student; None: never.
+        updates: of the student; None: never, in the table ``never``.
         share: of the plain student's updates.
     """
 
@@ -127,7 +127,8 @@ def compare(rows: Sequence[Row], measure: str, against: str | None = None, resam
         others = [row for row in rows if row is not base]
         differences = {row.method: _difference(row, base, measure, draws) for row in others}
         reached = updates_to_reach(rows, base, measure)
-    warnings = unlike + _not_finite(rows, measure) + _warnings(list(differences.values()), base)
+    warnings = [*unlike, *_not_finite(rows, measure), *_unlike_trainings(rows), *_unlike_curves(rows, measure)]
+    warnings += _warnings(list(differences.values()), base)
     return Comparison(list(rows), measure, base.method if base else None, estimates, differences, reached, warnings)
 
 
@@ -246,6 +247,28 @@ def _not_finite(rows: Sequence[Row], measure: str) -> list[str]:
         if seeds:
             told.append(f"{row.method}, seed {', '.join(seeds)}: no finite {measure}, left out of mean, Δ and p")
     return told
+
+
+def _unlike_trainings(rows: Sequence[Row]) -> list[str]:
+    told = []
+    for key, what in (("parameters", "number of parameters, so in architecture"), ("updates", "number of updates")):
+        found: dict[int, dict[str, None]] = {}
+        for row in rows:
+            for run in row.runs:
+                if key in run:
+                    found.setdefault(run[key], {})[row.method] = None
+        if len(found) > 1:
+            each = "; ".join(f"{count} of {', '.join(found[count])}" for count in sorted(found))
+            told.append(f"The students differ in their {what}: {each}")
+    return told
+
+
+def _unlike_curves(rows: Sequence[Row], measure: str) -> list[str]:
+    return [
+        f"{row.method}: its seeds share no number of updates after which all were validated, so its curve is not known"
+        for row in rows
+        if any(run.get("curve") for run in row.runs) and not mean_curve(row, measure)
+    ]
 
 
 def _warnings(differences: Sequence[Difference], base: Row | None) -> list[str]:

@@ -39,3 +39,17 @@ def test_what_is_no_number_is_refused(tmp_path, key, value):
     with pytest.raises(InputError) as stopped:
         read_rows([tmp_path], pictures=False, quiet=True)
     assert str(stopped.value) == f"{tmp_path}/none-s0.json holds no number under '{key}'; mend it, or leave it out"
+
+
+def test_runs_of_other_classes_are_refused(tmp_path):
+    write(tmp_path, "none-s0")
+    write(tmp_path, "kd-s3", per_class={"star": {}, "RBC": {}})
+    with pytest.raises(InputError) as stopped:
+        read_rows([tmp_path / "none-s0.json", tmp_path / "kd-s3.json"], pictures=False, quiet=True)
+    assert str(stopped.value) == (
+        "--runs holds runs of different classes: 'RBC' is one of those of none, seed 0 or kd, seed 3, not of both; "
+        "give runs of one data set"
+    )
+    write(tmp_path, "kd-s3", per_class={"star": {}, "disc": {}})
+    rows, _, _ = read_rows([tmp_path], pictures=False, quiet=True)
+    assert len(rows) == 2

@@ -119,7 +119,7 @@ def test_scores_of_which_none_is_finite_are_told_as_none():
     assert found.estimates["none"].low is None
     assert "Some rows have no pair of one seed with none, and are not compared" in found.warnings
     cells = markdown_table(found, {"top1": "top-1"}, {}).splitlines()[2].split("|")
-    assert [cell.strip() for cell in cells[3:7]] == ["–"] * 4
+    assert [cell.strip() for cell in cells[3:8]] == ["–"] * 5
 
 
 def test_which_row_is_the_plain_one():
@@ -152,8 +152,35 @@ def test_updates_to_the_plain_students_last_score():
     table = markdown_table(compare(rows, "top1"), {"top1": "top-1"}, {})
     assert "updates to none's last val score" in table
     cells = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")] for line in table.splitlines()[2:6]}
-    assert cells["kd"][7] == "20 (67 %)"
-    assert cells["at"][7] == cells["ft"][7] == "–"
+    assert cells["kd"][8] == "20 (67 %)"
+    assert (cells["at"][8], cells["ft"][8]) == ("never", "–")
+
+
+def test_seeds_that_were_not_validated_together_are_told():
+    plain = row("none", [0.6], curves=[[(10, 0.6)]])
+    apart = row("kd", [0.6, 0.7], curves=[[(10, 0.4)], [(20, 0.6)]])
+    half = row("at", [0.6, 0.7], curves=[[(10, 0.4)]])
+    without = row("ft", [0.6])
+    found = compare([plain, apart, half, without], "top1")
+    assert list(found.reached) == ["none"]
+    told = [warning.partition(":")[0] for warning in found.warnings if "its curve is not known" in warning]
+    assert told == ["kd", "at"]
+
+
+def test_students_that_are_unlike_are_told():
+    """Between rows, and within one."""
+    plain, longer, mixed = row("none", [0.5] * 2), row("twice", [0.6] * 2), row("kd", [0.6] * 2)
+    for each in (*longer.runs, mixed.runs[1]):
+        each["updates"] = 20
+    for each in plain.runs + longer.runs + mixed.runs:
+        each["parameters"] = 7
+    assert compare([mixed, longer, plain], "top1").warnings[0] == (
+        "The students differ in their number of updates: 10 of kd, none; 20 of kd, twice"
+    )
+    plain.runs[0]["parameters"] = 8
+    assert compare([plain], "top1").warnings == [
+        "The students differ in their number of parameters, so in architecture: 7 of none; 8 of none"
+    ]
 
 
 def test_the_table_by_hand():
@@ -161,11 +188,11 @@ def test_the_table_by_hand():
     teacher = {"top1": 0.9}
     table = markdown_table(compare(rows, "top1"), {"top1": "top-1"}, {"kd": 61.25}, teacher).splitlines()
     assert [" ".join(line.split()) for line in table[:5]] == [
-        "| method | seeds | top-1 | Δ top-1 to none [95 %] | interval holds | p | updates | seconds | paper |",
+        "| method | seeds | top-1 | Δ top-1 to none [95 %] | interval holds | pairs | p | updates | seconds | paper |",
         "|" + "|".join("-" * len(cell) for cell in table[0].split("|")[1:-1]) + "|",
-        "| kd | 3 | 70.0 ± 10.0 | +10.0 [+10.0, +10.0] | seeds | 0.250 | 10 | 2 | 61.2 |",
-        "| none | 3 | 60.0 ± 10.0 | – | – | – | 10 | 2 | – |",
-        "| teacher | 1 | 90.0 | – | – | – | – | – | – |",
+        "| kd | 3 | 70.0 ± 10.0 | +10.0 [+10.0, +10.0] | seeds | 3 | 0.250 | 10 | 2 | 61.2 |",
+        "| none | 3 | 60.0 ± 10.0 | – | – | – | – | 10 | 2 | – |",
+        "| teacher | 1 | 90.0 | – | – | – | – | – | – | – |",
     ]
     assert len({len(line) for line in table[:5]}) == 1
     assert table[6].startswith("3 pairs of seeds can give no p below 0.25")
