@@ -15,7 +15,7 @@ from detkt.config import find_config, load_config
 from detkt.engine.collected import read_rows
 from detkt.engine.comparison import Row, collect, jobs_of, teacher_scores
 from detkt.engine.comparison_table import markdown_table
-from detkt.engine.differences import compare
+from detkt.engine.differences import check_against, compare
 from detkt.engine.jobs import Job, job_lines, run_job, run_side_by_side
 from detkt.kinds import Kind, kind_of
 from detkt.methods import absolute
@@ -67,6 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     config = load_config(find_config(arguments.config or CONFIG), arguments.overrides, methods)
     seeds, root = whole_numbers("--seeds", arguments.seeds or SEEDS), Path(arguments.output or OUTPUT)
     jobs = jobs_of(config, methods, seeds, root, _call(arguments, root))
+    _measure(kind_of(config), arguments.measure)
+    check_against(arguments.against, list(dict.fromkeys(job.config.label for job in jobs)))
     if arguments.print_jobs:
         for line in job_lines(jobs, arguments.jobs):
             print(line)
@@ -130,9 +132,7 @@ def tell(
     against: str | None = None,
 ) -> None:
     """Print the table, and write it with its numbers and charts below *root*."""
-    measure = measure or next(iter(kind.measures))
-    if measure not in kind.measures:
-        raise InputError(f"--measure {measure}: no such score; there are: {', '.join(kind.measures)}")
+    measure = _measure(kind, measure)
     comparison = compare(rows, measure, against)
     table = markdown_table(comparison, kind.measures, paper, teacher)
     contents = {
@@ -147,6 +147,13 @@ def tell(
     if (curves := learning_figure(comparison, kind.measures[measure])) is not None:
         save_figure(curves, root / "curves.png")
     print(table)
+
+
+def _measure(kind: Kind, asked: str | None) -> str:
+    measure = asked or next(iter(kind.measures))
+    if measure not in kind.measures:
+        raise InputError(f"--measure {measure}: no such score; there are: {', '.join(kind.measures)}")
+    return measure
 
 
 def _compare_runs(arguments: argparse.Namespace) -> None:

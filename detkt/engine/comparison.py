@@ -69,14 +69,21 @@ def run_config(config: Config, method: str, seed: int) -> Config:
 def jobs_of(
     config: Config, methods: Iterable[str], seeds: Sequence[int], root: Path, call: Sequence[str] = ()
 ) -> list[Job]:
-    """A run for each method and seed, seed by seed; *call* is the command that makes all, less both."""
-    jobs = []
+    """A run for each method and seed, seed by seed; *call* is the command that makes all, less both.
+
+    Raises:
+        InputError: two of them go to one folder.
+    """
+    jobs: dict[Path, Job] = {}
     for seed in seeds:
         for method in methods:
             wanted = run_config(config, method, seed)
             own = (*call[:1], "--methods", method, "--seeds", str(seed), *call[1:])
-            jobs.append(Job(f"{wanted.label}, seed {seed}", wanted, run_folder(root, config, method, seed), own))
-    return jobs
+            job = Job(f"{wanted.label}, seed {seed}", wanted, run_folder(root, config, method, seed), own)
+            if job.folder in jobs:
+                raise InputError(f"{job.name}: asked for twice, and both would go to {job.folder}; name it once")
+            jobs[job.folder] = job
+    return list(jobs.values())
 
 
 def collect(

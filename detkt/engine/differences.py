@@ -111,9 +111,7 @@ def compare(rows: Sequence[Row], measure: str, against: str | None = None, resam
     Raises:
         InputError: there is no such row, a seed is twice in one, or runs were tested on different pictures.
     """
-    names = [row.method for row in rows]
-    if against is not None and against not in names:
-        raise InputError(f"--against {against}: no such row{suggestion(against, names)}; there are: {', '.join(names)}")
+    check_against(against, [row.method for row in rows])
     base = next((row for row in rows if row.method == against), None) if against else _plain(rows)
     _check_pictures(rows)
     draws: Draws = {}
@@ -130,6 +128,12 @@ def compare(rows: Sequence[Row], measure: str, against: str | None = None, resam
     warnings = [*unlike, *_not_finite(rows, measure), *_unlike_trainings(rows), *_unlike_curves(rows, measure)]
     warnings += _warnings(list(differences.values()), base)
     return Comparison(list(rows), measure, base.method if base else None, estimates, differences, reached, warnings)
+
+
+def check_against(against: str | None, names: Sequence[str]) -> None:
+    """InputError where no row of *names* is called *against*."""
+    if against is not None and against not in names:
+        raise InputError(f"--against {against}: no such row{suggestion(against, names)}; there are: {', '.join(names)}")
 
 
 def _plain(rows: Sequence[Row]) -> Row | None:

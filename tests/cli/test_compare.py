@@ -130,13 +130,22 @@ def test_a_run_of_before_is_looked_at_once(compared, tmp_path, capsys):
         ("--runs {root} --against nine", "--against nine: no such row"),
         ("--methods none --seeds 1,b", "--seeds '1,b' is not a comma-separated list of whole numbers"),
         ("--methods none --jobs -1", "--jobs is -1; give 1 or more"),
+        ("--methods none,kd --against ktan", "--against ktan: no such row; there are: none, kd"),
+        ("--methods none --measure top1", "--measure top1: no such score; there are: map_voc07, map_area, map_coco"),
+        ("--methods kd,none,kd --jobs 2", "kd, seed 0: asked for twice, and both would go to {out}/shapes-kd-s0"),
     ],
 )
 def test_what_cannot_be_compared_is_told(compared, tmp_path, flags, message):
     root, _ = compared
     with pytest.raises(InputError) as stopped:
         main([*flags.format(root=root).split(), "--output", str(tmp_path / "out")])
-    assert message.format(root=root) in str(stopped.value)
+    assert message.format(root=root, out=tmp_path / "out") in str(stopped.value)
+    assert not (tmp_path / "out").exists(), "nothing was begun"
+
+
+def test_a_seed_given_twice_is_one_run(tiny_file, tmp_path, capsys):
+    main([*call(tiny_file, tmp_path, "none", "0,0,1"), "--print-jobs"])
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_printed_commands_run_alone_and_are_collected(tiny_file, tmp_path, capsys):
