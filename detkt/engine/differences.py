@@ -27,7 +27,8 @@ class Estimate:
 
     Attributes:
         value: a share, as scores are; nan where there is no such seed.
-        low, high: its 95 % interval; None where one seed and no picture says nothing.
+        low, high: its 95 % interval, that of a row's own score less the bootstrap's bias; None where one seed and no
+            picture says nothing.
         holds: the luck that the interval holds: ``pictures + seeds``, ``seeds``, ``pictures``, or ``–``.
     """
 
@@ -182,11 +183,13 @@ def _joined(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
     return np.stack(known) if known and len(known) == len(parts) else None
 
 
-def _told(values: Sequence[float], drawn: np.ndarray | None) -> tuple[float, float | None, float | None, str]:
+def _told(
+    values: Sequence[float], drawn: np.ndarray | None, centred: bool = False
+) -> tuple[float, float | None, float | None, str]:
     """Mean, ends of the interval, and what it holds."""
     if not values:
         return math.nan, None, None, "–"
-    ends = interval(values, drawn)
+    ends = interval(values, drawn, centred=centred)
     if ends is None:
         return statistics.fmean(values), None, None, "–"
     parts = ["pictures"] * (drawn is not None) + ["seeds"] * (len(values) > 1)
@@ -196,7 +199,7 @@ def _told(values: Sequence[float], drawn: np.ndarray | None) -> tuple[float, flo
 def _estimate(row: Row, measure: str, draws: Draws) -> Estimate:
     known = [index for index, run in enumerate(row.runs) if math.isfinite(run[measure])]
     drawn = _joined([draws[row.method, _seed(row, index)] for index in known])
-    return Estimate(*_told([row.runs[index][measure] for index in known], drawn))
+    return Estimate(*_told([row.runs[index][measure] for index in known], drawn, centred=True))
 
 
 def _difference(row: Row, base: Row, measure: str, draws: Draws) -> Difference:
