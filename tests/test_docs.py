@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -61,6 +62,13 @@ def test_docstrings_of_the_api_are_markdown(name):
     members = [value for key, value in vars(thing).items() if key[0] != "_"] if isinstance(thing, type) else []
     for text in filter(None, (inspect.getdoc(each) for each in (thing, *members))):
         assert not re.search(r":[a-z]+:`|::$", text, re.MULTILINE), text
+
+
+def test_results_are_called_by_their_seed():
+    """`detkt compare --runs` refuses others."""
+    named = {path: re.search(r"-s(\d+)$", path.stem) for path in (DOCS / "results").rglob("*.json")}
+    wrong = [path.name for path, seed in named.items() if seed and json.loads(path.read_text())["seed"] != int(seed[1])]
+    assert not wrong
 
 
 # The site's build checks its own, too; README and CONTRIBUTING are read in the repository alone.
