@@ -26,8 +26,8 @@ def read_rows(
 
     Args:
         paths: folders of runs, folders of such folders or of their ``metrics.json`` files, such files, or a
-            ``table.json``. A run called ``NAME-sSEED`` is in the row NAME (less the name of its config), any other in
-            that of its method. ``NAME-sSEED.npz`` beside a file is the run's ``pictures.npz``.
+            ``table.json``. A run called ``NAME-sSEED`` is in the row NAME (less the name of its config, where all have
+            one), any other in that of its method. ``NAME-sSEED.npz`` beside a file is the run's ``pictures.npz``.
         pictures: with what they did picture by picture; a folder that has not kept it is looked at once.
         quiet: no progress bars.
 
@@ -47,8 +47,11 @@ def read_rows(
     _check_classes(runs)
     if len(teachers) > 1:
         raise InputError(f"--runs holds {len(teachers)} teachers; give one at most")
+    configs = {str(scores.get("dataset")) for _, scores, _ in students}
+    prefix = f"{configs.pop()}-" if len(configs) == 1 else ""
     rows: dict[str, Row] = {}
-    for label, scores, outcomes in sorted(students, key=lambda run: run[1]["seed"]):
+    for name, scores, outcomes in sorted(students, key=lambda run: run[1]["seed"]):
+        label = name.removeprefix(prefix)
         row = rows.setdefault(label, Row(label))
         row.runs.append(scores)
         row.outcomes.append(outcomes)
@@ -93,7 +96,7 @@ def _labelled(name: str, scores: dict[str, Any], outcomes: Outcomes | None) -> F
     if match := _NAMED.match(name):
         if int(match["seed"]) != scores["seed"]:
             raise InputError(f"{name} is called seed {match['seed']}, but its metrics say seed {scores['seed']}")
-        return match["label"].removeprefix(f"{scores.get('dataset')}-"), scores, outcomes
+        return match["label"], scores, outcomes
     return str(scores["method"]), scores, outcomes
 
 

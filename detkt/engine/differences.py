@@ -118,6 +118,7 @@ def compare(rows: Sequence[Row], measure: str, against: str | None = None, resam
     draws: Draws = {}
     unlike: list[str] = []
     for row in rows:
+        _by_seed(row)
         for index in range(len(row.runs)):
             draws[row.method, _seed(row, index)] = _drawn(row, index, measure, resamples, unlike)
     estimates = {row.method: _estimate(row, measure, draws) for row in rows}

@@ -53,3 +53,12 @@ def test_runs_of_other_classes_are_refused(tmp_path):
     write(tmp_path, "kd-s3", per_class={"star": {}, "disc": {}})
     rows, _, _ = read_rows([tmp_path], pictures=False, quiet=True)
     assert len(rows) == 2
+
+
+def test_rows_of_two_configs_keep_their_names(tmp_path):
+    write(tmp_path, "fcos-none-s0", dataset="fcos")
+    rows, _, _ = read_rows([tmp_path], pictures=False, quiet=True)
+    assert [row.method for row in rows] == ["none"]
+    write(tmp_path, "none-s0", dataset="photos")
+    rows, _, _ = read_rows([tmp_path], pictures=False, quiet=True)
+    assert sorted(row.method for row in rows) == ["fcos-none", "none"]

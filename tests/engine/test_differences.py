@@ -132,8 +132,9 @@ def test_which_row_is_the_plain_one():
         compare([row("kd", [0.6]), row("at", [0.6])], "top1", "ta")
     twice = row("kd", [0.5, 0.6])
     twice.runs[1]["seed"] = 0
-    with pytest.raises(InputError, match="kd has two runs of one seed"):
-        compare([twice, row("none", [0.5])], "top1")
+    for others in ([row("none", [0.5])], []):
+        with pytest.raises(InputError, match="kd has two runs of one seed"):
+            compare([twice, *others], "top1")
 
 
 def test_updates_to_the_plain_students_last_score():
