@@ -17,7 +17,7 @@ from detkt.engine.trainer import Trainer
 from detkt.kinds import kind_of
 
 STEPS = 2
-"""Measured steps of each stage, after one that is not."""
+"""Measured steps of each stage and of the one between its turns, after one that is not."""
 
 
 def seconds_expected(config: Config) -> float:
@@ -48,7 +48,7 @@ def seconds_expected(config: Config) -> float:
     with tempfile.TemporaryDirectory() as folder, closing(distiller):
         train = replace(config.train, lr_per_image=1e-9, compile=False, cache_teacher=None)
         trainer = Trainer(distiller, dataset, train, Path(folder), quiet=True)
-        # Random weights must not run away while they are timed: nobody learns, the method's own nets neither.
+        # Random weights must not run away while they are timed: the student does not learn, nor do its method's nets.
         for optimizer in trainer.players.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = 0.0
@@ -58,11 +58,14 @@ def seconds_expected(config: Config) -> float:
         with closing(loader):
             for stage, length in zip(distiller.stages, trainer.lengths, strict=True):
                 distiller.train()
-                trainer.train_step(stage.turn(0), loader)
-                started = clock(device)
-                for step in range(STEPS):
-                    trainer.train_step(stage.turn(step), loader)
-                total += length * (clock(device) - started) / STEPS
+                for turn, share in ((stage, 1 / stage.every), (stage.between, 1 - 1 / stage.every)):
+                    if turn is None:
+                        continue
+                    trainer.train_step(turn, loader)
+                    started = clock(device)
+                    for _ in range(STEPS):
+                        trainer.train_step(turn, loader)
+                    total += share * length * (clock(device) - started) / STEPS
     return total
 
 
