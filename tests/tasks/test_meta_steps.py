@@ -161,19 +161,16 @@ QUICK = {
 @pytest.mark.parametrize("share", [0.0, 0.5])
 @pytest.mark.parametrize("method", CLASSIFIERS)
 def test_the_whole_step_of_a_classifier(method, share):
-    """With a share a batch between two looks at the gradients, with the factors that are known by then."""
+    """With a share its gradients are looked at, too."""
     torch.manual_seed(0)
     student, teacher = build_classifier("cifar_resnet8x0.25", 10), build_classifier("cifar_resnet14x0.5", 10)
     settings = {**QUICK.get(method, {}), **({"balance": share} if share else {})}
     images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 3, 9, 2])
     with Distiller(student, teacher, method, settings) as distiller:
-        # Values are asked for before: of the probed maps, and by the first looks at the gradients.
+        # Not made there: of the maps that are probed a value is asked.
         distiller.train().prepare([(images, labels)])
-        for _ in range(2):
-            distiller(images, labels)
         distiller.to("meta")
-        # The players' optimizers are of the parameters that were on the host.
-        distiller._players = None
+        distiller._players = None  # their optimizers are of the parameters that were on the host
         with Copies() as copies:
             losses = distiller(images, labels)
         assert not copies.waiting
