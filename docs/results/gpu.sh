@@ -8,9 +8,9 @@
 #
 #   bash docs/results/gpu.sh [FOLDER]
 #
-# FOLDER ($OUT, else runs/gpu) gets log.txt (versions, command lines, how each part ended) and results.tar.gz (all that is
-# printed and measured), which is made anew after every part and every 20 seconds of the photographs. A part that fails or
-# takes too long is ended, and the next one begins. Variables:
+# FOLDER ($OUT, else runs/gpu) gets two files with the time of the call in their names: log-TIME.txt (versions, command lines,
+# how each part ended) and results-TIME.tar.gz (all that is printed and measured), made anew after every part and every 20
+# seconds of the photographs. A part that fails or takes too long is ended, and the next one begins. Variables:
 #
 #   PARTS="tests benchmark photos"   TESTS_SECONDS, BENCHMARK_SECONDS, PHOTOS_SECONDS (240 each)   DEVICE (cuda)   PYTHON
 #   DATA, WEIGHTS    as for queue.sh: VOCdevkit, and a folder with efficientnet_lite{0,2}_timm.safetensors
@@ -30,7 +30,7 @@
 set -u
 cd "$(dirname "$0")/../.."
 out=${1:-${OUT:-runs/gpu}} device=${DEVICE:-cuda} python=${PYTHON:-python3} runs=${RUNS:-runs/gpu-photos}
-results=$(mktemp -d)/results
+results=$(mktemp -d)/results stamp=$(date +%Y%m%d-%H%M%S)
 mkdir -p "$out" "$results/benchmark" "$results/photos" "$runs"
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 
@@ -46,8 +46,8 @@ keep() {  # whole at any moment: the machine may be taken away
   done
   cp "$runs"/*/*.log "$results/photos/" 2> /dev/null
   tar -czf "$out/.results" -C "$(dirname "$results")" results
-  mv "$out/.results" "$out/results.tar.gz"
-  cp "$results/log.txt" "$out/log.txt"
+  mv "$out/.results" "$out/results-$stamp.tar.gz"
+  cp "$results/log.txt" "$out/log-$stamp.txt"
 }
 
 part() {  # NAME SECONDS COMMAND...: what it prints goes to NAME.txt
