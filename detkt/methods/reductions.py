@@ -48,7 +48,7 @@ def centred_channels(feature: Tensor, mask: Tensor | None = None) -> tuple[Tenso
     """
     cells = (0, 2, 3)
     if mask is None:
-        count = feature.new_tensor(feature[:, 0].numel())
+        count = feature.new_full((), feature[:, 0].numel())  # filled there: a value of the host's would be copied
         mean = feature.mean(cells, keepdim=True)
         centred = feature - mean
     else:

@@ -282,9 +282,10 @@ class DetectionTask:
         self._frozen.keep()
         images = batch.tensors
         if frame is not batch:
-            images = known(self.own_size).fill(frame, pictures)
+            with self._teacher.normalisation_on(images.device):
+                images = known(self.own_size).fill(frame, pictures)
         elif self._to_teacher is not None:
-            factor, offset = (part.to(images.device, images.dtype) for part in self._to_teacher)
+            factor, offset = (part.to(images.device, images.dtype, non_blocking=True) for part in self._to_teacher)
             images = images * factor + offset
             for image, (height, width) in zip(images, batch.image_sizes, strict=True):
                 image[:, height:] = 0

@@ -122,7 +122,7 @@ class Detector(Revealing):
 
     def transform(self, images: list[Tensor], targets: Targets | None = None) -> tuple[ImageList, Any]:
         """The batch that the backbone sees; targets stay on their device."""
-        with self._normalisation_on(images[0].device):
+        with self.normalisation_on(images[0].device):
             return self.model.transform(images, targets)
 
     def train_pass(
@@ -142,7 +142,7 @@ class Detector(Revealing):
         original_transform = self.model.transform
 
         def transform(given: list[Tensor], wanted: Targets | None = None) -> tuple[ImageList, Targets]:
-            with self._normalisation_on(device):
+            with self.normalisation_on(device):
                 # Targets where they come from: torchvision resizes boxes by factors that it would copy to a GPU one by
                 # one.
                 seen.images, host = original_transform(given, wanted)
@@ -316,7 +316,7 @@ class Detector(Revealing):
             )
 
     @contextmanager
-    def _normalisation_on(self, device: torch.device) -> Iterator[None]:
+    def normalisation_on(self, device: torch.device) -> Iterator[None]:
         """The transform's mean and deviation as tensors of *device*: torchvision copies lists for each picture."""
         transform = self.model.transform
         given = normalisation(transform)

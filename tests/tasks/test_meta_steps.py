@@ -1,16 +1,30 @@
-"""Every method's step on tensors of the device ``meta``: what mixes devices, or asks a value of one, raises there.
+"""A step on tensors of the device ``meta``: what mixes devices, or asks a value of one, raises there.
 
-On a GPU the first is an error in the midst of a run, and the second makes the host wait for all that is still to do.
+On a GPU the first is an error in the midst of a run, and the second makes the host wait for all that is still to do. So
+does a copy from the host that is not told to be non-blocking, which passes here: :class:`Copies` notes these.
+
+A classifier's whole step runs: networks, Distiller, method, balance. Torchvision's detectors cannot: in training they
+look at boxes, draw samples and suppress proposals, all of which ask for values. Of these pairs what goes around the
+heads runs (transform, both backbones, boxes, anchors, the teacher's confidence), and every method's step on made-up
+knowledge.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from run_comparison import OF_OBJECTS
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
+from detkt import Distiller
 from detkt.knowledge import Dense, FeatureSpec, Knowledge, Rows, Scores, Spec, Tower
 from detkt.methods import available, method_class, method_config
 from detkt.methods.adversary import KINDS, LOSSES
+from detkt.methods.base import Needs
+from detkt.models import build_classifier
 
 LEVELS = {"output.0": (8, 12), "output.1": (4, 6), "output.2": (2, 3)}
 SETTINGS = {
@@ -72,12 +86,32 @@ class Heads:
         return rest + torch.randn(*shape, CLASSES, device="meta"), rest + torch.randn(*shape, 4, device="meta")
 
 
+class Copies(TorchFunctionMode):
+    """Notes what copies from the host to ``meta``, as to a GPU, and waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor) and result.is_meta and not kwargs.get("non_blocking"):
+            # Values of Python's come by the host's memory, too, where a tensor is made of them.
+            made = func in (torch.tensor, torch.as_tensor, Tensor.new_tensor) and not isinstance(args[-1], Tensor)
+            moved = func in (Tensor.to, Tensor.copy_) and any(isinstance(x, Tensor) and x.is_cpu for x in args)
+            if made or moved:
+                self.waiting.append(f"{func.__name__} to {tuple(result.shape)}")
+        return result
+
+
 @pytest.fixture
 def autocast_knows_meta(monkeypatch):
     """torch.autocast has no device ``meta``: what is said of it holds for the CPU."""
-    original = torch.autocast
     known = lambda device: "cpu" if device == "meta" else device  # noqa: E731
-    monkeypatch.setattr(torch, "autocast", lambda device, *rest, **settings: original(known(device), *rest, **settings))
+    for name in ("autocast", "is_autocast_enabled"):
+        original = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda device, *a, call=original, **s: call(known(device), *a, **s))
 
 
 @pytest.mark.usefixtures("autocast_knows_meta")
@@ -102,9 +136,64 @@ def run(name, settings, sigmoid):
     stages = [*method.stages(), *(stage.between for stage in method.stages() if stage.between)]
     for stage in stages:
         student, teacher = knowledge(16, grad=True), knowledge(24, grad=False)
-        updates = list(method.step(stage, student, teacher, Heads()))
+        with Copies() as copies:
+            updates = list(method.step(stage, student, teacher, Heads()))
+        assert not copies.waiting
         for update in updates:
             if update.losses:
                 assert {loss.device.type for loss in update.losses.values()} == {"meta"}
                 update.total.backward()
         assert updates or name == "fgfi"
+
+
+CLASSIFIERS = [name for name in available() if name not in OF_OBJECTS]
+QUICK = {
+    **{name: {"paraphraser_steps": 1} for name in ("ft", "rae")},
+    **{name: {"layers": ["output=layer3.0+layer3.1"]} for name in ("kr", "kr-dense", "kr-l1")},
+    "cae": {"paraphraser_steps": 1, "num_layers": 1},
+    "fsp": {"layers": ["layer2", "output"]},
+    "ktan": {"regressor_steps": 1, "warmup_steps": 0, "adversary_every": 1},
+    "dln": {"regressor_steps": 1},
+}
+
+
+@pytest.mark.usefixtures("autocast_knows_meta")
+@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize("method", CLASSIFIERS)
+def test_the_whole_step_of_a_classifier(method, share):
+    """With a share its gradients are looked at, too."""
+    torch.manual_seed(0)
+    student, teacher = build_classifier("cifar_resnet8x0.25", 10), build_classifier("cifar_resnet14x0.5", 10)
+    settings = {**QUICK.get(method, {}), **({"balance": share} if share else {})}
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 3, 9, 2])
+    with Distiller(student, teacher, method, settings) as distiller:
+        # Not made there: of the maps that are probed a value is asked.
+        distiller.train().prepare([(images, labels)])
+        distiller.to("meta")
+        distiller._players = None  # their optimizers are of the parameters that were on the host
+        with Copies() as copies:
+            losses = distiller(images, labels)
+        assert not copies.waiting
+        assert {loss.device.type for loss in losses.values()} == {"meta"}
+        torch.stack([*losses.values()]).sum().backward()
+        assert all(p.grad is not None for p in student.backbone.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("other", ["its own size", "its own normalisation"])
+@pytest.mark.parametrize("kind", ["c4", "fpn"])
+def test_around_a_detectors_heads(detector, batch, kind, other):
+    """Pictures come from the host, as a loader gives them; one is padded."""
+    student = detector(f"fasterrcnn_resnet10x0.125_{kind}")
+    sizes = {"min_size": 96, "max_size": 160} if other == "its own size" else {}
+    teacher = detector(f"fasterrcnn_resnet10x0.25_{kind}", seed=1, **sizes)
+    teacher.transform.image_mean = [0.5, 0.5, 0.5]
+    needs = Needs.STUDENT_FEATURES | Needs.TEACHER_FEATURES | Needs.BOXES | Needs.ANCHORS | Needs.TEACHER_CONFIDENCE
+    with Distiller(student, teacher, "pkd", own_size=bool(sizes)) as distiller:
+        distiller.train().to("meta")
+        distiller.task.run(*batch, needs)  # what is made once a device
+        with Copies() as copies:
+            ours, theirs, _ = distiller.task.run(*batch, needs)
+            masks = [knowledge.mask(feature) for knowledge in (ours, theirs) for feature in knowledge.features.values()]
+    assert not copies.waiting
+    found = [*ours.features.values(), *ours.boxes, *ours.anchors.values(), *theirs.features.values(), *masks]
+    assert {value.device.type for value in (*found, *theirs.confidence.values())} == {"meta"}

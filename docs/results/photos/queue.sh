@@ -6,7 +6,7 @@
 # A line of the list is NAME and train_det.py's arguments, in which RUNS stands for that folder. Each run goes to RUNS/NAME (RUNS: runs/photos); one that has
 # its metrics.json there is skipped, one that was stopped goes on, and what finished runs scored is copied to COPIES/NAME.json
 # and NAME.npz (COPIES: docs/results/photos). Several lists, or one list given to several queues at once, are no trouble: a run that
-# another queue holds is left to it. Without DATA and WEIGHTS the config says all of data and nets: those of the shapes pair, with
+# another queue holds is left to it. EXTRA: arguments of every run, after its own. Without DATA and WEIGHTS the config says all of data and nets: those of the shapes pair, with
 # CONFIG=configs/shapes.yaml RUNS=runs/shapes COPIES=docs/results/shapes/modern, are in docs/results/shapes/modern.txt.
 set -u
 RUNS=${RUNS:-runs/photos} COPIES=${COPIES:-docs/results/photos} PYTHON=${PYTHON:-python} CONFIG=${CONFIG:-configs/photos_lite2_lite0.yaml}
@@ -24,7 +24,7 @@ cat "$@" | sed 's/#.*//' | while read -r name arguments; do
       [ -z "${DATA:-}" ] || set -- "$@" --data-root "$DATA" "data.cache=$RUNS/cache"
       [ -z "${WEIGHTS:-}" ] || set -- "$@" "teacher.weights=$WEIGHTS/efficientnet_lite2_timm.safetensors" \
         "student.weights=$WEIGHTS/efficientnet_lite0_timm.safetensors"
-      set -- "$@" ${arguments//RUNS/$RUNS}
+      set -- "$@" ${arguments//RUNS/$RUNS} ${EXTRA:-}
     fi
     nice -n "${NICE:-10}" "$PYTHON" tools/train_det.py --quiet "$@" < /dev/null >> "$RUNS/$name.log" 2>&1 \
       && cp "$RUNS/$name/metrics.json" "$COPIES/$name.json" && cp "$RUNS/$name/pictures.npz" "$COPIES/$name.npz"
