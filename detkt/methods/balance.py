@@ -15,7 +15,7 @@ look, and several processes use the root mean square of theirs, so that the fact
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -133,10 +133,10 @@ class Balance(nn.Module):
             return {}
         # Masks are made where they are looked through: most batches pass with the factors of before.
         masks = [student.mask(feature) for feature in maps]
-        ours = _gradient(torch.stack([loss.float() for loss in student.losses.values()]).sum(), maps, masks)
+        ours = _gradient(student.losses.values(), maps, masks)
         found = {}
         for name in terms:
-            theirs = _gradient(update.losses[name].float(), maps, masks)
+            theirs = _gradient([update.losses[name]], maps, masks)
             sums = self._mean(torch.stack([ours @ ours, theirs @ theirs, ours @ theirs]))
             index, (batch, part) = self._index(name), divmod(self._calls[name] - 1, self._parts)
             before, was_known = self.ratios[index].clone(), self.known[index].clone()
@@ -165,10 +165,7 @@ def gradient_share(update: Update, student: Knowledge) -> Update:
     if not maps or not update.losses:
         return update
     masks = [student.mask(feature) for feature in maps]
-    task, terms = (
-        _gradient(torch.stack([loss.float() for loss in losses.values()]).sum(), maps, masks).norm()
-        for losses in (student.losses, update.losses)
-    )
+    task, terms = (_gradient(losses.values(), maps, masks).norm() for losses in (student.losses, update.losses))
     share = torch.where(task > 0, terms / task, torch.zeros_like(task))
     return replace(update, metrics={**update.metrics, "gradient_share": share})
 
@@ -178,8 +175,9 @@ def _with_gradient(student: Knowledge) -> list[Tensor]:
     return [feature for feature in student.features.values() if feature.requires_grad]
 
 
-def _gradient(loss: Tensor, maps: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Tensor:
-    """The gradient of *loss* at *maps* as one vector, over the cells of *masks*; the graph stays."""
+def _gradient(losses: Iterable[Tensor], maps: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Tensor:
+    """The gradient of the sum of *losses* at *maps* as one vector, over the cells of *masks*; the graph stays."""
+    loss = torch.stack([part.float() for part in losses]).sum()
     if not loss.requires_grad:
         return torch.cat([feature.new_zeros(feature.numel(), dtype=torch.float32) for feature in maps])
     gradients = torch.autograd.grad(loss, list(maps), retain_graph=True, allow_unused=True)
