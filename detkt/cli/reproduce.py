@@ -76,8 +76,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def _make(made: Plan, recipe: Recipe, arguments: argparse.Namespace, root: Path) -> None:
     config = recipe.load(arguments.overrides)
-    if not arguments.as_is:
-        _prepare(recipe, data_root(config.data), arguments.quiet)
+    if recipe.data and not arguments.as_is:
+        _prepare(recipe.data, data_root(config.data), arguments.quiet)
     missing = [job for job in made.jobs if not job.finished]
     if missing and not arguments.no_hours:
         _tell_hours(missing, arguments.jobs)
@@ -109,11 +109,10 @@ def _make_one(made: Plan, arguments: argparse.Namespace) -> None:
     run_job(job, arguments.quiet)
 
 
-def _prepare(recipe: Recipe, root: Path, quiet: bool) -> None:
-    source = SOURCES[recipe.data]
-    findings = prepare(source, resolve(root), quiet=quiet, progress=partial(tqdm, disable=quiet))
+def _prepare(data: str, root: Path, quiet: bool) -> None:
+    findings = prepare(SOURCES[data], resolve(root), quiet=quiet, progress=partial(tqdm, disable=quiet))
     if findings.errors:
-        call = f"{command('prepare')} {recipe.data} --check --data-root {root}"
+        call = f"{command('prepare')} {data} --check --data-root {root}"
         raise InputError(f"{findings.verdict(root)}: see {call}; or give --as-is")
 
 
@@ -140,10 +139,10 @@ def _tell_hours(jobs: list[Job], at_once: int) -> None:
 def _print_jobs(made: Plan, recipe: Recipe, arguments: argparse.Namespace) -> None:
     """The commands, one a line, in an order in which they can be run; standard error tells which lines have to wait."""
     root = f" --data-root {arguments.data_root}" if arguments.data_root else ""
-    data = [] if arguments.as_is else [f"{command('prepare')} {recipe.data}{root}"]
+    data = [] if arguments.as_is or not recipe.data else [f"{command('prepare')} {recipe.data}{root}"]
     groups = {
         "first, the data": data,
-        "then, in any order": job_lines(made.first, arguments.jobs),
+        f"{'then' if data else 'first'}, in any order": job_lines(made.first, arguments.jobs),
         "when all of those are finished, in any order": job_lines(made.then, arguments.jobs),
     }
     last = 0

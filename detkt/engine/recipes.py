@@ -22,7 +22,7 @@ class Recipe:
     Attributes:
         title: what it is.
         config: the pair's config, whose ``paper`` has the rows and their numbers.
-        data: what ``detkt prepare`` calls the data set.
+        data: what ``detkt prepare`` calls the data set; None: nobody can download it, it has to be there.
         from_plain: the rows whose students begin where the plain student of their seed ended.
         teacher: settings of the teacher's own training.
         rows: settings of single rows.
@@ -30,7 +30,7 @@ class Recipe:
 
     title: str
     config: str
-    data: str
+    data: str | None
     from_plain: tuple[str, ...] = ()
     teacher: tuple[str, ...] = ()
     rows: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -48,6 +48,12 @@ class Recipe:
 _DISTILLED = ("kd", "fitnet", "at", "dln", "ktan", "ktan+kd")
 # A rate of 0.01 a batch of 32 in place of 0.2.
 _SLOWER = {name: ("train.lr_per_image=0.0003125",) for name in _DISTILLED}
+
+
+def _ktan(data: str) -> Recipe:
+    """KTAN's pair of both CIFARs; its students begin where the plain one ended."""
+    title = f"KTAN, Table 1: {data.upper().replace('CIFAR', 'CIFAR-')}, ResNet-1001 / Inception-BN"
+    return Recipe(title, f"{data}_resnet1001_inception", data, from_plain=_DISTILLED, rows=_SLOWER)
 
 
 def _representing(data: str, config: str, student: str) -> Recipe:
@@ -89,17 +95,21 @@ RECIPES: dict[str, Recipe] = {
         "voc2007",
         teacher=("train.weight_decay=0.0001", "train.clip_norm=0"),
     ),
-    "cifar10-ktan": Recipe(
-        "KTAN, Table 1: CIFAR-10, ResNet-1001 / Inception-BN",
-        "cifar10_resnet1001_inception",
-        "cifar10",
-        from_plain=_DISTILLED,
-        rows=_SLOWER,
-    ),
+    "cifar10-ktan": _ktan("cifar10"),
+    "cifar100-ktan": _ktan("cifar100"),
     "cifar10-kr": _representing("cifar10", "cifar10_resnet26_resnet8", "cifar_resnet8x1.1"),
     "cifar100-kr": _representing("cifar100", "cifar100_resnet32_resnet14", "cifar_resnet14x0.98"),
     "tcifar100-kr": _representing("tcifar100", "tcifar100_resnet32_resnet14", "cifar_resnet14x0.98"),
     **{name.replace("_", "-").replace("-", "-ft-", 1): _factor_transfer(name) for name in _FT_PAIRS},
+    "imagenet-ft": Recipe("Factor Transfer, ImageNet: ResNet-34 / ResNet-18", "imagenet_resnet34_resnet18", None),
+    "imagenet-kr": Recipe(
+        "Knowledge Representing, Table 3: ImageNet, ResNet-101 / Inception-BN (here GoogLeNet)",
+        "imagenet_resnet101_inception",
+        None,
+        rows=dict.fromkeys(
+            ("kr", "kr-dense", "kr+kdgan"), ("train.lr_per_image=0.00001953125", "train.weight_decay=0.00001")
+        ),
+    ),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from tiny import TINY_OPTIONS
@@ -12,8 +13,11 @@ from tiny import TINY_OPTIONS
 from detkt.base.commands import command
 from detkt.base.errors import InputError
 from detkt.cli.reproduce import main
+from detkt.config import load_config
 from detkt.engine.recipes import RECIPES, find_recipe, plan
 from detkt.prepare.sources import SOURCES
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +39,16 @@ def test_a_table_can_be_planned(name, tmp_path):
     recipe = find_recipe(name)
     made = plan(recipe, recipe.methods(), [0, 1], tmp_path)
     assert {job.config.method_name for job in made.students()} == set(recipe.load().paper) - {"teacher"}
-    assert SOURCES[recipe.data].format in ("voc", made.jobs[0].config.data.format.removeprefix("t"))
-    assert [job.folder.name for job in made.jobs if job.config.role == "teacher"] == ["teacher"]
-    assert all(job.config.teacher.checkpoint == str(tmp_path / "teacher") for job in made.then)
-    assert len({job.folder for job in made.jobs}) == len(made.jobs) == 1 + 2 * len(recipe.methods())
+    published = name.startswith("imagenet")  # such teachers are not trained, and nobody can download these pictures
+    teachers = [] if published else ["teacher"]
+    if published:
+        assert recipe.data is None and made.jobs[0].config.data.format == "imagenet"
+    else:
+        assert SOURCES[recipe.data].format in ("voc", made.jobs[0].config.data.format.removeprefix("t"))
+    assert [job.folder.name for job in made.jobs if job.config.role == "teacher"] == teachers
+    teacher = (None, "imagenet") if published else (str(tmp_path / "teacher"), None)
+    assert all((job.config.teacher.checkpoint, job.config.teacher.weights) == teacher for job in made.then)
+    assert len({job.folder for job in made.jobs}) == len(made.jobs) == len(teachers) + 2 * len(recipe.methods())
     for job in made.then:
         starts = job.config.method in recipe.from_plain
         seed = job.config.train.seed
@@ -62,6 +72,25 @@ def test_settings_of_rows_and_teachers(tmp_path):
     rates = {job.folder.name: job.config.train.lr_per_image for job in made.jobs}
     assert rates == {"teacher": 0.00625, "none-s2": 0.00625, "ktan-s2": 0.0003125}, "the plain student is its start"
     assert {job.config.train.epochs for job in made.jobs} == {3}
+    made = plan(RECIPES["imagenet-kr"], ["nst", "kr"], [0], tmp_path)
+    assert [(job.config.train.lr_per_image, job.config.train.weight_decay) for job in made.jobs] == [
+        (0.1 / 256, 1e-4),
+        (0.005 / 256, 1e-5),
+    ]
+
+
+def test_every_config_with_a_papers_numbers_has_a_table():
+    told = {path.stem for path in CONFIGS.glob("*.yaml") if load_config(path).paper}
+    assert told == {recipe.config for recipe in RECIPES.values()}
+
+
+def test_imagenet_is_not_prepared_but_has_to_be_there(tmp_path, capsys):
+    main(["imagenet-ft", "--rows", "none,ft", "--print-jobs"])
+    lines, told = (text.splitlines() for text in capsys.readouterr())
+    assert [shlex.split(line)[-1] for line in lines] == ["none-s0", "ft-s0"]
+    assert told[0] == "# line 1: first, in any order"
+    with pytest.raises(InputError, match="no such folder; give the one that holds train/CLASS/"):
+        main(["imagenet-ft", "--data-root", str(tmp_path / "none"), "--hours"])
 
 
 def test_every_printed_line_is_a_command_whatever_its_number(small, tmp_path, capsys):
@@ -95,7 +124,7 @@ def test_a_table_from_end_to_end(small, tmp_path, capsys):
     assert [shlex.split(line)[-1] for line in lines] == ["teacher", "none-s0", "fitnet-s0", "ktan-s0"]
     # KTAN's student starts from the plain one, so it waits for that, too.
     assert told == [
-        "# lines 1-2: then, in any order",
+        "# lines 1-2: first, in any order",
         "# lines 3-4: when all of those are finished, in any order",
         "# in the end the same command without --print-jobs, for the table",
     ]
