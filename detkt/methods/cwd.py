@@ -48,10 +48,11 @@ def cwd_loss(
     """
     student, teacher, mask = in_one_shape(student, teacher, mask, teacher_mask)
     ours, theirs = (_log_distribution(feature / temperature, mask) for feature in (student, teacher))
-    difference = theirs - ours
+    p, difference = theirs.exp(), theirs - ours
     if mask is not None:
-        difference = difference.masked_fill(mask.flatten(2) == 0, 0)  # 0 log 0: -inf less -inf
-    return temperature**2 * (theirs.exp() * difference).sum(dim=2).mean()
+        # 0 log 0 is -inf less -inf; and a picture without cells has no distribution, and costs nothing.
+        p, difference = (values.masked_fill(mask.flatten(2) == 0, 0) for values in (p, difference))
+    return temperature**2 * (p * difference).sum(dim=2).mean()
 
 
 def _log_distribution(feature: Tensor, mask: Tensor | None) -> Tensor:

@@ -57,23 +57,24 @@ def dkd_loss(
         sigmoid: each class has a probability of its own, instead of one softmax over all.
 
     Raises:
-        ValueError: the logits' shapes differ, or there is one class alone and no sigmoid.
+        ValueError: the logits' shapes differ, there is not one label a row, or one class alone and no sigmoid.
     """
     require_one_shape(student_logits, teacher_logits)
+    if labels.shape != student_logits.shape[:1]:
+        raise ValueError(f"labels of shape {tuple(labels.shape)} for {len(student_logits)} rows: give one label a row")
     if not sigmoid and student_logits.shape[1] < 2:
         raise ValueError("a softmax over one class alone has no others: give logits of 2 classes or more")
     classes = torch.arange(student_logits.shape[1], device=labels.device)
     is_target = labels[:, None] == classes
     if sigmoid:
-        divergence = bernoulli_divergence(student_logits / temperature, teacher_logits / temperature)
+        scaled = (full_precision(logits) / temperature for logits in (student_logits, teacher_logits))
+        divergence = bernoulli_divergence(*scaled)
         weighted = torch.where(is_target, alpha * divergence, beta * divergence)
         return temperature**2 * row_mean(weighted.sum(dim=1), weights)
     (our_two, our_others), (their_two, their_others) = (
         _parts(full_precision(logits) / temperature, labels, is_target) for logits in (student_logits, teacher_logits)
     )
-    target = (their_two.exp() * (their_two - our_two)).sum(dim=1)
-    # The target's own place holds -inf in both: 0 log 0.
-    among_others = (their_others.exp() * (their_others - our_others).masked_fill(is_target, 0)).sum(dim=1)
+    target, among_others = _divergence(our_two, their_two), _divergence(our_others, their_others)
     return temperature**2 * row_mean(alpha * target + beta * among_others, weights)
 
 
@@ -82,6 +83,12 @@ def _parts(logits: Tensor, labels: Tensor, is_target: Tensor) -> tuple[Tensor, T
     others = logits.masked_fill(is_target, float("-inf"))
     two = torch.cat([logits.gather(1, labels[:, None]), others.logsumexp(dim=1, keepdim=True)], dim=1)
     return two.log_softmax(dim=1), others.log_softmax(dim=1)
+
+
+def _divergence(ours: Tensor, theirs: Tensor) -> Tensor:
+    """KL of log probabilities (M, L), row by row; what the teacher excludes (-inf, so the target's place) costs 0."""
+    p = theirs.exp()
+    return (p * (theirs - ours).masked_fill(p == 0, 0)).sum(dim=1)
 
 
 @dataclass

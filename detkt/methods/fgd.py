@@ -14,7 +14,8 @@ blocks (GcNet), whose last convolution starts at zero and which learn with the s
 
 Published weights are of sums over the maps: 5e-5, 2.5e-5, 5e-5, 5e-7 for two-stage detectors, 1e-3, 5e-4, 5e-4, 5e-6
 for one-stage ones. A weight that is not set is that of the student's kind. Their author advises to keep the ratios and
-to choose the scale such that each term lies between 0.1 and 2: the log has the terms.
+to choose the scale such that each term lies between 0.1 and 2: the log has the terms, as they are before ``balance``
+holds their sum to a share.
 
 What the paper leaves open, and we decided:
 
@@ -58,6 +59,7 @@ def foreground_mask(boxes: Tensor, height: int, width: int) -> Tensor:
     Returns:
         (height, width).
     """
+    boxes = boxes if boxes.is_floating_point() else boxes.float()
     if not len(boxes):
         return boxes.new_zeros(height, width)
     (x1, y1), (x2, y2) = boxes[:, :2].floor().unbind(1), boxes[:, 2:].ceil().unbind(1)

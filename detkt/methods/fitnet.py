@@ -106,9 +106,9 @@ class FitNetConfig(MethodConfig):
 
 
 class FitNet(Method):
-    """The student's map, through a regressor of its own, imitates the teacher's (hint learning).
+    """The student's map, through a regressor of its own, imitates the teacher's; Ultralytics' hint by two settings.
 
-    See the module's docstring. One stage: distill.
+    These are ``weighting=score`` and ``projector=mlp``. See the module's docstring. One stage: distill.
     """
 
     name = "fitnet"

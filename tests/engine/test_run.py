@@ -322,6 +322,25 @@ def test_weights_that_a_checkpoint_makes_useless_are_told_of(tiny_config, tiny_s
     assert [record.getMessage() for record in caplog.records].count(line) == 1
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            {"preset": "paper", "balance": 1},
+            "methods.dln.preset=paper: methods.dln.balance=1 holds the term to",
+        ),
+        ({"preset": "paper", "balance": 0}, None),
+        ({"balance": 1}, None),
+    ],
+)
+def test_a_preset_whose_weights_a_share_replaces_is_told_of(settings, told, tiny_config, tmp_path, caplog):
+    quick = ["methods.dln.regressor_steps=1", "train.epochs=1"]
+    own = [f"methods.dln.{key}={value}" for key, value in settings.items()]
+    train(tiny_config("method=dln", *quick, *own), tmp_path / "run", quiet=True)
+    lines = [line for record in caplog.records if "preset" in (line := record.getMessage())]
+    assert len(lines) == (told is not None) and all(line.startswith(told) for line in lines)
+
+
 def test_where_the_shapes_are_drawn_is_told(tiny_config, tmp_path, caplog, monkeypatch):
     caplog.set_level("INFO", logger="detkt")
     monkeypatch.setattr(Trainer, "fit", lambda self: 1 / 0)

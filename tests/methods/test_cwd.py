@@ -78,6 +78,15 @@ def test_constant_channels_and_extremes_are_finite():
     assert cwd_loss(opposite, opposite.flip(3)).item() == pytest.approx(2000)
 
 
+def test_a_picture_without_cells_costs_nothing():
+    student, teacher = random_map(2, 3, 4, 5, seed=1, grad=True), random_map(2, 3, 4, 5, seed=2)
+    mask = rectangle_mask(4, 5, [(4, 5), (0, 0)])
+    loss = cwd_loss(student, teacher, 1.0, mask)
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), cwd_loss(student.detach()[:1], teacher[:1]) / 2)
+    assert student.grad[0].abs().sum() > 0 and not student.grad[1].any()
+
+
 def test_maps_of_two_sizes_are_averaged_to_the_smaller():
     student, teacher = random_map(1, 2, 4, 9, seed=1), random_map(1, 2, 8, 3, seed=2)
     pooled = student.unflatten(3, (3, 3)).mean(dim=4), teacher.unflatten(2, (4, 2)).mean(dim=3)

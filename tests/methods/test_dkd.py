@@ -71,6 +71,31 @@ def test_one_class_alone_has_no_others():
     assert dkd_loss(row, row, torch.zeros(2, dtype=torch.int64), sigmoid=True).item() == 0
 
 
+@pytest.mark.parametrize(("alpha", "beta", "temperature"), [(1.0, 0.25, 1.0), (0.5, 2.0, 3.0)])
+def test_loss_of_sigmoids_equals_its_formula(alpha, beta, temperature):
+    """A Bernoulli a class: alpha for the true one, beta for the others, and a row without a class has others alone."""
+    student, teacher = 3 * random_map(6, 5, seed=1), 3 * random_map(6, 5, seed=2)
+    labels, weights = torch.tensor([0, 3, -1, 2, 4, -1]), torch.tensor([1.0, 0.5, 2.0, 0.0, 1.0, 1.0]).double()
+    q, p = (1 / (1 + np.exp(-logits.numpy() / temperature)) for logits in (student, teacher))
+    cost = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    factors = np.full((6, 5), beta)
+    for row, label in enumerate(labels.tolist()):
+        if label >= 0:
+            factors[row, label] = alpha
+    expected = temperature**2 * ((factors * cost).sum(axis=1) * weights.numpy()).sum() / weights.sum().item()
+    loss = dkd_loss(student, teacher, labels, alpha, beta, temperature, weights, sigmoid=True)
+    assert loss.item() == pytest.approx(expected, abs=1e-10)
+
+
+def test_what_the_teacher_excludes_costs_nothing():
+    student = torch.tensor([[1.0, -2, 0.5]], requires_grad=True)
+    teacher, label = torch.tensor([[0.3, 1.0, float("-inf")]]), torch.tensor([0])
+    loss = dkd_loss(student, teacher, label)
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), dkd_loss(student.detach(), teacher.clamp_min(-1e4), label))
+    assert student.grad.isfinite().all()
+
+
 def test_gradient():
     student, teacher = random_map(6, 5, seed=3, grad=True), random_map(6, 5, seed=4)
     assert torch.autograd.gradcheck(lambda s: dkd_loss(s, teacher, LABELS, 1.0, 8.0, 4.0), student)
@@ -87,14 +112,18 @@ def test_a_class_of_probability_zero_costs_what_it_should():
 
 def test_half_precision_is_computed_in_full():
     student, teacher = (random_map(6, 5, seed=seed).bfloat16() for seed in (1, 2))
-    loss = dkd_loss(student, teacher, LABELS)
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, dkd_loss(student.float(), teacher.float(), LABELS))
+    for sigmoid in (False, True):
+        loss = dkd_loss(student, teacher, LABELS, temperature=3.0, sigmoid=sigmoid)
+        assert loss.dtype == torch.float32
+        exact = dkd_loss(student.float(), teacher.float(), LABELS, temperature=3.0, sigmoid=sigmoid)
+        torch.testing.assert_close(loss, exact, rtol=0, atol=0)
 
 
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"\(6, 3\) and \(1, 3\)"):
         dkd_loss(random_map(6, 3), random_map(1, 3), LABELS)
+    with pytest.raises(ValueError, match=r"labels of shape \(1,\) for 6 rows"):
+        dkd_loss(random_map(6, 3), random_map(6, 3), LABELS[:1], sigmoid=True)
 
 
 @pytest.mark.parametrize(

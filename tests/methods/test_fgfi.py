@@ -104,6 +104,12 @@ def test_a_picture_without_objects_has_no_near_cells():
     assert [mask.any().item() for mask in imitation_masks(NO_BOXES, levels)] == [False, False]
 
 
+def test_a_box_that_no_anchor_touches_has_no_near_cells():
+    """Its largest overlap is 0, which no cell exceeds."""
+    box = torch.tensor([[10.0, 10, 11, 11]], dtype=torch.float64)
+    assert not imitation_mask(box, grid(4, 5, 1, (2, 2))).any()
+
+
 def test_loss_equals_its_formula():
     student, teacher = random_map(2, 3, 4, 6, seed=1), random_map(2, 3, 4, 6, seed=2)
     near = (random_map(2, 1, 4, 6, seed=3) > 0.5).double()
