@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from detkt.engine.comparison import Row
 from detkt.engine.differences import Comparison, Estimate, mean_curve
-from detkt.visualization.curves import COLORS
+from detkt.visualization.curves import COLORS, draw_legend
 
 _PLAIN, _OTHER = "#7a8590", "#2f6fab"
 
@@ -81,5 +81,5 @@ def learning_figure(comparison: Comparison, title: str) -> Figure | None:
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    draw_legend(figure, *axes.get_legend_handles_labels())
     return figure

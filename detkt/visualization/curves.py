@@ -68,7 +68,7 @@ def precision_recall_figure(results: Mapping[str, VocResult], classes: Sequence[
     figure.supxlabel("recall", fontsize=9)
     figure.supylabel("precision", fontsize=9)
     lines = [Line2D([], [], color=_color(number), linewidth=2) for number in range(len(results))]
-    _legend(figure, lines, [f"{name}, mAP {100 * result.map:.1f}" for name, result in results.items()])
+    draw_legend(figure, lines, [f"{name}, mAP {100 * result.map:.1f}" for name, result in results.items()])
     return figure
 
 
@@ -121,7 +121,7 @@ def per_class_ap_figure(averages: Mapping[str, Average], metric: str) -> Figure:
     axes.set_ylabel(AP_LABELS[metric])
     axes.grid(axis="y", color="#e3e3e3", linewidth=0.7)
     _quiet_frame(axes)
-    _legend(figure, *axes.get_legend_handles_labels())
+    draw_legend(figure, *axes.get_legend_handles_labels())
     return figure
 
 
@@ -193,7 +193,7 @@ def training_curves_figure(logs: Mapping[str, Log]) -> Figure:
         handles += [Patch(facecolor=shade, edgecolor="#bbbbbb") for shade in shades.values()]
         whose = f" of {staged}" if len(logs) > 1 else ""
         labels += [f"stage{whose}: {name}" for name in shades]
-    _legend(figure, handles, labels)
+    draw_legend(figure, handles, labels)
     return figure
 
 
@@ -252,7 +252,7 @@ def convergence_figure(groups: Mapping[str, Sequence[Log]], key: str) -> Figure:
     axes.grid(color="#e3e3e3", linewidth=0.6)
     _quiet_frame(axes)
     _logarithmic_if_wide(axes, everything)
-    _legend(figure, *axes.get_legend_handles_labels())
+    draw_legend(figure, *axes.get_legend_handles_labels())
     return figure
 
 
@@ -308,8 +308,10 @@ def _quiet_frame(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _legend(figure: Figure, handles: Sequence, labels: Sequence[str]) -> None:
-    columns = max(1, min(len(labels), int(figure.get_figwidth() / 2)))
+def draw_legend(figure: Figure, handles: Sequence, labels: Sequence[str]) -> None:
+    """Above the diagrams, in as many columns as the longest label leaves room for."""
+    inches = max(2.0, 0.6 + 0.075 * max(map(len, labels), default=0))
+    columns = max(1, min(len(labels), int(figure.get_figwidth() / inches)))
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=8.5)
 
 

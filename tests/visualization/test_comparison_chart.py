@@ -60,3 +60,11 @@ def test_curves_are_means_over_the_seeds_with_the_goal():
     (band,) = axes.collections
     assert sorted({round(y) for _, y in band.get_paths()[0].vertices}) == [10, 30, 50, 70]
     assert learning_figure(compare([row("none", [0.5])], "top1"), "top-1") is None
+
+
+def test_the_legend_of_curves_with_long_names_stays_on_the_picture():
+    rows = [row(f"a-run-of-fcos-with-method-{i}", [0.5], [[0.1 * i, 0.5]]) for i in range(5)]
+    figure = learning_figure(compare(rows, "top1", rows[0].method), "top-1")
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
