@@ -29,13 +29,14 @@ def typed_settings(schema: type, values: Mapping[str, Any], section: str) -> Any
     """An instance of the dataclass *schema* with *values* over its defaults.
 
     Raises:
-        InputError: a key that *schema* does not have (with a suggestion), or a value of the wrong type; *section* is
+        InputError: a key that *schema* does not have (with a suggestion, or all that it has), or a value of the wrong type; *section* is
             what the message puts before the key.
     """
     settings = OmegaConf.structured(schema)
     for key, value in values.items():
         if key not in settings:
-            raise InputError(f"unknown key '{section}.{key}'{suggestion(key, settings)}")
+            near = suggestion(key, settings) or f"; there are: {', '.join(map(str, settings))}"
+            raise InputError(f"unknown key '{section}.{key}'{near}")
         try:
             OmegaConf.update(settings, key, value)
         except OmegaConfBaseException as error:

@@ -66,6 +66,7 @@ def test_settings_go_over_the_preset_over_the_defaults():
     ("settings", "message"),
     [
         ({"wieght": 1.0}, r"unknown key 'methods\.hint\.wieght' \(did you mean 'weight'\?\)"),
+        ({"mask": 1.0}, r"unknown key 'methods\.hint\.mask'; there are: preset, layers, .*weight"),
         ({"weight": "heavy"}, r"methods\.hint\.weight is 'heavy': it must be a number"),
         ({"weight": float("nan")}, r"methods\.hint\.weight is nan: it must be a finite number"),
         ({"balance": float("inf")}, r"methods\.hint\.balance is inf: it must be a finite number"),
