@@ -29,8 +29,8 @@ def typed_settings(schema: type, values: Mapping[str, Any], section: str) -> Any
     """An instance of the dataclass *schema* with *values* over its defaults.
 
     Raises:
-        InputError: a key that *schema* does not have (with a suggestion, or all that it has), or a value of the wrong type; *section* is
-            what the message puts before the key.
+        InputError: a key that *schema* does not have (with a suggestion, or all that it has), or a value of the wrong
+            type; *section* is what the message puts before the key.
     """
     settings = OmegaConf.structured(schema)
     for key, value in values.items():
