@@ -106,9 +106,9 @@ class FitNetConfig(MethodConfig):
 
 
 class FitNet(Method):
-    """The student's map, through a regressor of its own, imitates the teacher's; Ultralytics' hint by two settings.
+    """The student's map, regressed, imitates the teacher's (Ultralytics' hint: weighting=score projector=mlp).
 
-    These are ``weighting=score`` and ``projector=mlp``. See the module's docstring. One stage: distill.
+    See the module's docstring. One stage: distill.
     """
 
     name = "fitnet"
