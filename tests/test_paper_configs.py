@@ -9,6 +9,7 @@ import pytest
 
 from detkt import methods
 from detkt.config import Config, load_config
+from detkt.engine.recipes import RECIPES
 from detkt.methods.knowledge_representing import KR
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -32,6 +33,11 @@ FT_PAIRS = [
 def configs() -> dict[tuple[str, str, str], Config]:
     loaded = [load_config(path) for path in sorted(CONFIGS.glob("*.yaml"))]
     return {(c.data.format, c.student.architecture, c.teacher.architecture): c for c in loaded}
+
+
+def test_every_config_with_a_papers_numbers_has_a_table():
+    told = {path.stem for path in CONFIGS.glob("*.yaml") if load_config(path).paper}
+    assert told == {recipe.config for recipe in RECIPES.values()}
 
 
 def settings(config: Config, method: str) -> methods.MethodConfig:

@@ -215,21 +215,6 @@ def _tell_shared_classes(distiller: Distiller) -> None:
         log.info("scores are compared of the classes that the teacher knows, too: %s", ", ".join(scores.shared))
 
 
-def _tell_weights_without_use(config: Config) -> None:
-    """Warn of a preset whose weights a share of the task's gradient replaces, as a config may hold one."""
-    for cls, settings in parse(config.method, config.methods).items():
-        shares = [key for key in ("balance", "adversary_balance") if getattr(settings, key, 0)]
-        if settings.preset != "default" and shares:
-            told = " and ".join(f"methods.{cls.name}.{key}={getattr(settings, key):g}" for key in shares)
-            log.warning(
-                "methods.%s.preset=%s: %s holds the term to a share of the task's gradient, whatever the preset's "
-                "weight; set it to 0 for that weight",
-                cls.name,
-                settings.preset,
-                told,
-            )
-
-
 def _prepare_training(job: _Job, data: _Data, nets: _Nets) -> Trainer:
     """The trainer, at the step where it begins or goes on, with all that its steps read."""
     config, processes, student, teacher = job.config, job.processes, nets.student, nets.teacher
@@ -252,7 +237,8 @@ def _prepare_training(job: _Job, data: _Data, nets: _Nets) -> Trainer:
             own_size=config.teacher.own_size,
         )
     _tell_shared_classes(distiller)
-    _tell_weights_without_use(config)
+    for line in distiller.method.weights_without_use():
+        log.warning(line)
     if distiller.method.reads_student_head and config.trained_net.checkpoint is None:
         log.warning(
             "method '%s' reads the student's head before it trains the student, and this one is untrained: "

@@ -302,19 +302,32 @@ class Method(nn.Module):
         """The method's own nets by player; see `Player`."""
         return {}
 
+    def share_settings(self) -> Mapping[str, str]:
+        """The student's terms that can be held to a share of the task's gradient, and the setting that holds each."""
+        return {self.name: "balance"}
+
     def shares(self) -> dict[str, float]:
         """The student's terms, by name, that are held to a share of the task's gradient, and to which.
 
         Raises:
             InputError: a share is no number of at least 0.
         """
-        return self.balanced({self.name: "balance"})
-
-    def balanced(self, keys: Mapping[str, str]) -> dict[str, float]:
-        """The shares, above 0, that the settings *keys* give to the terms."""
+        keys = self.share_settings()
         for key in keys.values():
             self.require(key, 0 <= getattr(self.config, key) < math.inf, "a number of at least 0")
         return {term: share for term, key in keys.items() if (share := getattr(self.config, key))}
+
+    def weights_without_use(self) -> list[str]:
+        """What to tell of a preset whose weights a share replaces, as a config may hold one: a line a method."""
+        section = f"methods.{self.name}"
+        keys = [key for key in dict.fromkeys(self.share_settings().values()) if getattr(self.config, key)]
+        if self.config.preset == "default" or not keys:
+            return []
+        told = " and ".join(f"{section}.{key}={getattr(self.config, key):g}" for key in keys)
+        return [
+            f"{section}.preset={self.config.preset}: {told} holds the term to a share of the task's gradient, whatever "
+            "the preset's weight; set it to 0 for that weight"
+        ]
 
     def watches(self) -> Sequence[Watch]:
         """Signs of trouble in the method's logged losses and metrics; see `Watch`."""

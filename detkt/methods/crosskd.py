@@ -139,8 +139,8 @@ class CrossKD(Method):
     def players(self) -> dict[str, Player]:
         return {STUDENT: Player((self.adapters,))}
 
-    def shares(self) -> dict[str, float]:
-        return self.balanced({"crosskd_classes": "balance", "crosskd_boxes": "balance"})
+    def share_settings(self) -> dict[str, str]:
+        return {"crosskd_classes": "balance", "crosskd_boxes": "balance"}
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         ours, theirs, config = known(student.dense), known(teacher.dense), self.config

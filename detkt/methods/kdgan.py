@@ -161,8 +161,8 @@ class KDGAN(Method):
             "kdgan_teacher": Player((self.teacher_head,), "adam", config.teacher_lr),
         }
 
-    def shares(self) -> dict[str, float]:
-        return self.balanced({"kdgan_proposals": "balance", "kdgan_distillation": "balance"})
+    def share_settings(self) -> dict[str, str]:
+        return {"kdgan_proposals": "balance", "kdgan_distillation": "balance"}
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         config, context, ours = self.config, known(teacher.logits), known(student.logits)

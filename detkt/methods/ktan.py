@@ -305,9 +305,9 @@ class KTAN(Method):
             )
         return players
 
-    def shares(self) -> dict[str, float]:
+    def share_settings(self) -> dict[str, str]:
         adversary = {f"{self.name}_generator": "adversary_balance"} if self.adversarial else {}
-        return self.balanced({f"{self.name}_mse": "balance", **adversary})
+        return {f"{self.name}_mse": "balance", **adversary}
 
     def watches(self) -> Sequence[Watch]:
         # A critic is to be sure, and its values have no floor.

@@ -52,6 +52,9 @@ class Sum(Method):
     def shares(self) -> dict[str, float]:
         return {term: share for method in self.methods.values() for term, share in method.shares().items()}
 
+    def weights_without_use(self) -> list[str]:
+        return [line for method in self.methods.values() for line in method.weights_without_use()]
+
     def watches(self) -> Sequence[Watch]:
         return [watch for method in self.methods.values() for watch in method.watches()]
 

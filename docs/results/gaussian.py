@@ -60,8 +60,8 @@ class Gaussian(DLN):
             for stage in super().stages()
         ]
 
-    def shares(self) -> dict[str, float]:
-        return self.balanced({"gaussian_mse": "balance", "gaussian_distance": "adversary_balance"})
+    def share_settings(self) -> dict[str, str]:
+        return {"gaussian_mse": "balance", "gaussian_distance": "adversary_balance"}
 
     def step(self, stage: Stage, student: Knowledge, teacher: Knowledge, heads: Heads) -> Iterator[Update]:
         for update in super().step(stage, student, teacher, heads):

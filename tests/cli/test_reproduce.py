@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 from tiny import TINY_OPTIONS
@@ -13,11 +12,8 @@ from tiny import TINY_OPTIONS
 from detkt.base.commands import command
 from detkt.base.errors import InputError
 from detkt.cli.reproduce import main
-from detkt.config import load_config
 from detkt.engine.recipes import RECIPES, find_recipe, plan
 from detkt.prepare.sources import SOURCES
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +73,6 @@ def test_settings_of_rows_and_teachers(tmp_path):
         (0.1 / 256, 1e-4),
         (0.005 / 256, 1e-5),
     ]
-
-
-def test_every_config_with_a_papers_numbers_has_a_table():
-    told = {path.stem for path in CONFIGS.glob("*.yaml") if load_config(path).paper}
-    assert told == {recipe.config for recipe in RECIPES.values()}
 
 
 def test_imagenet_is_not_prepared_but_has_to_be_there(tmp_path, capsys):
