@@ -3,7 +3,7 @@
 #
 #   DATA=.../VOCdevkit WEIGHTS=.../weights bash docs/results/photos/queue.sh docs/results/photos/plain.txt
 #
-# A line of the list is NAME and train_det.py's arguments, in which RUNS stands for that folder. Each run goes to RUNS/NAME (RUNS: runs/photos); one that has
+# A line of the list is NAME and train_det.py's arguments, in which RUNS and WEIGHTS stand for these folders. Each run goes to RUNS/NAME (RUNS: runs/photos); one that has
 # its metrics.json there is skipped, one that was stopped goes on, and what finished runs scored is copied to COPIES/NAME.json
 # and NAME.npz (COPIES: docs/results/photos). Several lists, or one list given to several queues at once, are no trouble: a run that
 # another queue holds is left to it. EXTRA: arguments of every run, after its own. Without DATA and WEIGHTS the config says all of data and nets: those of the shapes pair, with
@@ -24,7 +24,8 @@ cat "$@" | sed 's/#.*//' | while read -r name arguments; do
       [ -z "${DATA:-}" ] || set -- "$@" --data-root "$DATA" "data.cache=$RUNS/cache"
       [ -z "${WEIGHTS:-}" ] || set -- "$@" "teacher.weights=$WEIGHTS/efficientnet_lite2_timm.safetensors" \
         "student.weights=$WEIGHTS/efficientnet_lite0_timm.safetensors"
-      set -- "$@" ${arguments//RUNS/$RUNS} ${EXTRA:-}
+      arguments=${arguments//RUNS/$RUNS}
+      set -- "$@" ${arguments//WEIGHTS/${WEIGHTS:-}} ${EXTRA:-}
     fi
     nice -n "${NICE:-10}" "$PYTHON" tools/train_det.py --quiet "$@" < /dev/null >> "$RUNS/$name.log" 2>&1 \
       && cp "$RUNS/$name/metrics.json" "$COPIES/$name.json" && cp "$RUNS/$name/pictures.npz" "$COPIES/$name.npz"
