@@ -4,6 +4,8 @@ What it sees (``adversary``):
 
 * ``patch``: every location of the map, one logit each. KTAN's own but for the logits' number.
 * ``map``: the map, pooled in the end: one logit a picture, as the paper's figure has it.
+* ``objectness``: the objectness that the frozen head of two stages gives in every location of the map, a value an
+  anchor; one logit a location.
 * ``roi``: the vectors that the frozen head of two stages makes of the student's sampled regions, which is what its
   predictors read, with the region's class by a projection (Miyato and Koyama, ICLR 2018).
 * ``score``: the head's class scores of these regions, of anchors, or of pictures, with the class; less their mean where
@@ -31,7 +33,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from detkt.methods.reductions import masked_mean
 
-KINDS = ("patch", "map", "roi", "score")
+KINDS = ("patch", "map", "objectness", "roi", "score")
 LOSSES = ("gan", "hinge", "relativistic", "wgan-gp")
 PENALTY = 10.0
 """On the squared distance of the gradient's norm from 1, for ``wgan-gp``."""

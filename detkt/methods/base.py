@@ -188,6 +188,13 @@ class Heads(Protocol):
         """
         ...
 
+    def objectness(self, features: dict[str, Tensor], role: str) -> dict[str, Tensor]:
+        """How the frozen head of *role* scores each anchor of every cell of *features*, before any is chosen.
+
+        Before the sigmoid, (N, A, H, W) by output; of two stages alone. Gradients reach *features* alone.
+        """
+        ...
+
     def remaining(self, classification: list[Tensor], regression: list[Tensor]) -> tuple[Tensor, Tensor]:
         """What is left of the teacher's dense head, behind `detkt.knowledge.Dense`'s maps, on maps like these.
 

@@ -20,7 +20,7 @@ while the discriminator D minimises -log D(R(t)) - log(1 - D(s)). The papers lea
   before D and the MSE see them; ``preset=paper`` takes them as they are.
 * Detection maps differ in size from batch to batch, so D scores every location (patch output) and the padding is
   masked; ``adversary=map`` pools and scores the whole map, as the paper's figure does.
-* ``adversary=roi`` and ``score`` are ours: D sees what the head of stage 1 makes of the student's map and of R(t), not
+* ``adversary=objectness``, ``roi`` and ``score`` are ours: D sees what the head of stage 1 makes of the student's map and of R(t), not
   the maps, so that it judges what the task reads (`detkt.methods.adversary`).
 * The adversary plays in every fourth step only, with four times its weight: its forward and backward passes are many
   small operations, which would cost more than the teacher of a small pair. So StyleGAN2 regularises "lazily" (Karras et
@@ -48,7 +48,7 @@ import torch
 from torch import Tensor, nn
 
 from detkt.base.errors import InputError
-from detkt.knowledge import Knowledge, Spec, known
+from detkt.knowledge import Knowledge, Scores, Spec, known
 from detkt.methods.adapters import Regressor
 from detkt.methods.adversary import (
     KINDS,
@@ -118,8 +118,8 @@ class KTANConfig(MethodConfig):
     """alpha, beta: weights of the adversary and the MSE. ``regressor_*``: stage 1, the teacher-to-student layer.
 
     ``balance``: the MSE's share of the task's gradient, in place of beta; ``adversary_balance``: the adversary's, in
-    place of alpha, in the steps in which it plays. ``adversary``: what D sees, "patch", "map" (the papers'), "roi" or
-    "score"; ``loss``: "gan" (the papers'), "hinge", "relativistic" or "wgan-gp"; see `detkt.methods.adversary`.
+    place of alpha, in the steps in which it plays. ``adversary``: what D sees, "patch", "map" (the papers'), "objectness",
+    "roi" or "score"; ``loss``: "gan" (the papers'), "hinge", "relativistic" or "wgan-gp"; see `detkt.methods.adversary`.
     ``r1``: weight of the penalty on D's gradient, with its half; 0: none. ``label_smoothing``: of "gan".
     ``warmup_steps``: k, student updates with the MSE alone. ``normalize``: bring both maps to one scale.
     ``instance_noise``: standard deviation of the noise on D's inputs, as these are (in root mean squares of R(t) with
@@ -226,43 +226,63 @@ class KTAN(Method):
         for pair in self.pairs():
             student_map, teacher_map = self.pair_specs(pair)
             self.regressors[pair.key] = Regressor(teacher_map, student_map)
-            if self.adversarial and not self._sees_rows:
-                self.discriminators[pair.key] = Discriminator(
-                    student_map.channels,
-                    self._width(student_map.channels),
-                    config.num_convs,
-                    config.adversary == "patch",
-                    config.spectral_norm,
-                    config.discriminator_narrow,
-                    config.discriminator_slope,
-                )
+            if self.adversarial and config.adversary in ("patch", "map"):
+                self._add_discriminator(pair, student_map.channels, self._width(student_map.channels))
         # The teacher's head reads R's output only where nothing tells it from the teacher's own maps and classes.
         alike = not self._unmatched and _interface(student) == _interface(teacher)
         self.head = "teacher" if alike else STUDENT
         self.reads_student_head = self.head == STUDENT
         if self.adversarial and self._sees_rows:
             self.discriminators["rows"] = self._row_discriminator()
+        elif self.adversarial and config.adversary == "objectness":
+            anchors = self._scores_read("proposals", "no stage that proposes regions").proposals
+            for pair in self.pairs():
+                self._add_discriminator(pair, anchors, config.discriminator_width or WIDEST)
 
     @property
     def _sees_rows(self) -> bool:
-        """Whether D sees what a head makes of the maps."""
+        """Whether D sees what a head makes of regions, anchors or pictures."""
         return self.config.adversary in ("roi", "score")
+
+    def _add_discriminator(self, pair: LayerPair, channels: int, width: int) -> None:
+        config = self.config
+        self.discriminators[pair.key] = Discriminator(
+            channels,
+            width,
+            config.num_convs,
+            config.adversary != "map",
+            config.spectral_norm,
+            config.discriminator_narrow,
+            config.discriminator_slope,
+        )
+
+    @property
+    def _read_spec(self) -> Spec:
+        """Of the net whose head reads R."""
+        return self.student_spec if self.head == STUDENT else known(self.teacher_spec)
+
+    def _scores_read(self, attribute: str, lacking: str) -> Scores:
+        """What the head gives, of which D is shown *attribute*."""
+        scores = self._read_spec.scores
+        if scores is None or not getattr(scores, attribute):
+            raise InputError(
+                f"methods.{self.name}.adversary is '{self.config.adversary}', and the {self.head}, whose head would be "
+                f"read, has {lacking}; take 'patch'"
+            )
+        return scores
 
     def _width(self, size: int) -> int:
         return self.config.discriminator_width or min(WIDEST, max(1, size // 2))
 
     def _row_discriminator(self) -> RowDiscriminator:
-        spec = self.student_spec if self.head == STUDENT else known(self.teacher_spec)
-        kind, scores = self.config.adversary, spec.scores
-        if scores is None or (kind == "roi" and not scores.width):
-            raise InputError(
-                f"methods.{self.name}.adversary is '{kind}', and the {self.head}, whose head would be read, has "
-                + ("no such scores" if kind == "score" else "no head that looks at regions")
-                + "; take 'patch'"
-            )
+        kind = self.config.adversary
+        if kind == "roi":
+            scores = self._scores_read("width", "no head that looks at regions")
+        else:
+            scores = self._scores_read("of", "no such scores")
         self._centred = kind == "score" and not scores.sigmoid
         background = scores.of != "pictures" and scores.sigmoid  # a column that such heads do not score
-        size = scores.width if kind == "roi" else spec.num_classes - background
+        size = scores.width if kind == "roi" else self._read_spec.num_classes - background
         config = self.config
         width = config.discriminator_width or (self._width(size) if kind == "roi" else WIDEST)
         return RowDiscriminator(
@@ -359,6 +379,8 @@ class KTAN(Method):
         if stage.name == "adversarial":
             if self._sees_rows:
                 shown = [self._rows(*as_heads_read, student, heads)]
+            elif self.config.adversary == "objectness":
+                shown = self._objectness(*as_heads_read, masks, student, heads)
             else:
                 shown = [self._map(pair, maps[pair], targets[pair], masks[pair]) for pair in pairs]
             yield self._discriminator_update(shown)
@@ -395,13 +417,10 @@ class KTAN(Method):
     def _regressor_update(self, student: Knowledge, teacher: Knowledge, heads: Heads) -> Update:
         """Algorithm 1: the task loss of a frozen head on R(t) trains R alone."""
         regressed = {
-            pair.student: self.regressors[pair.key](teacher.features[pair.teacher], self._size(pair, teacher))
+            pair: self.regressors[pair.key](teacher.features[pair.teacher], self._size(pair, teacher))
             for pair in self.pairs()
         }
-        if self._unmatched:
-            own = {name: student.features[name].detach() for name in self._unmatched}
-            regressed = {name: (regressed | own)[name] for name in outputs(self.student_spec.features)}
-        losses = heads.task_losses(regressed, self.head)
+        losses = heads.task_losses(self._whole(regressed, student), self.head)
         return Update("regressor", {f"regressor_{name}": loss for name, loss in losses.items()})
 
     def _size(self, pair: LayerPair, teacher: Knowledge) -> tuple[int, int] | None:
@@ -427,12 +446,9 @@ class KTAN(Method):
 
     def _rows(self, maps: Maps, targets: Maps, student: Knowledge, heads: Heads) -> Shown:
         """What the head of stage 1 makes of the student's maps and of R(t)."""
-        read = outputs(self.student_spec.features)
-        own = {name: student.features[name].detach() for name in self._unmatched}
-        ours, theirs = (own | {pair.student: found[pair] for pair in self.pairs()} for found in (maps, targets))
         with torch.no_grad():
-            judged = heads.rows({name: theirs[name] for name in read}, self.head)
-        learning = heads.rows({name: ours[name] for name in read}, self.head)
+            judged = heads.rows(self._whole(targets, student), self.head)
+        learning = heads.rows(self._whole(maps, student), self.head)
         values = []
         for rows in (judged, learning):
             value = full_precision(rows.logits if self.config.adversary == "score" else known(rows.vectors))
@@ -440,6 +456,25 @@ class KTAN(Method):
             values.append(value - value.mean(dim=1, keepdim=True) if self._centred else value)
         scale = root_mean_square(values[0]) if self.config.normalize else 1.0
         return Shown(self.discriminators["rows"], values[0] / scale, values[1] / scale, judged.classes)
+
+    def _objectness(self, maps: Maps, targets: Maps, masks: Masks, student: Knowledge, heads: Heads) -> list[Shown]:
+        """What the first stage of that head gives every cell of both."""
+        with torch.no_grad():
+            judged = heads.objectness(self._whole(targets, student), self.head)
+        learning = heads.objectness(self._whole(maps, student), self.head)
+        shown = []
+        for pair in self.pairs():
+            mask = masks[pair]
+            scale = self._scale(judged[pair.student], mask)
+            values = (scores[pair.student] / scale for scores in (judged, learning))
+            shown.append(Shown(self.discriminators[pair.key], *values, mask, mask))
+        return shown
+
+    def _whole(self, maps: Maps, student: Knowledge) -> dict[str, Tensor]:
+        """*maps* as a head reads them, in its order, with the student's own where nothing is distilled."""
+        own = {name: student.features[name].detach() for name in self._unmatched}
+        found = own | {pair.student: maps[pair] for pair in self.pairs()}
+        return {name: found[name] for name in outputs(self.student_spec.features)}
 
     def _judge(self, seen: Shown, values: Tensor, context: Tensor | None) -> Tensor:
         if self.config.instance_noise:

@@ -189,6 +189,10 @@ class ClassificationHeads:
         with net.reading(), frozen(net.model):
             return Rows(net.scores(features, self._images), self._labels)
 
+    def objectness(self, features: dict[str, Tensor], role: str) -> dict[str, Tensor]:
+        """A classifier proposes no regions, and its scores say so."""
+        raise TypeError("classifiers propose no regions")
+
     def remaining(self, classification: list[Tensor], regression: list[Tensor]) -> tuple[Tensor, Tensor]:
         """A classifier has no dense head, and offers none."""
         raise TypeError("classifiers have no dense head")

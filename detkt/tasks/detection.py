@@ -152,7 +152,8 @@ class DetectionTask:
                 ) from None
             classes, vectors = detector.columns(maps, [(height, width)])
             if detector.two_stages:
-                scores = Scores("regions", width=vectors)
+                anchors_of_a_cell = next(iter(detector.objectness(maps).values())).shape[1]
+                scores = Scores("regions", width=vectors, proposals=anchors_of_a_cell)
             if (dense := detector.dense) is not None:
                 levels = list(as_pyramid(maps).values())
                 anchors = dense.anchors(levels, ImageList(picture, [(height, width)]))
@@ -380,6 +381,12 @@ class DetectionHeads:
         classes = known(student.dense).labels(seen.matched, seen.targets)
         rows = _leading(known(student.dense), seen, [known(seen.logits)], classes)
         return Rows(_of_pictures(logits, rows), _of_pictures(classes, rows))
+
+    def objectness(self, features: dict[str, Tensor], role: str) -> dict[str, Tensor]:
+        """See :class:`detkt.methods.base.Heads`."""
+        detector = self._detectors[role]
+        with evaluating(detector.model), frozen(detector.model):
+            return detector.objectness(features)
 
     def remaining(self, classification: list[Tensor], regression: list[Tensor]) -> tuple[Tensor, Tensor]:
         """See :class:`detkt.methods.base.Heads`."""

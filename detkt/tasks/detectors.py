@@ -220,11 +220,15 @@ class Detector(Revealing):
 
     def confidence(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """How sure its proposals, or its dense head, are of an object in each cell of its outputs: (N, 1, H, W)."""
-        names, maps = zip(*full_precision({name: features[name] for name in outputs(features)}).items(), strict=True)
-        if self.dense is not None:
-            return dict(zip(names, self.dense.confidence_maps(maps), strict=True))
-        levels = full_precision(self.model.rpn.head(list(maps))[0])
-        return {name: level.sigmoid().amax(1, keepdim=True) for name, level in zip(names, levels, strict=True)}
+        if self.dense is None:
+            return {name: level.sigmoid().amax(1, keepdim=True) for name, level in self.objectness(features).items()}
+        maps = full_precision({name: features[name] for name in outputs(features)})
+        return dict(zip(maps, self.dense.confidence_maps(tuple(maps.values())), strict=True))
+
+    def objectness(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What its first stage gives each anchor of every cell of its outputs, before the sigmoid: (N, A, H, W)."""
+        maps = full_precision({name: features[name] for name in outputs(features)})
+        return dict(zip(maps, full_precision(self.model.rpn.head(list(maps.values()))[0]), strict=True))
 
     @property
     def anchor_generator(self) -> AnchorGenerator | DefaultBoxGenerator | None:

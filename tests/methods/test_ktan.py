@@ -38,6 +38,11 @@ class ToyHeads:
         vectors = torch.stack([half.mean(dim=(2, 3)) for half in feature.chunk(2, dim=3)], dim=1).flatten(0, 1)
         return Rows(vectors[:, :4], torch.arange(len(vectors)) % 4, vectors)
 
+    def objectness(self, features: dict[str, Tensor], role: str) -> dict[str, Tensor]:
+        """Of three anchors: the map's first channels, each less the last."""
+        self.roles.append(role)
+        return {name: feature[:, :3] - feature[:, -1:] for name, feature in features.items()}
+
 
 class ChannelMean(nn.Module):
     """A discriminator whose logits are known: the mean over channels, or over the whole picture."""
@@ -185,8 +190,8 @@ def test_every_loss_teaches_the_student(pair, batch, loss):
 
 
 @pytest.mark.parametrize("loss", ["gan", "hinge", "relativistic", "wgan-gp"])
-@pytest.mark.parametrize("adversary", ["roi", "score"])
-def test_an_adversary_of_rows_teaches_the_backbone_alone(pair, batch, adversary, loss):
+@pytest.mark.parametrize("adversary", ["objectness", "roi", "score"])
+def test_an_adversary_behind_a_head_teaches_the_backbone_alone(pair, batch, adversary, loss):
     """The head that it is read through gets nothing from it and is as before."""
     settings = {"regressor_steps": 1, "warmup_steps": 0, "loss": loss, "adversary": adversary}
     distiller = distiller_of(*pair, **settings)
@@ -235,6 +240,29 @@ def test_what_an_adversary_of_rows_sees_by_hand(adversary, sigmoid, normalize):
     assert update.losses["ktan_generator"].item() == pytest.approx(-0.5 * logits.mean().item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+def test_what_an_adversary_of_objectness_sees_by_hand(normalize):
+    """With R the identity: the head's scores of every cell on both maps, of R(t)'s scale, without padding."""
+    settings = {**EXACT, "normalize": normalize, "adversary": "objectness", "loss": "wgan-gp", "adversary_every": 1}
+    scored = Spec(spec().features, 4, scores=Scores("regions", width=8, proposals=3))
+    method = make(scored, scored, **settings, alpha=0.5)
+    method.regressors["output"].convolution.weight.data.copy_(torch.eye(8).reshape(8, 8, 1, 1))
+    assert method.discriminators["output"].layers[0].in_channels == 3
+    judge = method.discriminators["output"] = ChannelMean(patch=True)
+    student, teacher = (knowledge(2, 8, 4, 6, seed=seed, valid=[(1.0, 1.0), (0.5, 0.5)]) for seed in (1, 2))
+    heads = ToyHeads()
+    judged, update = method.step(stage_of(method, "adversarial"), student, teacher, heads)
+    assert heads.roles == ["teacher", "teacher"]
+    theirs, ours = ((net.features["output"][:, :3] - net.features["output"][:, 7:]).detach() for net in (teacher, student))
+    mask = torch.zeros(2, 1, 4, 6)
+    mask[0], mask[1, :, :2, :3] = 1, 1
+    scale = ((theirs.square() * mask).sum() / (3 * mask.sum())).sqrt() if normalize else 1.0
+    assert torch.allclose(judge.inputs[0], torch.cat([theirs, ours]) / scale, atol=1e-6)
+    mean = ((ours / scale).mean(dim=1, keepdim=True) * mask).sum() / mask.sum()
+    assert update.losses["ktan_generator"].item() == pytest.approx(-0.5 * mean.item(), abs=1e-6)
+    assert judged.losses["discriminator"].isfinite()
+
+
 def test_the_discriminator_of_rows_by_hand():
     torch.manual_seed(0)
     judge = RowDiscriminator(5, 3, 7, spectral=False)
@@ -279,6 +307,9 @@ def test_rows_that_no_head_gives_are_refused():
     )
     with pytest.raises(InputError, match=message):
         make(dense, dense, adversary="roi")
+    message = "methods.ktan.adversary is 'objectness', and the teacher, .* has no stage that proposes regions; take 'patch'"
+    with pytest.raises(InputError, match=message):
+        make(dense, dense, adversary="objectness")
     assert make(dense, dense, adversary="score").discriminators["rows"].layers[0].in_features == 3
     unknown = Spec(spec().features, 4, scores=None)
     with pytest.raises(InputError, match="adversary is 'score', and the teacher, .* has no such scores; take 'patch'"):

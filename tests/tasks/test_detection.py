@@ -251,6 +251,25 @@ def test_rows_are_those_of_the_students_regions(detector, batch, role):
     assert set(reached[1:]) <= {None}
 
 
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_objectness_is_that_of_the_first_stage(detector, batch, role):
+    """Of every anchor of every cell, before the sigmoid; gradients reach the map alone."""
+    student, teacher = detector(norm="frozen"), detector(seed=1, norm="frozen")
+    task = make_task(student, teacher)
+    ours, theirs, heads = task.run(*batch, EVERYTHING)
+    net = {"student": student, "teacher": teacher}[role]
+    feature = {"student": ours, "teacher": theirs}[role].features["output"].detach().requires_grad_()
+    requires = [p.requires_grad for p in net.parameters()]
+    scores = heads.objectness({"output": feature}, role)["output"]
+    assert torch.allclose(scores, net.rpn.head([feature])[0][0], atol=1e-6)
+    assert scores.shape == (len(batch[0]), task.specs[0].scores.proposals, *feature.shape[2:])
+    assert [p.requires_grad for p in net.parameters()] == requires
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    reached = torch.autograd.grad(scores.sum(), [feature, *parameters], allow_unused=True)
+    assert reached[0].abs().sum() > 0
+    assert set(reached[1:]) <= {None}
+
+
 def test_nothing_outlives_the_step(detector, batch):
     """Without the garbage collector: a graph that lives until the next step doubles the memory."""
     task = make_task(detector(), detector(seed=1), ["layer2"], ["layer2"])
@@ -258,6 +277,7 @@ def test_nothing_outlives_the_step(detector, batch):
     tensors = [*student.features.values(), *teacher.features.values(), student.logits, teacher.logits]
     tensors += list(heads.task_losses({"output": student.features["output"]}, "student").values())
     tensors += [heads.rows({"output": student.features["output"]}, "student").logits]
+    tensors += list(heads.objectness({"output": student.features["output"]}, "student").values())
     kept = [weakref.ref(tensor) for tensor in tensors]
     del student, teacher, heads, tensors
     assert [ref() for ref in kept] == [None] * len(kept)

@@ -38,7 +38,7 @@ ADVERSARIES = [(adversary, loss) for adversary in KINDS for loss in LOSSES]
 
 def spec(channels: int, sigmoid: bool = False) -> Spec:
     maps = {name: FeatureSpec(channels, *size, False) for name, size in LEVELS.items()}
-    scores = Scores("regions", sigmoid, width=WIDTH)
+    scores = Scores("regions", sigmoid, width=WIDTH, proposals=3)
     return Spec(maps, CLASSES, scores=scores, tower=Tower(channels, tuple(LEVELS.values())))
 
 
@@ -79,6 +79,9 @@ class Heads:
         read = torch.stack([feature.mean() for feature in features.values()]).sum()
         logits, vectors = (torch.randn(ROWS, size, device="meta") + read for size in (CLASSES, WIDTH))
         return Rows(logits, torch.zeros(ROWS, dtype=torch.int64, device="meta"), vectors)
+
+    def objectness(self, features, role):
+        return {name: feature[:, :3] for name, feature in features.items()}
 
     def remaining(self, classification, regression):
         rest = sum(level.sum() for level in (*classification, *regression))
