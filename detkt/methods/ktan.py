@@ -20,8 +20,8 @@ while the discriminator D minimises -log D(R(t)) - log(1 - D(s)). The papers lea
   before D and the MSE see them; ``preset=paper`` takes them as they are.
 * Detection maps differ in size from batch to batch, so D scores every location (patch output) and the padding is
   masked; ``adversary=map`` pools and scores the whole map, as the paper's figure does.
-* ``adversary=objectness``, ``roi`` and ``score`` are ours: D sees what the head of stage 1 makes of the student's map and of R(t), not
-  the maps, so that it judges what the task reads (`detkt.methods.adversary`).
+* ``adversary=objectness``, ``roi`` and ``score`` are ours: D sees what the head of stage 1 makes of the student's map
+  and of R(t), not the maps, so that it judges what the task reads (`detkt.methods.adversary`).
 * The adversary plays in every fourth step only, with four times its weight: its forward and backward passes are many
   small operations, which would cost more than the teacher of a small pair. So StyleGAN2 regularises "lazily" (Karras et
   al., CVPR 2020, section 3.1). ``adversary_every=1`` plays always, as the papers do.
@@ -118,8 +118,9 @@ class KTANConfig(MethodConfig):
     """alpha, beta: weights of the adversary and the MSE. ``regressor_*``: stage 1, the teacher-to-student layer.
 
     ``balance``: the MSE's share of the task's gradient, in place of beta; ``adversary_balance``: the adversary's, in
-    place of alpha, in the steps in which it plays. ``adversary``: what D sees, "patch", "map" (the papers'), "objectness",
-    "roi" or "score"; ``loss``: "gan" (the papers'), "hinge", "relativistic" or "wgan-gp"; see `detkt.methods.adversary`.
+    place of alpha, in the steps in which it plays. ``adversary``: what D sees, "patch", "map" (the papers'),
+    "objectness", "roi" or "score"; ``loss``: "gan" (the papers'), "hinge", "relativistic" or "wgan-gp"; see
+    `detkt.methods.adversary`.
     ``r1``: weight of the penalty on D's gradient, with its half; 0: none. ``label_smoothing``: of "gan".
     ``warmup_steps``: k, student updates with the MSE alone. ``normalize``: bring both maps to one scale.
     ``instance_noise``: standard deviation of the noise on D's inputs, as these are (in root mean squares of R(t) with
@@ -466,8 +467,8 @@ class KTAN(Method):
         for pair in self.pairs():
             mask = masks[pair]
             scale = self._scale(judged[pair.student], mask)
-            values = (scores[pair.student] / scale for scores in (judged, learning))
-            shown.append(Shown(self.discriminators[pair.key], *values, mask, mask))
+            theirs, ours = judged[pair.student] / scale, learning[pair.student] / scale
+            shown.append(Shown(self.discriminators[pair.key], theirs, ours, mask, mask))
         return shown
 
     def _whole(self, maps: Maps, student: Knowledge) -> dict[str, Tensor]:

@@ -253,7 +253,9 @@ def test_what_an_adversary_of_objectness_sees_by_hand(normalize):
     heads = ToyHeads()
     judged, update = method.step(stage_of(method, "adversarial"), student, teacher, heads)
     assert heads.roles == ["teacher", "teacher"]
-    theirs, ours = ((net.features["output"][:, :3] - net.features["output"][:, 7:]).detach() for net in (teacher, student))
+    theirs, ours = (
+        (net.features["output"][:, :3] - net.features["output"][:, 7:]).detach() for net in (teacher, student)
+    )
     mask = torch.zeros(2, 1, 4, 6)
     mask[0], mask[1, :, :2, :3] = 1, 1
     scale = ((theirs.square() * mask).sum() / (3 * mask.sum())).sqrt() if normalize else 1.0
@@ -307,7 +309,9 @@ def test_rows_that_no_head_gives_are_refused():
     )
     with pytest.raises(InputError, match=message):
         make(dense, dense, adversary="roi")
-    message = "methods.ktan.adversary is 'objectness', and the teacher, .* has no stage that proposes regions; take 'patch'"
+    message = (
+        "methods.ktan.adversary is 'objectness', and the teacher, .* has no stage that proposes regions; take 'patch'"
+    )
     with pytest.raises(InputError, match=message):
         make(dense, dense, adversary="objectness")
     assert make(dense, dense, adversary="score").discriminators["rows"].layers[0].in_features == 3
