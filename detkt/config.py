@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from detkt import methods
-from detkt.base.errors import InputError, first_line, suggestion
+from detkt.base.errors import InputError, first_line, suggestion, suggestion_or_all
 from detkt.base.paths import SHIPPED, resolve
 from detkt.base.settings import wrong_value
 
@@ -374,8 +374,8 @@ def _merge(config: DictConfig, values: dict[str, Any], where: str, prefix: str =
     schema = OmegaConf.get_type(config)
     for key, value in values.items():
         full = f"{prefix}{key}"
-        if is_dataclass(schema) and key not in {f.name for f in fields(schema)}:
-            raise InputError(f"{where}unknown key '{full}'{suggestion(key, [f.name for f in fields(schema)])}")
+        if is_dataclass(schema) and key not in (names := [f.name for f in fields(schema)]):
+            raise InputError(f"{where}unknown key '{full}'{suggestion_or_all(key, names)}")
         if isinstance(value, dict) and OmegaConf.is_dict(config.get(key)):
             _merge(config[key], value, where, f"{full}.")
             continue

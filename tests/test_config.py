@@ -146,7 +146,7 @@ def test_files_that_are_no_config(written, text, message):
     [
         ("tran: {}\n", "unknown key 'tran' (did you mean 'train'?)"),
         ("train: {epoch: 3}\n", "unknown key 'train.epoch' (did you mean 'epochs'?)"),
-        ("1: 2\n", "unknown key '1'"),
+        ("1: 2\n", "unknown key '1'; there are: name, method, role, data, student, teacher, train, methods, paper"),
         ("methods: {ktann: {}}\n", "unknown method 'ktann' (did you mean 'ktan'?)"),
         ("methods: {ktan: {betta: 1}}\n", "unknown key 'methods.ktan.betta' (did you mean 'beta'?)"),
         ("methods: {ktan: {beta: high}}\n", "methods.ktan.beta is 'high': it must be a number"),

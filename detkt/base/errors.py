@@ -46,3 +46,10 @@ def suggestion(name: str, choices: Iterable[str]) -> str:
     by_lower = {str(choice).lower(): str(choice) for choice in choices}
     near = difflib.get_close_matches(str(name).lower(), list(by_lower), n=1, cutoff=0.5)
     return f" (did you mean '{cut(by_lower[near[0]])}'?)" if near else ""
+
+
+def suggestion_or_all(name: str, choices: Iterable[str]) -> str:
+    """`suggestion`, or all the choices where none is near."""
+    names = list(map(str, choices))
+    return suggestion(name, names) or f"; there are: {', '.join(names)}"
+

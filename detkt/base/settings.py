@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from detkt.base.errors import InputError, first_line, suggestion
+from detkt.base.errors import InputError, first_line, suggestion_or_all
 
 _KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -35,8 +35,7 @@ def typed_settings(schema: type, values: Mapping[str, Any], section: str) -> Any
     settings = OmegaConf.structured(schema)
     for key, value in values.items():
         if key not in settings:
-            near = suggestion(key, settings) or f"; there are: {', '.join(map(str, settings))}"
-            raise InputError(f"unknown key '{section}.{key}'{near}")
+            raise InputError(f"unknown key '{section}.{key}'{suggestion_or_all(key, settings)}")
         try:
             OmegaConf.update(settings, key, value)
         except OmegaConfBaseException as error:

@@ -69,12 +69,15 @@ def _run_files(folder: Path) -> list[Path]:
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
     """JSON has no NaN: a class without ground truth becomes null."""
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(_jsonable(metrics), indent=2) + "\n"))
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(jsonable(metrics), indent=2) + "\n"))
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """*value* with null for every number that is not finite, also inside of dicts and lists."""
     if isinstance(value, dict):
-        return {key: _jsonable(part) for key, part in value.items()}
+        return {key: jsonable(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(part) for part in value]
     value = value.item() if hasattr(value, "dtype") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

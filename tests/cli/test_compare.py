@@ -105,6 +105,17 @@ def test_runs_from_anywhere_are_compared(compared, tmp_path, capsys):
     assert "Some intervals leave out the draw of the pictures" in capsys.readouterr().out
 
 
+def test_a_score_that_is_missing_leaves_strict_json(compared, tmp_path):
+    root, _ = compared
+    table = json.loads((root / "table.json").read_text())
+    table["kd"][1]["map_voc07"] = None
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    main(["--runs", str(tmp_path / "table.json"), "--output", str(tmp_path / "out")])
+    for name in ("comparison.json", "table.json"):
+        text = (tmp_path / "out" / name).read_text()
+        json.loads(text, parse_constant=lambda constant: pytest.fail(f"{name}: {constant}"))
+
+
 def test_a_run_of_before_is_looked_at_once(compared, tmp_path, capsys):
     root, _ = compared
     copy = tmp_path / "runs"
