@@ -52,4 +52,3 @@ def suggestion_or_all(name: str, choices: Iterable[str]) -> str:
     """`suggestion`, or all the choices where none is near."""
     names = list(map(str, choices))
     return suggestion(name, names) or f"; there are: {', '.join(names)}"
-

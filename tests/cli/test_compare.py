@@ -113,7 +113,7 @@ def test_a_score_that_is_missing_leaves_strict_json(compared, tmp_path):
     main(["--runs", str(tmp_path / "table.json"), "--output", str(tmp_path / "out")])
     for name in ("comparison.json", "table.json"):
         text = (tmp_path / "out" / name).read_text()
-        json.loads(text, parse_constant=lambda constant: pytest.fail(f"{name}: {constant}"))
+        json.loads(text, parse_constant=lambda constant, name=name: pytest.fail(f"{name}: {constant}"))
 
 
 def test_a_run_of_before_is_looked_at_once(compared, tmp_path, capsys):
