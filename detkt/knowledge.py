@@ -151,7 +151,7 @@ class Scores:
         every: whether the teacher knows all of the student's classes.
         resized: whether the network sees pictures of another size than the student does, and so has other anchors.
         width: D of `Rows.vectors`; 0 where there are none.
-        proposals: anchors of a cell whose objectness is scored before regions are chosen; 0 where none are.
+        rpn_anchors: anchors of a cell, as many on every level, of which regions are chosen; 0 where there are none.
     """
 
     of: str = "pictures"
@@ -161,7 +161,7 @@ class Scores:
     every: bool = True
     resized: bool = False
     width: int = 0
-    proposals: int = 0
+    rpn_anchors: int = 0
 
 
 @dataclass(frozen=True)

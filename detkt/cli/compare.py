@@ -138,8 +138,8 @@ def tell(
     table = markdown_table(comparison, kind.measures, paper, teacher)
     contents = {
         "table.md": table,
-        "table.json": json.dumps(jsonable({row.method: row.runs for row in rows}), indent=1),
-        "comparison.json": json.dumps(jsonable(comparison.numbers()), indent=1),
+        "table.json": json.dumps(jsonable({row.method: row.runs for row in rows}), indent=1, allow_nan=False),
+        "comparison.json": json.dumps(jsonable(comparison.numbers()), indent=1, allow_nan=False),
     }
     make_folder(root)
     for name, text in contents.items():

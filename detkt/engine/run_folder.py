@@ -69,7 +69,9 @@ def _run_files(folder: Path) -> list[Path]:
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
     """JSON has no NaN: a class without ground truth becomes null."""
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(jsonable(metrics), indent=2) + "\n"))
+    write_atomically(
+        path, lambda temporary: temporary.write_text(json.dumps(jsonable(metrics), indent=2, allow_nan=False) + "\n")
+    )
 
 
 def jsonable(value: Any) -> Any:

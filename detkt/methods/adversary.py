@@ -4,8 +4,8 @@ What it sees (``adversary``):
 
 * ``patch``: every location of the map, one logit each. KTAN's own but for the logits' number.
 * ``map``: the map, pooled in the end: one logit a picture, as the paper's figure has it.
-* ``objectness``: the objectness that the frozen head of two stages gives in every location of the map, a value an
-  anchor; one logit a location.
+* ``objectness``: the objectness that the frozen first stage of a detector of two gives in every location of the map, a
+  value an anchor; one logit a location. In the padding, which this stage reads, both maps are the student's.
 * ``roi``: the vectors that the frozen head of two stages makes of the student's sampled regions, which is what its
   predictors read, with the region's class by a projection (Miyato and Koyama, ICLR 2018).
 * ``score``: the head's class scores of these regions, of anchors, or of pictures, with the class; less their mean where

@@ -48,7 +48,7 @@ import torch
 from torch import Tensor, nn
 
 from detkt.base.errors import InputError
-from detkt.knowledge import Knowledge, Scores, Spec, known
+from detkt.knowledge import Knowledge, Spec, known
 from detkt.methods.adapters import Regressor
 from detkt.methods.adversary import (
     KINDS,
@@ -120,16 +120,16 @@ class KTANConfig(MethodConfig):
     ``balance``: the MSE's share of the task's gradient, in place of beta; ``adversary_balance``: the adversary's, in
     place of alpha, in the steps in which it plays. ``adversary``: what D sees, "patch", "map" (the papers'),
     "objectness", "roi" or "score"; ``loss``: "gan" (the papers'), "hinge", "relativistic" or "wgan-gp"; see
-    `detkt.methods.adversary`.
-    ``r1``: weight of the penalty on D's gradient, with its half; 0: none. ``label_smoothing``: of "gan".
-    ``warmup_steps``: k, student updates with the MSE alone. ``normalize``: bring both maps to one scale.
-    ``instance_noise``: standard deviation of the noise on D's inputs, as these are (in root mean squares of R(t) with
-    ``normalize``). ``discriminator_width``: channels of D's convolutions; 0 takes half of the map's, at most 64,
-    so that D stays cheap beside the student. ``adversary_every``: D and the student's term from it have their turn once
-    in so many steps (1 to 100), that term with so many times ``alpha``. ``discriminator_lr``: for a turn in four steps;
-    with a turn in every step take a quarter. ``discriminator_scheduled``: it follows the student's schedule.
-    ``discriminator_narrow``, ``discriminator_slope``: see `Discriminator`. ``clip_norm``: largest norm of R's
-    and of D's gradient; 0: any.
+    `detkt.methods.adversary`. ``r1``: weight of the penalty on D's gradient, with its half; 0: none.
+    ``label_smoothing``: of "gan". ``warmup_steps``: k, student updates with the MSE alone. ``normalize``: bring both
+    maps, and what D sees, to one scale. ``instance_noise``: standard deviation of the noise on D's inputs, as these are
+    (in root mean squares of what it sees of R(t) with ``normalize``). ``discriminator_width``: channels of D's
+    convolutions; 0 takes half of the map's, or of the vectors of "roi", at most 64, so that D stays cheap beside the
+    student, and 64 for "score" and "objectness". ``adversary_every``: D and the student's term from it have their turn
+    once in so many steps (1 to 100), that term with so many times ``alpha``. ``discriminator_lr``: for a turn in four
+    steps; with a turn in every step take a quarter. ``discriminator_scheduled``: it follows the student's schedule.
+    ``discriminator_narrow``, ``discriminator_slope``: see `Discriminator`. ``clip_norm``: largest norm of R's and of
+    D's gradient; 0: any.
     """
 
     section: ClassVar[str] = "ktan"
@@ -227,23 +227,22 @@ class KTAN(Method):
         for pair in self.pairs():
             student_map, teacher_map = self.pair_specs(pair)
             self.regressors[pair.key] = Regressor(teacher_map, student_map)
-            if self.adversarial and config.adversary in ("patch", "map"):
+            if self.adversarial and not self._reads_head:
                 self._add_discriminator(pair, student_map.channels, self._width(student_map.channels))
         # The teacher's head reads R's output only where nothing tells it from the teacher's own maps and classes.
         alike = not self._unmatched and _interface(student) == _interface(teacher)
         self.head = "teacher" if alike else STUDENT
         self.reads_student_head = self.head == STUDENT
-        if self.adversarial and self._sees_rows:
-            self.discriminators["rows"] = self._row_discriminator()
-        elif self.adversarial and config.adversary == "objectness":
-            anchors = self._scores_read("proposals", "no stage that proposes regions").proposals
+        if self.adversarial and config.adversary == "objectness":
             for pair in self.pairs():
-                self._add_discriminator(pair, anchors, config.discriminator_width or WIDEST)
+                self._add_discriminator(pair, self._anchors_read(), config.discriminator_width or WIDEST)
+        elif self.adversarial and self._reads_head:
+            self.discriminators["rows"] = self._row_discriminator()
 
     @property
-    def _sees_rows(self) -> bool:
-        """Whether D sees what a head makes of regions, anchors or pictures."""
-        return self.config.adversary in ("roi", "score")
+    def _reads_head(self) -> bool:
+        """Whether D sees what a head makes of the maps."""
+        return self.config.adversary not in ("patch", "map")
 
     def _add_discriminator(self, pair: LayerPair, channels: int, width: int) -> None:
         config = self.config
@@ -262,25 +261,25 @@ class KTAN(Method):
         """Of the net whose head reads R."""
         return self.student_spec if self.head == STUDENT else known(self.teacher_spec)
 
-    def _scores_read(self, attribute: str, lacking: str) -> Scores:
-        """What the head gives, of which D is shown *attribute*."""
+    def _lacking(self, what: str) -> InputError:
+        return InputError(
+            f"methods.{self.name}.adversary is '{self.config.adversary}', and the {self.head}, whose head would be "
+            f"read, has {what}; take 'patch'"
+        )
+
+    def _anchors_read(self) -> int:
         scores = self._read_spec.scores
-        if scores is None or not getattr(scores, attribute):
-            raise InputError(
-                f"methods.{self.name}.adversary is '{self.config.adversary}', and the {self.head}, whose head would be "
-                f"read, has {lacking}; take 'patch'"
-            )
-        return scores
+        if scores is None or not scores.rpn_anchors:
+            raise self._lacking("no stage that scores as many anchors in every cell")
+        return scores.rpn_anchors
 
     def _width(self, size: int) -> int:
         return self.config.discriminator_width or min(WIDEST, max(1, size // 2))
 
     def _row_discriminator(self) -> RowDiscriminator:
-        kind = self.config.adversary
-        if kind == "roi":
-            scores = self._scores_read("width", "no head that looks at regions")
-        else:
-            scores = self._scores_read("of", "no such scores")
+        kind, scores = self.config.adversary, self._read_spec.scores
+        if scores is None or (kind == "roi" and not scores.width):
+            raise self._lacking("no such scores" if kind == "score" else "no head that looks at regions")
         self._centred = kind == "score" and not scores.sigmoid
         background = scores.of != "pictures" and scores.sigmoid  # a column that such heads do not score
         size = scores.width if kind == "roi" else self._read_spec.num_classes - background
@@ -378,10 +377,10 @@ class KTAN(Method):
         maps = {pair: maps[pair] / scales[pair] for pair in pairs}
 
         if stage.name == "adversarial":
-            if self._sees_rows:
+            if self.config.adversary == "objectness":
+                shown = self._objectness(*as_heads_read, masks, heads)
+            elif self._reads_head:
                 shown = [self._rows(*as_heads_read, student, heads)]
-            elif self.config.adversary == "objectness":
-                shown = self._objectness(*as_heads_read, masks, student, heads)
             else:
                 shown = [self._map(pair, maps[pair], targets[pair], masks[pair]) for pair in pairs]
             yield self._discriminator_update(shown)
@@ -458,11 +457,13 @@ class KTAN(Method):
         scale = root_mean_square(values[0]) if self.config.normalize else 1.0
         return Shown(self.discriminators["rows"], values[0] / scale, values[1] / scale, judged.classes)
 
-    def _objectness(self, maps: Maps, targets: Maps, masks: Masks, student: Knowledge, heads: Heads) -> list[Shown]:
+    def _objectness(self, maps: Maps, targets: Maps, masks: Masks, heads: Heads) -> list[Shown]:
         """What the first stage of that head gives every cell of both."""
+        # Its convolution reaches into the padding, which nothing is to be told of.
+        same = {pair: _in_the_same_frame(maps[pair], targets[pair], masks[pair]) for pair in self.pairs()}
         with torch.no_grad():
-            judged = heads.objectness(self._whole(targets, student), self.head)
-        learning = heads.objectness(self._whole(maps, student), self.head)
+            judged = heads.objectness({pair.student: target for pair, (_, target) in same.items()}, self.head)
+        learning = heads.objectness({pair.student: ours for pair, (ours, _) in same.items()}, self.head)
         shown = []
         for pair in self.pairs():
             mask = masks[pair]
@@ -516,6 +517,14 @@ class KTAN(Method):
             "discriminator_accuracy_student": torch.stack(right_student).mean(),
         }
         return Update("discriminator", {"discriminator": torch.stack(losses).mean()}, metrics)
+
+
+def _in_the_same_frame(student: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both maps, where *mask* is 0 with the student's values, of which nothing is learnt there."""
+    if mask is None:
+        return student, target
+    inside, own = mask.bool(), student.detach()
+    return torch.where(inside, student, own), torch.where(inside, target, own)
 
 
 def _interface(spec: Spec) -> tuple:

@@ -152,8 +152,7 @@ class DetectionTask:
                 ) from None
             classes, vectors = detector.columns(maps, [(height, width)])
             if detector.two_stages:
-                anchors_of_a_cell = next(iter(detector.objectness(maps).values())).shape[1]
-                scores = Scores("regions", width=vectors, proposals=anchors_of_a_cell)
+                scores = Scores("regions", width=vectors, rpn_anchors=detector.rpn_anchors)
             if (dense := detector.dense) is not None:
                 levels = list(as_pyramid(maps).values())
                 anchors = dense.anchors(levels, ImageList(picture, [(height, width)]))

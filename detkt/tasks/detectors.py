@@ -238,6 +238,13 @@ class Detector(Revealing):
         )
         return generator if isinstance(generator, AnchorGenerator | DefaultBoxGenerator) else None
 
+    @property
+    def rpn_anchors(self) -> int:
+        """Anchors of a cell that its first stage scores; 0 where that cannot be told, or levels have other numbers."""
+        generator = self.anchor_generator
+        counts = set(generator.num_anchors_per_location()) if self.two_stages and generator is not None else set()
+        return counts.pop() if len(counts) == 1 else 0
+
     def columns(self, features: dict[str, Tensor], sizes: list[tuple[int, int]]) -> tuple[int, int]:
         """Classes that it scores, background included, and D of the vectors that it makes the scores of.
 

@@ -39,9 +39,9 @@ class ToyHeads:
         return Rows(vectors[:, :4], torch.arange(len(vectors)) % 4, vectors)
 
     def objectness(self, features: dict[str, Tensor], role: str) -> dict[str, Tensor]:
-        """Of three anchors: the map's first channels, each less the last."""
+        """Of three anchors: the map's first channels and the last of the cell to the left, and a bias."""
         self.roles.append(role)
-        return {name: feature[:, :3] - feature[:, -1:] for name, feature in features.items()}
+        return {name: feature[:, :3] + feature[:, -1:].roll(1, 3) + 1 for name, feature in features.items()}
 
 
 class ChannelMean(nn.Module):
@@ -51,9 +51,11 @@ class ChannelMean(nn.Module):
         super().__init__()
         self.patch = patch
         self.inputs: list[Tensor] = []
+        self.masks: list[Tensor | None] = []
 
     def forward(self, feature: Tensor, mask: Tensor | None = None) -> Tensor:
         self.inputs.append(feature)
+        self.masks.append(mask)
         return feature.mean(dim=1, keepdim=True) if self.patch else feature.mean(dim=(2, 3)).mean(dim=1, keepdim=True)
 
 
@@ -242,27 +244,49 @@ def test_what_an_adversary_of_rows_sees_by_hand(adversary, sigmoid, normalize):
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_what_an_adversary_of_objectness_sees_by_hand(normalize):
-    """With R the identity: the head's scores of every cell on both maps, of R(t)'s scale, without padding."""
+    """With R the identity: the head's scores of every cell on both maps, a D a level, of R(t)'s scale, and padding that
+    is the student's on both, from which it learns nothing."""
     settings = {**EXACT, "normalize": normalize, "adversary": "objectness", "loss": "wgan-gp", "adversary_every": 1}
-    scored = Spec(spec().features, 4, scores=Scores("regions", width=8, proposals=3))
+    names, shape, valid = ("output.0", "output.1"), (2, 8, 4, 6), [(1.0, 1.0), (0.5, 0.5)]
+    levels = {"output.0": FeatureSpec(8, 4, 6, True), "output.1": FeatureSpec(8, 2, 3, True)}
+    shapes = {"output.0": shape, "output.1": (2, 8, 2, 3)}
+    scored = Spec(levels, 4, scores=Scores("regions", width=8, rpn_anchors=3))
     method = make(scored, scored, **settings, alpha=0.5)
-    method.regressors["output"].convolution.weight.data.copy_(torch.eye(8).reshape(8, 8, 1, 1))
-    assert method.discriminators["output"].layers[0].in_channels == 3
-    judge = method.discriminators["output"] = ChannelMean(patch=True)
-    student, teacher = (knowledge(2, 8, 4, 6, seed=seed, valid=[(1.0, 1.0), (0.5, 0.5)]) for seed in (1, 2))
+    judges = {}
+    for name, key in zip(names, ("output_0", "output_1"), strict=True):
+        method.regressors[key].convolution.weight.data.copy_(torch.eye(8).reshape(8, 8, 1, 1))
+        first = method.discriminators[key].layers[0]
+        assert (first.in_channels, first.out_channels) == (3, 64)
+        judges[name] = method.discriminators[key] = ChannelMean(patch=True)
+    torch.manual_seed(1)
+    ours, theirs = ({name: torch.rand(shapes[name]) for name in names} for _ in range(2))
+    maps = {name: feature.clone().requires_grad_() for name, feature in ours.items()}
+    student = Knowledge(maps, losses={"task": torch.tensor(2.0)}, valid=valid)
     heads = ToyHeads()
-    judged, update = method.step(stage_of(method, "adversarial"), student, teacher, heads)
+    judged, update = method.step(stage_of(method, "adversarial"), student, Knowledge(theirs, valid=valid), heads)
     assert heads.roles == ["teacher", "teacher"]
-    theirs, ours = (
-        (net.features["output"][:, :3] - net.features["output"][:, 7:]).detach() for net in (teacher, student)
-    )
-    mask = torch.zeros(2, 1, 4, 6)
-    mask[0], mask[1, :, :2, :3] = 1, 1
-    scale = ((theirs.square() * mask).sum() / (3 * mask.sum())).sqrt() if normalize else 1.0
-    assert torch.allclose(judge.inputs[0], torch.cat([theirs, ours]) / scale, atol=1e-6)
-    mean = ((ours / scale).mean(dim=1, keepdim=True) * mask).sum() / mask.sum()
-    assert update.losses["ktan_generator"].item() == pytest.approx(-0.5 * mean.item(), abs=1e-6)
+    means = []
+    for name in names:
+        rows, columns = shapes[name][2:]
+        mask = torch.zeros(2, 1, rows, columns)
+        mask[0], mask[1, :, : rows // 2, : columns // 2] = 1, 1
+        framed = torch.where(mask.bool(), theirs[name], ours[name])
+        expected = [each[:, :3] + each[:, 7:].roll(1, 3) + 1 for each in (framed, ours[name])]
+        scale = ((expected[0].square() * mask).sum() / (3 * mask.sum())).sqrt() if normalize else 1.0
+        judge = judges[name]
+        assert torch.allclose(judge.inputs[0], torch.cat(expected) / scale, atol=1e-6)
+        assert torch.equal(judge.masks[0], torch.cat([mask, mask]))
+        assert torch.equal(judge.masks[-1], mask)
+        means.append(((expected[1] / scale).mean(dim=1, keepdim=True) * mask).sum() / mask.sum())
+    term = update.losses["ktan_generator"]
+    assert term.item() == pytest.approx(-0.5 * torch.stack(means).mean().item(), abs=1e-6)
     assert judged.losses["discriminator"].isfinite()
+    for name, gradient in zip(names, torch.autograd.grad(term, list(maps.values())), strict=True):
+        rows, columns = shapes[name][2:]
+        assert gradient[0].abs().sum() > 0
+        # The last column's neighbour is the first: of a picture whose padding begins behind the half, nothing is left.
+        outside = gradient[1, :, rows // 2 :], gradient[1, :, :, columns // 2 :]
+        assert [each.abs().sum().item() for each in outside] == [0, 0]
 
 
 def test_the_discriminator_of_rows_by_hand():
@@ -310,7 +334,7 @@ def test_rows_that_no_head_gives_are_refused():
     with pytest.raises(InputError, match=message):
         make(dense, dense, adversary="roi")
     message = (
-        "methods.ktan.adversary is 'objectness', and the teacher, .* has no stage that proposes regions; take 'patch'"
+        "methods.ktan.adversary is 'objectness', and the teacher, .* has no stage that scores as many anchors in every"
     )
     with pytest.raises(InputError, match=message):
         make(dense, dense, adversary="objectness")

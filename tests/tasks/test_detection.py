@@ -262,7 +262,7 @@ def test_objectness_is_that_of_the_first_stage(detector, batch, role):
     requires = [p.requires_grad for p in net.parameters()]
     scores = heads.objectness({"output": feature}, role)["output"]
     assert torch.allclose(scores, net.rpn.head([feature])[0][0], atol=1e-6)
-    assert scores.shape == (len(batch[0]), task.specs[0].scores.proposals, *feature.shape[2:])
+    assert scores.shape == (len(batch[0]), task.specs[0].scores.rpn_anchors, *feature.shape[2:])
     assert [p.requires_grad for p in net.parameters()] == requires
     parameters = [p for p in net.parameters() if p.requires_grad]
     reached = torch.autograd.grad(scores.sum(), [feature, *parameters], allow_unused=True)

@@ -21,6 +21,7 @@ from torchvision.models.detection.ssd import SSD
 from detkt import Distiller
 from detkt.base.errors import InputError
 from detkt.methods import available
+from detkt.methods.base import outputs
 from detkt.models import build_detector
 
 SIZE = {"min_size": 64, "max_size": 96}
@@ -250,3 +251,34 @@ def test_a_step_or_a_refusal(nets, student, teacher, method):
         assert torch.equal(value, before[name]), f"the teacher's {name} was touched"
     assert [module.training for module in theirs.modules()] == modes
     assert all(p.grad is None for p in theirs.parameters())
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [("c4", "c4-teacher"), ("fpn", "fpn-teacher"), ("mobilenet320", "fpn-teacher"), ("fpn", "c4-teacher")],
+)
+def test_an_adversary_of_objectness_in_bfloat16(nets, student, teacher):
+    """A D a level, in full precision; two more passes of the first stage leave its norms as they are."""
+    ours, theirs = nets(student), nets(teacher)
+    head = ours.rpn.head
+    head.conv.append(nn.BatchNorm2d(head.cls_logits.in_channels))
+    try:
+        settings = {**SETTINGS["ktan"], "adversary": "objectness", "loss": "wgan-gp"}
+        batch, counts, seen = (BATCH["images"], BATCH["targets"]), head.conv[-1].num_batches_tracked, []
+        with Distiller(ours, theirs, "ktan", settings) as distiller:
+            judges = distiller.method.discriminators
+            assert set(judges) == {pair.key for pair in distiller.method.pairs()}
+            for judge in judges.values():
+                judge.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
+            distiller.train().prepare([batch])
+            before = counts.item()
+            with torch.autocast("cpu", torch.bfloat16):
+                losses = distiller(*batch)
+            assert counts.item() - before == len(outputs(distiller.method.student_spec.features))
+            assert set(seen) == {torch.float32}
+            assert losses["ktan_generator"].isfinite()
+            losses["ktan_generator"].backward()
+            assert any(p.grad is not None and p.grad.any() for p in ours.backbone.parameters())
+            assert all(p.grad is None for p in head.parameters())
+    finally:
+        del head.conv[-1]

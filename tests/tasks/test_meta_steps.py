@@ -38,7 +38,7 @@ ADVERSARIES = [(adversary, loss) for adversary in KINDS for loss in LOSSES]
 
 def spec(channels: int, sigmoid: bool = False) -> Spec:
     maps = {name: FeatureSpec(channels, *size, False) for name, size in LEVELS.items()}
-    scores = Scores("regions", sigmoid, width=WIDTH, proposals=3)
+    scores = Scores("regions", sigmoid, width=WIDTH, rpn_anchors=3)
     return Spec(maps, CLASSES, scores=scores, tower=Tower(channels, tuple(LEVELS.values())))
 
 
