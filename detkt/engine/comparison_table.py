@@ -62,7 +62,8 @@ def _difference(found: Difference | None) -> list[str]:
     if found is None or not found.pairs:
         return ["–"] * 4
     ends = "" if found.low is None or found.high is None else f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-    p = f"{found.p:.3f}{' *' if found.p < LEVEL else ''}"
+    p = f"{found.p:.3f}" if found.p >= 0.001 else f"{found.p:.1g}"  # never 0
+    p += " *" if found.p < LEVEL else ""
     return [f"{100 * found.value:+.1f}{ends}", found.holds, str(found.pairs), p]
 
 

@@ -122,6 +122,13 @@ def test_scores_of_which_none_is_finite_are_told_as_none():
     assert [cell.strip() for cell in cells[3:8]] == ["–"] * 5
 
 
+@pytest.mark.parametrize(("pairs", "told"), [(6, "0.031 *"), (10, "0.002 *"), (12, "0.0005 *"), (16, "3e-05 *")])
+def test_a_p_is_never_told_as_zero(pairs, told):
+    rows = [row("kd", [0.6 + k / 100 for k in range(pairs)]), row("none", [0.5] * pairs)]
+    cells = markdown_table(compare(rows, "top1"), {"top1": "top-1"}, {}).splitlines()[2].split("|")
+    assert told in [cell.strip() for cell in cells]
+
+
 def test_which_row_is_the_plain_one():
     named = row("plain", [0.5])
     named.runs[0]["method"] = "none"
