@@ -76,9 +76,19 @@ def gains() -> dict[str, dict[str, Any]]:
                     "least": min(differences),
                     "most": max(differences),
                     "seeds": len(differences),
-                    "settings": " ".join(f"{key}={as_typed(value)}" for key, value in chosen.get(name, {}).items()),
+                    "settings": settings_of(name, chosen),
                 }
     return found
+
+
+def settings_of(name: str, chosen: dict[str, dict[str, Any]]) -> str:
+    """What *chosen* holds for a method, as it is typed behind ``methods.NAME.``; of a sum with its parts' names."""
+    parts = name.split("+")
+    return " ".join(
+        f"{f'{part}.' if len(parts) > 1 else ''}{key}={as_typed(value)}"
+        for part in parts
+        for key, value in chosen.get(part, {}).items()
+    )
 
 
 def as_typed(value: object) -> str:
