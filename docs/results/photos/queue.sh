@@ -6,7 +6,7 @@
 # A line of the list is NAME and train_det.py's arguments, in which RUNS and WEIGHTS stand for these folders. Each run goes to RUNS/NAME (RUNS: runs/photos); one that has
 # its metrics.json there is skipped, one that was stopped goes on, and what finished runs scored is copied to COPIES/NAME.json
 # and NAME.npz (COPIES: docs/results/photos). Several lists, or one list given to several queues at once, are no trouble: a run that
-# another queue holds is left to it. EXTRA: arguments of every run, after its own. Without DATA and WEIGHTS the config says all of data and nets: those of the shapes pair, with
+# another queue holds is left to it. EXTRA: arguments of every run, after its own; with --trial take a RUNS of its own, nothing is copied. Without DATA and WEIGHTS the config says all of data and nets: those of the shapes pair, with
 # CONFIG=configs/shapes.yaml RUNS=runs/shapes COPIES=docs/results/shapes/modern, are in docs/results/shapes/modern.txt.
 set -u
 RUNS=${RUNS:-runs/photos} COPIES=${COPIES:-docs/results/photos} PYTHON=${PYTHON:-python} CONFIG=${CONFIG:-configs/photos_lite2_lite0.yaml}
@@ -27,9 +27,12 @@ cat "$@" | sed 's/#.*//' | while read -r name arguments; do
       arguments=${arguments//RUNS/$RUNS}
       set -- "$@" ${arguments//WEIGHTS/${WEIGHTS:-}} ${EXTRA:-}
     fi
-    nice -n "${NICE:-10}" "$PYTHON" tools/train_det.py --quiet "$@" < /dev/null >> "$RUNS/$name.log" 2>&1 \
-      && cp "$RUNS/$name/metrics.json" "$COPIES/$name.json" && cp "$RUNS/$name/pictures.npz" "$COPIES/$name.npz"
+    nice -n "${NICE:-10}" "$PYTHON" tools/train_det.py --quiet "$@" < /dev/null >> "$RUNS/$name.log" 2>&1
     code=$?
+    if [ $code = 0 ] && [[ " ${EXTRA:-} " != *" --trial "* ]]; then
+      cp "$RUNS/$name/metrics.json" "$COPIES/$name.json" && cp "$RUNS/$name/pictures.npz" "$COPIES/$name.npz"
+      code=$?
+    fi
     echo "$(date '+%H:%M:%S') $name: exit $code"
   ) 9> "$RUNS/$name.lock"
 done
