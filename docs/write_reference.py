@@ -21,6 +21,7 @@ NOTEBOOK = Path(__file__).parent / "guides" / "own_photographs.ipynb"
 BENCHMARK = Path(__file__).parent / "results" / "benchmark"
 SHAPES = Path(__file__).parent / "results" / "shapes"
 SHAPES_CONFIG = Path(__file__).parent.parent / "configs" / "shapes.yaml"
+PHOTOS = Path(__file__).parent / "results" / "photos"
 REPORTS = ("retinanet.json", "shapes-modern.json", "shapes.json")
 SECTIONS = {
     "data": config.DataConfig,
@@ -40,7 +41,7 @@ def main() -> None:
 def measured() -> str:
     """What `detkt methods` tells of measurements, by method."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for key, values in (("step", step_costs()), ("gain", gains())):
+    for key, values in (("step", step_costs()), ("gain", gains()), ("photographs", photographs())):
         for name, value in values.items():
             found.setdefault(name, {})[key] = value
     return json.dumps(dict(sorted(found.items())), indent=1) + "\n"
@@ -62,23 +63,34 @@ def gains() -> dict[str, dict[str, Any]]:
     """
     chosen = config.load_config(SHAPES_CONFIG).methods
     tables = [json.loads((SHAPES / "table.json").read_text(encoding="utf-8")), rows_of(SHAPES / "modern")]
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for rows in tables:
-        plain = scores_by_seed(rows["none"])
         for name, runs in rows.items():
-            scores = scores_by_seed(runs)
-            pairs = sorted(scores.keys() & plain.keys())
-            if name != "none" and len(pairs) >= 3:
-                differences = [100 * (scores[seed] - plain[seed]) for seed in pairs]
-                mean = sum(differences) / len(differences)
-                found[name] = {
-                    "mean": mean,
-                    "least": min(differences),
-                    "most": max(differences),
-                    "seeds": len(differences),
-                    "settings": settings_of(name, chosen),
-                }
+            told = difference(runs, rows["none"])
+            if name != "none" and told["seeds"] >= 3:
+                found[name] = told | {"settings": settings_of(name, chosen)}
     return found
+
+
+def photographs() -> dict[str, dict[str, Any]]:
+    """The same of the photographs' students from ImageNet, where six seeds are in common: Faster R-CNNs, else FCOSs."""
+    rows = rows_of(PHOTOS)
+    found: dict[str, dict[str, Any]] = {}
+    for prefix, settings in (("fcos-", ""), ("", "balance=0.5")):
+        for name in methods.available():
+            told = difference(rows.get(f"{prefix}{name}", []), rows[f"{prefix}plain"])
+            if told["seeds"] >= 6:
+                found[name] = told | {"settings": settings}
+    return found
+
+
+def difference(runs: list[dict], plain: list[dict]) -> dict[str, Any]:
+    """Mean, least and most of the points above *plain*, seed by seed."""
+    scores, base = scores_by_seed(runs), scores_by_seed(plain)
+    points = [100 * (scores[seed] - base[seed]) for seed in sorted(scores.keys() & base.keys())]
+    if not points:
+        return {"seeds": 0}
+    return {"mean": sum(points) / len(points), "least": min(points), "most": max(points), "seeds": len(points)}
 
 
 def settings_of(name: str, chosen: dict[str, dict[str, Any]]) -> str:
@@ -99,7 +111,7 @@ def as_typed(value: object) -> str:
 def rows_of(folder: Path) -> dict[str, list[dict]]:
     """The runs of *folder*, METHOD-sSEED.json each, by method."""
     rows: dict[str, list[dict]] = {}
-    for path in sorted(folder.glob("*-s?.json")):
+    for path in sorted(folder.glob("*-s*[0-9].json")):
         rows.setdefault(path.stem.rpartition("-s")[0], []).append(json.loads(path.read_text(encoding="utf-8")))
     return rows
 

@@ -21,8 +21,8 @@ from detkt.methods.base import Method, Needs
 MEASUREMENTS = (
     "What a step takes was measured on a CPU, of a pair of ResNet-10s (crosskd: of two RetinaNets); its floor is a "
     "plain step of the student and one pass of the teacher's backbone. What a method gained was measured with that "
-    "pair on drawn shapes and the settings told (of some it was not): your data may say otherwise, and `detkt compare` "
-    "asks them."
+    "pair on drawn shapes, and on photographs with EfficientNets, at the same updates and the settings told (of some "
+    "it was not): your data may say otherwise, and `detkt compare` asks them."
 )
 EXAMPLES = f"""examples:
   %(prog)s
@@ -35,8 +35,8 @@ Any can be summed, as ktan+kd. The weights of a method's own nets are counted fo
 LEVELS, CHANNELS = 4, 256
 MEASURED = Path(__file__).with_name("measured.json")
 """By method: ``step``, the ratio of a step's time to its floor, with its quartiles; ``gain`` over plain training in
-points of mAP VOC07, with the least and the most of its seeds and the settings of these runs. Written by
-docs/write_reference.py from docs/results."""
+points of mAP VOC07 on shapes, with the least and the most of its seeds and the settings of these runs, and the same of
+``photographs``. Written by docs/write_reference.py from docs/results."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -83,11 +83,13 @@ def measured_of(name: str) -> list[str]:
     of_seeds = "({seeds} seeds: {least:+.1f} to {most:+.1f})"
     texts = {
         "step": "a step takes {median:.2f} ({low:.2f} to {high:.2f}) times its floor",
+        "photographs": "{mean:+.1f} mAP VOC07 over plain training on photographs, from ImageNet " + of_seeds,
         "gain": "{mean:+.1f} mAP VOC07 over plain training on drawn shapes " + of_seeds,
     }
     told = {key: text.format(**found[key]) for key, text in texts.items() if key in found}
-    if settings := found.get("gain", {}).get("settings"):
-        told["gain"] += f" with {settings}"
+    for key in told:
+        if settings := found[key].get("settings"):
+            told[key] += f" with {settings}"
     gains = {one: values["gain"]["mean"] for one, values in measured.items() if "gain" in values and "+" not in one}
     best = max(gains, key=lambda one: gains[one])
     if "gain" in told and name != best:

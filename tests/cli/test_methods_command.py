@@ -82,9 +82,22 @@ def test_gains_are_those_of_the_results(told):
     best = "    (no single method gained more there than cwd, +6.9)"  # beside KTAN, and wherever one is chosen
     assert told["ktan"].splitlines()[-1] == best
     assert best not in told["cwd"] and best not in told["crosskd"]
-    untold = {name for name, text in told.items() if "over plain training" not in text}
+    untold = {name for name, text in told.items() if "over plain training on drawn shapes" not in text}
     assert {"none", "crosskd"} <= untold
     assert untold.isdisjoint(runs.keys() - {"none"})
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "seeds", "settings"), [("fgfi", "", 12, " with balance=0.5"), ("crosskd", "fcos-", 6, "")]
+)
+def test_gains_on_photographs_are_those_of_the_results(told, name, prefix, seeds, settings):
+    folder = ROOT / "docs/results/photos"
+    read = lambda row, seed: json.loads((folder / f"{prefix}{row}-s{seed}.json").read_text())["map_voc07"]  # noqa: E731
+    pairs = [100 * (read(name, seed) - read("plain", seed)) for seed in range(seeds)]
+    mean, least, most = (f"{value:+.1f}" for value in (sum(pairs) / seeds, min(pairs), max(pairs)))
+    expected = f"{mean} mAP VOC07 over plain training on photographs, from ImageNet ({seeds} seeds: {least} to {most})"
+    assert f"    {expected}{settings}" in told[name].splitlines()
+    assert "photographs" not in told["cwd"]
 
 
 @pytest.mark.parametrize(
