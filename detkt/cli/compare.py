@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from detkt.engine.comparison import Row, collect, jobs_of, teacher_scores
 from detkt.engine.comparison_table import markdown_table
 from detkt.engine.differences import check_against, compare
 from detkt.engine.jobs import Job, job_lines, run_job, run_side_by_side
-from detkt.engine.run_folder import jsonable
+from detkt.engine.run_folder import strict_json
 from detkt.kinds import Kind, kind_of
 from detkt.methods import absolute
 from detkt.visualization.comparison_chart import comparison_figure, learning_figure
@@ -138,8 +137,8 @@ def tell(
     table = markdown_table(comparison, kind.measures, paper, teacher)
     contents = {
         "table.md": table,
-        "table.json": json.dumps(jsonable({row.method: row.runs for row in rows}), indent=1, allow_nan=False),
-        "comparison.json": json.dumps(jsonable(comparison.numbers()), indent=1, allow_nan=False),
+        "table.json": strict_json({row.method: row.runs for row in rows}, 1),
+        "comparison.json": strict_json(comparison.numbers(), 1),
     }
     make_folder(root)
     for name, text in contents.items():

@@ -69,17 +69,19 @@ def _run_files(folder: Path) -> list[Path]:
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
     """JSON has no NaN: a class without ground truth becomes null."""
-    write_atomically(
-        path, lambda temporary: temporary.write_text(json.dumps(jsonable(metrics), indent=2, allow_nan=False) + "\n")
-    )
+    write_atomically(path, lambda temporary: temporary.write_text(strict_json(metrics, 2) + "\n"))
 
 
-def jsonable(value: Any) -> Any:
-    """*value* with null for every number that is not finite, also inside of dicts and lists."""
+def strict_json(value: Any, indent: int) -> str:
+    """*value* as JSON, with null for every number that is not finite."""
+    return json.dumps(_jsonable(value), indent=indent, allow_nan=False)
+
+
+def _jsonable(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: jsonable(part) for key, part in value.items()}
+        return {key: _jsonable(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [jsonable(part) for part in value]
+        return [_jsonable(part) for part in value]
     value = value.item() if hasattr(value, "dtype") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -223,30 +223,32 @@ class KTAN(Method):
                 "them; leave it empty"
             )
         self._unmatched = [name for name in read if name not in matched]
-        self.regressors, self.discriminators = nn.ModuleDict(), nn.ModuleDict()
-        for pair in self.pairs():
-            student_map, teacher_map = self.pair_specs(pair)
-            self.regressors[pair.key] = Regressor(teacher_map, student_map)
-            if self.adversarial and not self._reads_head:
-                self._add_discriminator(pair, student_map.channels, self._width(student_map.channels))
         # The teacher's head reads R's output only where nothing tells it from the teacher's own maps and classes.
         alike = not self._unmatched and _interface(student) == _interface(teacher)
         self.head = "teacher" if alike else STUDENT
         self.reads_student_head = self.head == STUDENT
-        if self.adversarial and config.adversary == "objectness":
-            for pair in self.pairs():
-                self._add_discriminator(pair, self._anchors_read(), config.discriminator_width or WIDEST)
-        elif self.adversarial and self._reads_head:
+        self.regressors, self.discriminators = nn.ModuleDict(), nn.ModuleDict()
+        for pair in self.pairs():
+            student_map, teacher_map = self.pair_specs(pair)
+            self.regressors[pair.key] = Regressor(teacher_map, student_map)
+            if self.adversarial and not self._sees_rows:
+                self.discriminators[pair.key] = self._map_discriminator(student_map.channels)
+        if self.adversarial and self._sees_rows:
             self.discriminators["rows"] = self._row_discriminator()
 
     @property
-    def _reads_head(self) -> bool:
-        """Whether D sees what a head makes of the maps."""
-        return self.config.adversary not in ("patch", "map")
+    def _sees_rows(self) -> bool:
+        """Whether D sees what a head makes of regions, anchors or pictures, not of cells."""
+        return self.config.adversary in ("roi", "score")
 
-    def _add_discriminator(self, pair: LayerPair, channels: int, width: int) -> None:
-        config = self.config
-        self.discriminators[pair.key] = Discriminator(
+    def _map_discriminator(self, channels: int) -> Discriminator:
+        """D of a student's map of so many *channels*, or of its objectness."""
+        config, width, scores = self.config, self._width(channels), self._read_spec.scores
+        if config.adversary == "objectness":
+            if scores is None or not scores.rpn_anchors:
+                raise self._lacking("no stage that scores as many anchors in every cell")
+            channels, width = scores.rpn_anchors, config.discriminator_width or WIDEST
+        return Discriminator(
             channels,
             width,
             config.num_convs,
@@ -266,12 +268,6 @@ class KTAN(Method):
             f"methods.{self.name}.adversary is '{self.config.adversary}', and the {self.head}, whose head would be "
             f"read, has {what}; take 'patch'"
         )
-
-    def _anchors_read(self) -> int:
-        scores = self._read_spec.scores
-        if scores is None or not scores.rpn_anchors:
-            raise self._lacking("no stage that scores as many anchors in every cell")
-        return scores.rpn_anchors
 
     def _width(self, size: int) -> int:
         return self.config.discriminator_width or min(WIDEST, max(1, size // 2))
@@ -379,7 +375,7 @@ class KTAN(Method):
         if stage.name == "adversarial":
             if self.config.adversary == "objectness":
                 shown = self._objectness(*as_heads_read, masks, heads)
-            elif self._reads_head:
+            elif self._sees_rows:
                 shown = [self._rows(*as_heads_read, student, heads)]
             else:
                 shown = [self._map(pair, maps[pair], targets[pair], masks[pair]) for pair in pairs]

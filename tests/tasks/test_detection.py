@@ -229,6 +229,14 @@ def test_the_students_head_scores_as_in_training(detector, batch):
     assert {k: v.item() for k, v in losses.items()} == {k: v.item() for k, v in knowledge.losses.items()}
 
 
+def assert_gradients_reach(feature, net, values):
+    """Those of what *net*'s head made of *feature*: it, and no parameter."""
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    reached = torch.autograd.grad(values.sum(), [feature, *parameters], allow_unused=True)
+    assert reached[0].abs().sum() > 0
+    assert set(reached[1:]) <= {None}
+
+
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_rows_are_those_of_the_students_regions(detector, batch, role):
     """The head's scores on a map are those of the pass itself, and gradients reach the map alone."""
@@ -245,10 +253,7 @@ def test_rows_are_those_of_the_students_regions(detector, batch, role):
     assert torch.allclose(net.roi_heads.box_predictor(rows.vectors)[0], rows.logits, atol=1e-6)
     assert rows.vectors.shape[1] == task.specs[0].scores.width
     assert [p.requires_grad for net in (student, teacher) for p in net.parameters()] == requires
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    reached = torch.autograd.grad(rows.logits.sum(), [feature, *parameters], allow_unused=True)
-    assert reached[0].abs().sum() > 0
-    assert set(reached[1:]) <= {None}
+    assert_gradients_reach(feature, net, rows.logits)
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
@@ -264,10 +269,7 @@ def test_objectness_is_that_of_the_first_stage(detector, batch, role):
     assert torch.allclose(scores, net.rpn.head([feature])[0][0], atol=1e-6)
     assert scores.shape == (len(batch[0]), task.specs[0].scores.rpn_anchors, *feature.shape[2:])
     assert [p.requires_grad for p in net.parameters()] == requires
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    reached = torch.autograd.grad(scores.sum(), [feature, *parameters], allow_unused=True)
-    assert reached[0].abs().sum() > 0
-    assert set(reached[1:]) <= {None}
+    assert_gradients_reach(feature, net, scores)
 
 
 def test_nothing_outlives_the_step(detector, batch):
